@@ -1,0 +1,48 @@
+"""Mix-QViT: how few bits can each layer of a vision transformer live on, and what does it cost?
+
+The names below are the public API. They are imported on first use, because torch takes seconds to load and the
+dashboard paints before that.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Allocation": "allocation",
+    "Budget": "allocation",
+    "Calibration": "quantization",
+    "Evaluation": "evaluation",
+    "Graph": "graph",
+    "Images": "datasets",
+    "Layer": "layers",
+    "MixQViTError": "errors",
+    "Model": "zoo",
+    "QuantizedModel": "quantization",
+    "Relevance": "relevance",
+    "Settings": "study",
+    "Store": "store",
+    "Study": "study",
+    "allocate": "allocation",
+    "amplify_outliers": "outliers",
+    "calibrate": "quantization",
+    "evaluate": "evaluation",
+    "list_models": "cards",
+    "load_images": "datasets",
+    "load_model": "zoo",
+    "propagate": "relevance",
+    "quantize": "quantization",
+    "trace": "graph",
+    "transformer_attribution": "relevance",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mixqvit' has no attribute {name!r}")
+    return getattr(import_module(f"mixqvit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,49 @@
+"""The errors this package raises on purpose: each says what was wrong, with which input, and what to do."""
+
+__all__ = [
+    "AllocationError",
+    "BitWidthError",
+    "CalibrationError",
+    "ImageError",
+    "InfeasibleBudgetError",
+    "MixQViTError",
+    "ModelError",
+    "StoreError",
+    "UnsupportedOperationError",
+]
+
+
+class MixQViTError(Exception):
+    """Base of every error a user can cause; pages show its message, the command line prints it and exits 2."""
+
+
+class ModelError(MixQViTError):
+    """A model could not be found, read or traced."""
+
+
+class ImageError(MixQViTError):
+    """Images could not be found or read, or do not fit the model."""
+
+
+class UnsupportedOperationError(MixQViTError):
+    """The model contains an operation that a stage has no rule for."""
+
+
+class BitWidthError(MixQViTError):
+    """A bit-width is outside 2 to 8 (or 32, full precision), or a layer name is unknown."""
+
+
+class CalibrationError(MixQViTError):
+    """Calibration met values it cannot use, or a calibration was asked for bits it does not serve."""
+
+
+class AllocationError(MixQViTError):
+    """The allocation problem is badly posed."""
+
+
+class InfeasibleBudgetError(AllocationError):
+    """No allocation fits the budget; the message names the smallest feasible value."""
+
+
+class StoreError(MixQViTError):
+    """Saved results could not be read or written."""

@@ -1,0 +1,90 @@
+"""Scale reparameterization of post-LayerNorm inputs (RepQ-ViT, arXiv 2212.08254, section 3.2; METHOD.md)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
+
+__all__ = ["FoldedParameters", "clip_ranges", "fold", "reparameterize", "reparameterized_quantizer"]
+
+
+@dataclass(frozen=True)
+class FoldedParameters:
+    """LayerNorm and layer parameters after reparameterization: together they compute the same function.
+
+    Attributes:
+        gamma: γ' = γ / r, `[C]`.
+        beta: β' = β / r - t, `[C]`.
+        weight: W' = W · diag(r), `[out, C]`.
+        bias: b' = b + W' · t, `[out]`; created where the layer had none.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def reparameterized_quantizer(
+    channels: UniformQuantizer, round_zero_point: bool = True, clip: float = 0.0
+) -> ReparameterizedQuantizer:
+    """Turn a per-channel quantizer into a per-tensor one on a moved input.
+
+    Args:
+        channels: Quantizer with scale s_c and zero point z_c, `[C]`.
+        round_zero_point: Round z* so that codes are integers; the published code keeps it fractional.
+        clip: Recorded in the result: the share of channels whose range was clipped at either side.
+
+    Returns:
+        The quantizer with s* = mean s_c, z* = mean z_c, r = s_c / s*, t = (z* - z_c) · s*.
+    """
+    scale = channels.scale.mean()
+    zero_point = channels.zero_point.mean()
+    if round_zero_point:
+        zero_point = zero_point.round()
+    ratio = channels.scale / scale
+    shift = (zero_point - channels.zero_point) * scale
+    return ReparameterizedQuantizer(ratio, shift, UniformQuantizer(scale, zero_point, channels.bits), clip)
+
+
+def fold(weight: Tensor, bias: Tensor | None, quantizer: ReparameterizedQuantizer) -> tuple[Tensor, Tensor]:
+    """Return W' = W · diag(r) `[out, C]` and b' = b + W' · t `[out]`, which undo the quantizer's move."""
+    folded = weight * quantizer.ratio
+    moved = folded @ quantizer.shift
+    return folded, moved if bias is None else bias + moved
+
+
+def reparameterize(
+    gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None, quantizer: ReparameterizedQuantizer
+) -> FoldedParameters:
+    """Fold the move into the LayerNorm before and the layer after it; the function computed stays the same.
+
+    Args:
+        gamma: LayerNorm scale γ, `[C]`.
+        beta: LayerNorm offset β, `[C]`.
+        weight: Layer weight, `[out, C]`.
+        bias: Layer bias, `[out]` or None.
+        quantizer: What `reparameterized_quantizer` returned.
+    """
+    folded_weight, folded_bias = fold(weight, bias, quantizer)
+    return FoldedParameters(
+        gamma / quantizer.ratio, beta / quantizer.ratio - quantizer.shift, folded_weight, folded_bias
+    )
+
+
+def clip_ranges(lower: Tensor, upper: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Clip per-channel ranges across channels (clipped channel-wise quantization, Mix-QViT; METHOD.md, ours).
+
+    Args:
+        lower: Lower ends of the ranges, `[C]`.
+        upper: Upper ends, `[C]`.
+        clip: Fraction c: upper ends are limited to their (1 - c)-quantile over channels, lower ends to theirs at c.
+
+    Returns:
+        The clipped lower and upper ends, `[C]` each.
+    """
+    if clip == 0:
+        return lower, upper
+    return lower.clamp(min=torch.quantile(lower, clip)), upper.clamp(max=torch.quantile(upper, 1 - clip))

@@ -1,0 +1,107 @@
+"""What relevance propagation returns, and what a layer's importance is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mixqvit.errors import MixQViTError
+
+__all__ = ["MEASURES", "Relevance", "merge"]
+
+MEASURES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "share": lambda relevance: relevance.sum(1).abs(),
+    "absolute": lambda relevance: relevance.abs().sum(1),
+    "positive": lambda relevance: relevance.clamp(min=0).sum(1),
+}
+"""r_l(x) of METHOD.md, from the relevance `[N, elements]` at the output of layer l to `[N]`."""
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """The relevance of N images, each for its explained class.
+
+    Attributes:
+        outputs: Relevance at the output of each kept layer or node `[N, ...]`; `[N, windows, ...]` where the model
+            works on windows (Swin).
+        tokens: Relevance at the output of each block, summed over channels: `[N, H_t, W_t]` on the grid of patches
+            without the class and distillation tokens, or `[N, tokens]` where there is no such grid.
+        pixels: Relevance of the pixels, summed over colour channels, `[N, H, W]`.
+        targets: The explained classes `[N]`.
+        totals: r_l(x) of METHOD.md by measure and layer, `[N]` each.
+        start: Relevance per image at the logits `[N]`: 1.
+        exits: Relevance per image `[N]` that left on the way, by reason (`mixqvit.relevance.rules`).
+        measure: The measure that `shares` and `importance` use. `dataclasses.replace(relevance,
+            measure="absolute")` gives the same relevance under another one.
+    """
+
+    outputs: Mapping[str, Tensor]
+    tokens: Mapping[int, Tensor]
+    pixels: Tensor
+    targets: Tensor
+    totals: Mapping[str, Mapping[str, Tensor]]
+    start: Tensor
+    exits: Mapping[str, Tensor]
+    measure: str = "share"
+
+    @cached_property
+    def shares(self) -> Mapping[str, Tensor]:
+        """r_l(x) / Σ_k r_k(x) per image `[N]` by layer; 0 for all layers where no relevance flows at all."""
+        totals = self.totals[self.measure]
+        whole = torch.stack(list(totals.values())).sum(0)
+        return {name: (total / whole).masked_fill(whole == 0, 0) for name, total in totals.items()}
+
+    @cached_property
+    def importance(self) -> Mapping[str, float]:
+        """Layer importance Ω_l, the mean of `shares` over the images, in network order."""
+        return {name: float(share.mean()) for name, share in self.shares.items()}
+
+    @cached_property
+    def leak(self) -> Tensor:
+        """Relevance per image `[N]` that is neither at the pixels nor left at a stated exit.
+
+        Rounding error at stabilizer 0; the published stabilizer costs a little more (METHOD.md).
+        """
+        return self.start - self.pixels.sum((1, 2)) - sum(self.exits.values())
+
+
+def merge(parts: Sequence[Relevance]) -> Relevance:
+    """Join the relevance of several batches of images, in order.
+
+    Args:
+        parts: What `propagate_steps` yielded, all of it or a part.
+
+    Returns:
+        The relevance of all their images.
+
+    Raises:
+        MixQViTError: There is nothing to join, or the parts come from different models or settings.
+    """
+    if not parts:
+        raise MixQViTError("There is no relevance to join: not one batch of images was finished.")
+    first = parts[0]
+    if any(_settings(part) != _settings(first) for part in parts):
+        raise MixQViTError("Relevance of different models, kept layers or measures cannot be joined.")
+    reasons = dict.fromkeys(reason for part in parts for reason in part.exits)
+    return replace(
+        first,
+        outputs={name: torch.cat([part.outputs[name] for part in parts]) for name in first.outputs},
+        tokens={block: torch.cat([part.tokens[block] for part in parts]) for block in first.tokens},
+        pixels=torch.cat([part.pixels for part in parts]),
+        targets=torch.cat([part.targets for part in parts]),
+        totals={
+            measure: {name: torch.cat([part.totals[measure][name] for part in parts]) for name in totals}
+            for measure, totals in first.totals.items()
+        },
+        start=torch.cat([part.start for part in parts]),
+        exits={
+            reason: torch.cat([part.exits.get(reason, torch.zeros_like(part.start)) for part in parts])
+            for reason in reasons
+        },
+    )
+
+
+def _settings(part: Relevance) -> tuple[object, ...]:
+    return (part.measure, list(part.outputs), list(part.tokens), list(part.totals[part.measure]))

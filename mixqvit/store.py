@@ -1,0 +1,172 @@
+"""What is saved between runs: SQLite rows for numbers, safetensors files beside them for tensors.
+
+Everything is written piece by piece as it is finished, atomically, so that a kill at any moment loses at most the piece
+being computed. Keys are fingerprints of all that produced a result, so nothing stale is ever found.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from mixqvit.errors import StoreError
+
+__all__ = ["LIMIT_BYTES", "Store", "code_version", "default_folder", "fingerprint"]
+
+LIMIT_BYTES = 2 * 10**9
+"""Size of the store above which the results written longest ago are dropped."""
+
+
+def default_folder() -> Path:
+    """Return the cache folder: `MIXQVIT_CACHE` if set, else the user's cache folder."""
+    return Path(os.environ.get("MIXQVIT_CACHE") or platformdirs.user_cache_dir("mixqvit", appauthor=False))
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a hexadecimal SHA-256 of values that JSON can write."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def code_version(*names: str) -> str:
+    """Return a fingerprint of the package's own source files or folders, e.g. `"graph.py"`, `"quantization"`."""
+    digest = hashlib.sha256()
+    for name in names:
+        path = Path(__file__).parent / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class Store:
+    """Results in one folder. Safe to use from several threads and processes at once."""
+
+    def __init__(self, folder: Path | str | None = None) -> None:
+        """Open the store, making the folder if needed.
+
+        Args:
+            folder: Where to keep results; the user's cache folder by default.
+
+        Raises:
+            StoreError: The folder cannot be written, or the database in it is damaged.
+        """
+        self.folder = Path(folder) if folder is not None else default_folder()
+        try:
+            (self.folder / "tensors").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with self._connect() as database:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS results (key TEXT, item TEXT, value TEXT, written REAL, "
+                "PRIMARY KEY (key, item))"
+            )
+
+    def rows(self, key: str) -> dict[str, Any]:
+        """Return all values saved under a key, by item, in the order they were first written."""
+        with self._connect() as database:
+            found = database.execute("SELECT item, value FROM results WHERE key = ? ORDER BY rowid", (key,))
+            return {item: json.loads(value) for item, value in found}
+
+    def put(self, key: str, item: str, value: Any) -> None:
+        """Save a value that JSON can write; an earlier one of the same item is replaced."""
+        with self._connect() as database:
+            database.execute(
+                "INSERT INTO results VALUES (?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET value = excluded.value, written = excluded.written",
+                (key, item, json.dumps(value), time.time()),
+            )
+
+    def tensors(self, key: str, item: str) -> tuple[dict[str, Any], dict[str, str]] | None:
+        """Return saved tensors and their metadata; None if there are none or the file is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(key, item)
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+
+    def put_tensors(
+        self, key: str, item: str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Save tensors in one file, atomically.
+
+        Raises:
+            StoreError: The folder cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        path = self._path(key, item)
+        temporary = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.tmp")
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(contiguous, temporary, dict(metadata or {}))
+            temporary.replace(path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.put(key, f"tensors/{item}", path.stat().st_size)
+        self._prune()
+
+    def size_bytes(self) -> int:
+        """Return the bytes that the store takes on disk."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def clear(self) -> None:
+        """Forget everything that was saved."""
+        with self._connect() as database:
+            database.execute("DELETE FROM results")
+        with closing(sqlite3.connect(self._database)) as database:
+            database.execute("VACUUM")
+        for folder in (self.folder / "tensors").iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _prune(self) -> None:
+        with self._connect() as database:
+            total = database.execute("SELECT SUM(value) FROM results WHERE item LIKE 'tensors/%'").fetchone()[0]
+            oldest = database.execute("SELECT key, MAX(written) FROM results GROUP BY key ORDER BY 2").fetchall()
+            for key, _ in oldest[:-1]:
+                if (total or 0) <= LIMIT_BYTES:
+                    break
+                query = "SELECT COALESCE(SUM(value), 0) FROM results WHERE key = ? AND item LIKE 'tensors/%'"
+                total -= database.execute(query, (key,)).fetchone()[0]
+                database.execute("DELETE FROM results WHERE key = ?", (key,))
+                shutil.rmtree(self.folder / "tensors" / key, ignore_errors=True)
+
+    @property
+    def _database(self) -> Path:
+        return self.folder / "results.sqlite"
+
+    def _path(self, key: str, item: str) -> Path:
+        return self.folder / "tensors" / key / f"{item}.safetensors"
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        """One short-lived connection per use: connections must not cross threads."""
+        try:
+            with closing(sqlite3.connect(self._database, timeout=30)) as database:
+                database.execute("PRAGMA synchronous=NORMAL")
+                with database:
+                    yield database
+        except sqlite3.OperationalError as error:
+            raise self._unwritable(error) from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"The saved results in {self._database} are damaged ({error}). Delete this file; they will be "
+                "computed again."
+            ) from error
+
+    def _unwritable(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"The cache folder {self.folder} cannot be written ({error}). Make it writable, or set the environment "
+            "variable MIXQVIT_CACHE to a folder that is."
+        )

@@ -1,0 +1,450 @@
+"""A study: one model, its images and settings. It ties the stages together and saves every finished piece.
+
+Every long stage is a generator of `Progress`; started again, it goes on from what is saved. Results leave a study as
+numbers and NumPy arrays, so that pages and the command line need no torch.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixqvit import outliers
+from mixqvit.allocation import Allocation, Budget, allocate, largest_uniform, predicted_harm
+from mixqvit.bits import BIT_WIDTHS, Bits, BitsPerLayer, resolve_bits
+from mixqvit.costs import cost
+from mixqvit.datasets import load_images
+from mixqvit.errors import CalibrationError, ImageError, MixQViTError
+from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps
+from mixqvit.graph import Graph, trace
+from mixqvit.layers import Layer
+from mixqvit.outliers import ChannelRanges
+from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps, quantize
+from mixqvit.quantization.saving import from_tensors, to_tensors
+from mixqvit.relevance import propagate, propagate_steps, transformer_attribution
+from mixqvit.sensitivity import SensitivityCell, sensitivity_steps
+from mixqvit.store import Store, code_version, fingerprint
+from mixqvit.zoo import Model, load_model
+
+__all__ = ["ImageRelevance", "Importance", "Progress", "Settings", "Study"]
+
+Result = TypeVar("Result")
+
+# A stage's results are found again only by the very code that made them.
+_CODE = {
+    "relevance": ("relevance", "graph.py", "layer_table.py"),
+    "calibration": ("quantization", "graph.py", "layer_table.py"),
+    "sensitivity": ("quantization", "graph.py", "layer_table.py", "sensitivity.py", "evaluation.py"),
+    "evaluation": ("quantization", "graph.py", "layer_table.py", "evaluation.py"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a study computes with. Every choice uses calibration images only; evaluation images are for measuring.
+
+    Attributes:
+        recipe: Quantization recipe; one that serves any bits.
+        rules: Relevance rule set.
+        measure: How a layer's relevance becomes one number (METHOD.md, "Layer importance Ω").
+        calibration_images: Images that quantizers are fitted to.
+        analysis_images: Calibration images that relevance and sensitivity are averaged over.
+        evaluation_images: Evaluation images to measure on; None for all.
+        outlier_factor: Amplification of outlier channels; 1 leaves the model as it is.
+        outlier_channels: Channels of each LayerNorm that are amplified.
+    """
+
+    recipe: str = "mix-qvit"
+    rules: str = "chefer"
+    measure: str = "share"
+    calibration_images: int = 32
+    analysis_images: int = 64
+    evaluation_images: int | None = None
+    outlier_factor: float = 1.0
+    outlier_channels: int = 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long stage is.
+
+    Attributes:
+        done: Finished pieces, those found in the store included.
+        total: All pieces.
+        doing: What was finished last, in words.
+        result: The finished piece, where it is of use by itself.
+    """
+
+    done: int
+    total: int
+    doing: str
+    result: Any = None
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Layer importance Ω.
+
+    Attributes:
+        mean: Ω by layer name, in network order; sums to 1.
+        shares: r_l(x) / Σ r_k(x) of every image by layer name.
+    """
+
+    mean: dict[str, float]
+    shares: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class ImageRelevance:
+    """The relevance of one image.
+
+    Attributes:
+        image: The picture, `[H, W, C]`, 0 to 1.
+        name: Its name.
+        label: Index of its class, None without labels.
+        predicted: Index of the predicted class.
+        target: Index of the explained class.
+        probabilities: Of all classes, `[classes]`.
+        pixels: Relevance of every pixel, `[H, W]`, summed over colour channels.
+        attribution: Rollout of gradient × relevance over patches, `[h, w]`; None without a class token.
+    """
+
+    image: np.ndarray
+    name: str
+    label: int | None
+    predicted: int
+    target: int
+    probabilities: np.ndarray
+    pixels: np.ndarray
+    attribution: np.ndarray | None
+
+
+class Study:
+    """Everything about one model on its images under one set of settings.
+
+    Results are kept in memory after the first use and never changed, so one study can serve several browser sessions.
+    """
+
+    def __init__(
+        self,
+        model: Model | str,
+        images: str | None = None,
+        settings: Settings | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """Open a study; nothing long is computed yet.
+
+        Args:
+            model: A loaded model, or a name for `load_model`.
+            images: `digits` or a folder with one sub-folder per class; by default the images that belong to the model.
+            settings: What to compute with.
+            store: Where to save; the user's cache folder by default.
+
+        Raises:
+            ModelError, ImageError, StoreError: What was named cannot be opened.
+            CalibrationError: The recipe serves one bit setting only, so that no budget can be explored with it.
+        """
+        self.settings = settings or Settings()
+        self.store = store or Store()
+        self.model = load_model(model) if isinstance(model, str) else model
+        source = images or self.model.images
+        if source is None:
+            raise ImageError(f"Say which images to use with {self.model.name}: a folder with one sub-folder per class.")
+        self.calibration_images = load_images(source, "calibration", self.model)
+        self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
+        if self.settings.recipe == "repq-vit":
+            raise CalibrationError(
+                "Recipe repq-vit is calibrated for one bit setting, so a study cannot compare bits with it. "
+                "Use recipe mix-qvit, or mixqvit.calibrate from Python."
+            )
+        self._lock = threading.RLock()
+        self._memory: dict[Any, Any] = {}
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The traced model, with amplified outliers if the settings ask for them."""
+        example = self.calibration_images.pixels[:1]
+        module = self.model.module
+        if self.settings.outlier_factor != 1:
+            module = outliers.amplify_outliers(
+                module, example, self.settings.outlier_factor, self.settings.outlier_channels
+            )
+        return trace(module, example)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The table of quantized layers, in network order."""
+        return self.graph.layers
+
+    # Relevance
+
+    def relevance_steps(self) -> Iterator[Progress]:
+        """Compute layer importance, a batch of images at a time."""
+        key = self._key("relevance", self.settings.rules, self.settings.measure, self.settings.analysis_images)
+        pixels = self._analysis_pixels
+        total = len(pixels)
+        shares = [share for batch in self.store.rows(key).values() for share in batch]
+        while len(shares) < total:
+            start = len(shares)
+            batch = next(
+                propagate_steps(self.graph, pixels[start:], rules=self.settings.rules, measure=self.settings.measure)
+            )
+            rows = torch.stack([batch.shares[layer.name] for layer in self.layers], dim=1).tolist()
+            self.store.put(key, f"images from {start}", rows)
+            shares += rows
+            yield Progress(len(shares), total, f"relevance of {len(shares)} of {total} images")
+        by_layer = np.array(shares[:total])
+        names = [layer.name for layer in self.layers]
+        importance = Importance(
+            dict(zip(names, by_layer.mean(axis=0).tolist(), strict=True)),
+            dict(zip(names, by_layer.T.tolist(), strict=True)),
+        )
+        self._memory["importance"] = importance
+        yield Progress(total, total, "relevance", importance)
+
+    def relevance(self) -> Importance:
+        """Return layer importance Ω, computing what is missing."""
+        return self._finished("importance", self.relevance_steps)
+
+    def image_relevance(self, index: int, target: int | None = None) -> ImageRelevance:
+        """Explain one evaluation image.
+
+        Args:
+            index: Position among the evaluation images.
+            target: Class to explain; the predicted one by default.
+        """
+        images = self.evaluation_images
+        if not 0 <= index < len(images):
+            raise ImageError(f"There is no evaluation image {index}; they are numbered 0 to {len(images) - 1}.")
+        pixels = images.pixels[index : index + 1]
+        with torch.no_grad():
+            logits = self.graph(pixels)
+        predicted = int(logits.argmax())
+        target = predicted if target is None else target
+        if not 0 <= target < self.graph.classes:
+            raise MixQViTError(f"There is no class {target}; they are numbered 0 to {self.graph.classes - 1}.")
+        found = propagate(self.graph, pixels, target, rules=self.settings.rules)
+        return ImageRelevance(
+            image=images.display()[index].numpy(),
+            name=images.names[index],
+            label=None if images.labels is None else int(images.labels[index]),
+            predicted=predicted,
+            target=target,
+            probabilities=logits.softmax(dim=1)[0].numpy(),
+            pixels=found.pixels[0].numpy(),
+            attribution=self._attribution(pixels, target),
+        )
+
+    def _attribution(self, pixels: Tensor, target: int) -> np.ndarray | None:
+        if getattr(self.model.module, "cls_token", None) is None:
+            return None
+        patches = transformer_attribution(self.graph, pixels, target)[0]
+        return patches.reshape(self.model.module.patch_embed.grid_size).numpy()
+
+    # Calibration
+
+    def calibration_steps(self) -> Iterator[Progress]:
+        """Fit the quantizers, a layer at a time."""
+        settings = self.settings
+        key = self._key("calibration", settings.recipe, settings.calibration_images)
+        found = {layer.name: self.store.tensors(key, layer.name) for layer in self.layers}
+        finished = {name: from_tensors(name, *saved) for name, saved in found.items() if saved}
+        pixels = self.calibration_images.subset(settings.calibration_images).pixels
+        total = len(self.layers)
+        if len(finished) < total:
+            for piece in calibrate_steps(self.graph, pixels, settings.recipe, finished=finished):
+                self.store.put_tensors(key, piece.layer, *to_tensors(piece))
+                finished[piece.layer] = piece
+                yield Progress(len(finished), total, f"calibration of {piece.layer}")
+        ordered: Mapping[str, LayerCalibration] = {layer.name: finished[layer.name] for layer in self.layers}
+        self._memory["calibration"] = Calibration(self.graph, settings.recipe, ordered)
+        yield Progress(total, total, "calibration", self._memory["calibration"])
+
+    def calibration(self) -> Calibration:
+        """Return the calibration, computing what is missing."""
+        return self._finished("calibration", self.calibration_steps)
+
+    # Sensitivity
+
+    def sensitivity_steps(self, operands: str = "both") -> Iterator[Progress]:
+        """Measure the sensitivity of every layer at every bit-width, a cell at a time.
+
+        Args:
+            operands: `both`, `weights` or `activations`.
+        """
+        key = self._sensitivity_key(operands)
+        saved = self.store.rows(key)
+        cells = {tuple(item.split("@")): harm for item, harm in saved.items()}
+        harms = {(name, int(bits)): harm for (name, bits), harm in cells.items()}
+        applicable = [layer for layer in self.layers if operands != "weights" or not layer.is_matmul]
+        total = len(applicable) * len(BIT_WIDTHS)
+        if len(harms) < total:
+            if "calibration" not in self._memory:
+                yield from (
+                    replace(step, done=len(harms), total=total, result=None) for step in self.calibration_steps()
+                )
+            calibration = self.calibration()
+            for cell in sensitivity_steps(calibration, self._analysis_pixels, operands, finished=set(harms)):
+                self.store.put(key, f"{cell.layer}@{cell.bits}", cell.harm)
+                harms[cell.layer, cell.bits] = cell.harm
+                yield Progress(len(harms), total, f"{cell.layer} at {cell.bits} bits", cell)
+        table = {layer.name: {bits: harms[layer.name, bits] for bits in BIT_WIDTHS} for layer in applicable}
+        self._memory["sensitivity", operands] = table
+        yield Progress(total, total, "sensitivity", table)
+
+    def sensitivity(self, operands: str = "both") -> dict[str, dict[int, float]]:
+        """Return Λ by layer name and bit-width, computing what is missing."""
+        return self._finished(("sensitivity", operands), lambda: self.sensitivity_steps(operands))
+
+    def saved_sensitivity(self, operands: str = "both") -> list[SensitivityCell]:
+        """Return the cells that are saved already, without computing any."""
+        cells = []
+        for item, harm in self.store.rows(self._sensitivity_key(operands)).items():
+            name, bits = item.split("@")
+            cells.append(SensitivityCell(name, operands, int(bits), harm))
+        return cells
+
+    def _sensitivity_key(self, operands: str) -> str:
+        settings = self.settings
+        return self._key(
+            "sensitivity", settings.recipe, settings.calibration_images, settings.analysis_images, operands
+        )
+
+    # Allocation
+
+    def allocate(
+        self,
+        average_bits: float | None = None,
+        size_bytes: int | None = None,
+        bitops: float | None = None,
+        cap_bitops: bool = True,
+        gamma: float = 1.0,
+        pinned: Mapping[str, int | Bits] | None = None,
+    ) -> Allocation:
+        """Return the best allocation within the given ceilings; arguments and errors as in `allocation.allocate`.
+
+        Relevance and sensitivity are computed first where they are missing.
+        """
+        budget = Budget(average_bits, size_bytes, bitops, cap_bitops)
+        return allocate(
+            self.layers,
+            self.sensitivity(),
+            budget,
+            self.graph.full_precision_parameters,
+            self.relevance().mean,
+            gamma,
+            pinned,
+        )
+
+    def uniform(self, bits: int, gamma: float = 1.0) -> Allocation:
+        """Return the uniform allocation at `bits` with its cost and predicted harm."""
+        return self.allocation(resolve_bits(self.layers, bits), gamma)
+
+    def allocation(self, bits: Mapping[str, int | Bits], gamma: float = 1.0) -> Allocation:
+        """Return any bits per layer as an allocation with its cost and predicted harm."""
+        resolved = resolve_bits(self.layers, bits)
+        harm = predicted_harm(self.layers, resolved, self.sensitivity(), self.relevance().mean, gamma)
+        return Allocation(resolved, harm, cost(self.layers, resolved, self.graph.full_precision_parameters))
+
+    def uniform_beside(self, budget: Budget, gamma: float = 1.0) -> Allocation | None:
+        """Return the largest uniform allocation within every ceiling of a budget; None if none fits."""
+        width = largest_uniform(self.layers, budget, self.graph.full_precision_parameters, BIT_WIDTHS)
+        return None if width is None else self.uniform(width, gamma)
+
+    # Evaluation
+
+    def evaluate_steps(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Iterator[Progress]:
+        """Measure bits on the evaluation images, a batch at a time; every `result` is an `Evaluation` so far."""
+        resolved = self._resolved(bits)
+        key = self._key("evaluation", self.settings.recipe, self.settings.calibration_images, self._evaluation_part)
+        item = fingerprint({name: list(pair) for name, pair in resolved.items()})
+        saved = self.store.rows(key).get(item)
+        so_far = Evaluation(**saved) if saved else None
+        images = self.evaluation_images
+        total = len(images)
+        if so_far is None or so_far.images < total:
+            if "calibration" not in self._memory:
+                yield from (replace(step, done=0, total=total, result=None) for step in self.calibration_steps())
+            quantized = quantize(self.calibration(), resolved)
+            reference = self._reference_logits()
+            batches = evaluate_steps(quantized, images.pixels, images.labels, reference, finished=so_far)
+            for so_far in batches:
+                self.store.put(key, item, asdict(so_far))
+                yield Progress(so_far.images, total, f"{so_far.images} of {total} images", so_far)
+        self._memory["evaluation", item] = so_far
+        yield Progress(total, total, "evaluation", so_far)
+
+    def evaluate(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation:
+        """Return accuracy, agreement and KL on all evaluation images, measuring what is not saved."""
+        item = fingerprint({name: list(pair) for name, pair in self._resolved(bits).items()})
+        return self._finished(("evaluation", item), lambda: self.evaluate_steps(bits))
+
+    def _resolved(self, bits: Allocation | int | Mapping[str, int | Bits]) -> BitsPerLayer:
+        return resolve_bits(self.layers, bits.bits if isinstance(bits, Allocation) else bits)
+
+    def _reference_logits(self) -> Tensor:
+        """Full-precision logits of the evaluation images `[N, classes]`."""
+
+        def compute() -> Tensor:
+            key = self._key("evaluation", "full precision", self._evaluation_part)
+            saved = self.store.tensors(key, "logits")
+            if saved:
+                return saved[0]["logits"]
+            with torch.no_grad():
+                batches = self.evaluation_images.pixels.split(BATCH_SIZE)
+                logits = torch.cat([self.graph(batch) for batch in batches])
+            self.store.put_tensors(key, "logits", {"logits": logits})
+            return logits
+
+        return self._remembered("reference", compute)
+
+    # Outliers
+
+    def channel_ranges(self, layer: str, bits: int) -> ChannelRanges:
+        """Return the channels of a post-LayerNorm input and what quantization at `bits` makes of them."""
+        found = self.graph.by_name.get(layer)
+        if found is None:
+            raise MixQViTError(f"There is no layer {layer!r} in this model.")
+        pixels = self.calibration_images.subset(self.settings.calibration_images).pixels
+        return self._remembered(
+            ("channels", layer, bits), lambda: outliers.channel_ranges(self.calibration(), found, pixels, bits)
+        )
+
+    @property
+    def post_layer_norm_layers(self) -> tuple[Layer, ...]:
+        """The layers whose input is post-LayerNorm and gets reparameterized."""
+        return outliers.post_layer_norm_layers(self.layers)
+
+    # Shared
+
+    @cached_property
+    def _analysis_pixels(self) -> Tensor:
+        return self.calibration_images.subset(self.settings.analysis_images).pixels
+
+    @cached_property
+    def _evaluation_part(self) -> str:
+        return self.evaluation_images.fingerprint
+
+    def _key(self, stage: str, *parts: Any) -> str:
+        return fingerprint(
+            stage, code_version(*_CODE[stage]), self.graph.fingerprint, self.calibration_images.fingerprint, *parts
+        )
+
+    def _remembered(self, name: Any, compute: Callable[[], Result]) -> Result:
+        with self._lock:
+            if name not in self._memory:
+                self._memory[name] = compute()
+            return self._memory[name]
+
+    def _finished(self, name: Any, steps: Callable[[], Iterator[Progress]]) -> Any:
+        """Return a remembered result, running its stage to the end if there is none."""
+        with self._lock:
+            if name not in self._memory:
+                for _ in steps():
+                    pass
+            return self._memory[name]
