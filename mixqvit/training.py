@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def train_embedded(name: str, folder: Path | None = None, epochs: int | None = N
         raise ModelError(f"{name!r} is no embedded model; choose one of {', '.join(EMBEDDED)}")
     architecture, recipe, description = _SPECIFICATIONS[name]
     if epochs is not None:
-        recipe = Recipe(**{**asdict(recipe), "epochs": epochs})
+        recipe = replace(recipe, epochs=epochs)
     if recipe.epochs < 1:
         raise ModelError(f"training needs at least 1 epoch, {recipe.epochs} were asked for")
     folder = ASSETS if folder is None else Path(folder)

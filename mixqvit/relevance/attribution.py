@@ -41,9 +41,7 @@ def transformer_attribution(
     """
     attentions = attention_nodes(graph)
     patches = _patches(graph, attentions)
-    steps = propagate_steps(
-        graph, pixels, targets, stabilizer=stabilizer, keep=attentions, batch_size=batch_size
-    )
+    steps = propagate_steps(graph, pixels, targets, stabilizer=stabilizer, keep=attentions, batch_size=batch_size)
     maps = []
     for start, relevance in zip(range(0, len(pixels), batch_size), steps, strict=True):
         batch = pixels[start : start + batch_size]
@@ -92,8 +90,7 @@ def _patches(graph: Graph, attentions: tuple[str, ...]) -> int:
     patches = embedding.output_shape[2] * embedding.output_shape[3] if embedding else 0
     same_tokens = len({layer.input_shape for layer in products}) == 1 and products[0].input_shape[0] == 1
     begins_with_token = any(
-        operation_name(node, graph.module) == "cat" and node.args[0][0].name not in image_nodes
-        for node in graph.nodes
+        operation_name(node, graph.module) == "cat" and node.args[0][0].name not in image_nodes for node in graph.nodes
     )
     if not (patches and same_tokens and begins_with_token and _reads_token(graph, image_nodes)):
         raise UnsupportedOperationError(

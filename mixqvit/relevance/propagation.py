@@ -278,18 +278,14 @@ def _backward(
         tokens={block: tokens[block] for block in sorted(tokens)},
         pixels=sum(arrived[pixels]).sum(1),
         targets=targets,
-        totals={
-            name: {layer.name: at_layers[layer.node][name] for layer in graph.layers} for name in MEASURES
-        },
+        totals={name: {layer.name: at_layers[layer.node][name] for layer in graph.layers} for name in MEASURES},
         start=start.sum(1),
         exits=exits,
         measure=measure,
     )
 
 
-def _gather(
-    step: Step, relevances: Sequence[Tensor | Parts]
-) -> tuple[Tensor | Parts, Mapping[str, Tensor]]:
+def _gather(step: Step, relevances: Sequence[Tensor | Parts]) -> tuple[Tensor | Parts, Mapping[str, Tensor]]:
     """Join what the users of a node sent to it."""
     if isinstance(relevances[0], dict):
         indices = {index for parts in relevances for index in parts}

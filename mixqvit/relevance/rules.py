@@ -118,9 +118,7 @@ def redistribute(
     return shares, _left_at(zero, step, relevance)
 
 
-def fan_out(
-    step: Step, value: Tensor, relevances: Sequence[Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def fan_out(step: Step, value: Tensor, relevances: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the relevance of a value that several operations read, x ⊙ Σ R_i / x, and what left at zeros.
 
     That is the plain sum, except for the stabilizer: the published code copies a value for its readers by an

@@ -1,0 +1,139 @@
+"""What all pages share: the open study, long work with progress, figures with their downloads, messages."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+
+from mixqvit.cards import list_models
+from mixqvit.errors import MixQViTError
+
+if TYPE_CHECKING:
+    from mixqvit.study import Progress, Study
+
+SECONDS_BETWEEN_UPDATES = 0.1
+
+
+@contextmanager
+def page(title: str, sentences: str) -> Iterator[None]:
+    """Show the page's title and its two sentences; show a MixQViTError as a message, never a traceback."""
+    st.title(title)
+    st.markdown(sentences)
+    try:
+        yield
+    except MixQViTError as error:
+        st.error(str(error), icon=":material/error:")
+
+
+def sidebar() -> None:
+    """Choose the study: model and outlier amplification. The choice is part of the URL."""
+    models = {model.name: model for model in list_models()}
+    with st.sidebar:
+        st.selectbox(
+            "Model",
+            list(models),
+            key="model",
+            bind="query-params",
+            help="Trained by this project on scikit-learn's handwritten digits; loads without a network.",
+        )
+        st.caption(models[st.session_state.model].description)
+        st.select_slider(
+            "Outlier amplification",
+            [1, 2, 4, 8, 16, 32],
+            key="outliers",
+            bind="query-params",
+            format_func=lambda factor: "off" if factor == 1 else f"×{factor}",
+            help="Scales the two widest channels of every LayerNorm and divides the next layer's weights by as much: "
+            "the full-precision model stays the same, its quantizers get a harder task.",
+        )
+        st.caption(
+            "Quantization is simulated here: the bits saved are real, the browser runs floating-point arithmetic."
+        )
+
+
+def study() -> "Study":
+    """Return the open study, loading it behind a visible status on first use."""
+    return _open(st.session_state.model, st.session_state.outliers)
+
+
+@st.cache_resource(max_entries=6, show_spinner="Loading PyTorch, the model and its images …")
+def _open(model: str, outlier_factor: int) -> "Study":
+    from mixqvit.study import Settings, Study
+
+    return Study(model, settings=Settings(outlier_factor=float(outlier_factor)))
+
+
+def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["Progress"], None] | None = None) -> Any:
+    """Do long work with a progress bar, a remaining-time estimate and a stop button.
+
+    The finished pieces are saved by the study, so stopping, or touching any other control, loses nothing: the next run
+    goes on from there.
+
+    Args:
+        name: What is being done, e.g. "Sensitivity"; one stop button per name.
+        steps: Starts (or resumes) the work.
+        show: Called with every progress that carries a result, for live pictures; at most ten times a second.
+
+    Returns:
+        The last result; None while stopped.
+    """
+    stopped = f"stopped {name}"
+    slot = st.empty()
+    if st.session_state.get(stopped):
+        with slot.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f":material/pause_circle: {name} stopped. What was finished is saved.")
+            st.button("Resume", key=f"resume {name}", on_click=st.session_state.update, args=({stopped: False},))
+        return None
+    result = None
+    bar = None
+    started = last_update = time.monotonic()
+    first_done = None
+    for step in steps():
+        first_done = step.done if first_done is None else first_done
+        result = step.result if step.result is not None else result
+        now = time.monotonic()
+        if step.done == step.total or now - last_update < SECONDS_BETWEEN_UPDATES:
+            continue
+        last_update = now
+        if bar is None:
+            with slot.container(horizontal=True, vertical_alignment="center"):
+                bar = st.progress(0.0)
+                st.button("Stop", key=f"stop {name}", on_click=st.session_state.update, args=({stopped: True},))
+        bar.progress(step.done / step.total, f"{name}: {step.doing} · {_remaining(step, first_done, now - started)}")
+        if show is not None and step.result is not None:
+            show(step)
+    slot.empty()
+    return result
+
+
+def _remaining(step: "Progress", first_done: int, seconds: float) -> str:
+    finished = step.done - first_done
+    if not finished:
+        return "estimating the remaining time"
+    remaining = seconds / finished * (step.total - step.done)
+    return f"about {remaining:.0f} s left" if remaining < 90 else f"about {remaining / 60:.0f} min left"
+
+
+def chart(figure: Any, alt: str, data: pd.DataFrame, name: str, **options: Any) -> Any:
+    """Show a figure with hover, PNG download (camera button) and the numbers as CSV; returns Streamlit's state."""
+    state = st.plotly_chart(
+        figure,
+        alt=alt,
+        key=f"chart {name}",
+        config={"displaylogo": False, "toImageButtonOptions": {"filename": name, "scale": 2}},
+        **options,
+    )
+    st.download_button(
+        "Numbers as CSV",
+        data.to_csv(index=False).encode(),
+        f"{name}.csv",
+        "text/csv",
+        key=f"csv {name}",
+        icon=":material/download:",
+        type="tertiary",
+        on_click="ignore",
+    )
+    return state

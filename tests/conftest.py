@@ -1,0 +1,18 @@
+"""Shared by all tests: saved results go to a folder of this test run, never to the user's cache."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ["MIXQVIT_CACHE"] = tempfile.mkdtemp(prefix="mixqvit-tests-")
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of reference material beside the project; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the reference material in {folder} is not part of a user's checkout")
+    return folder
