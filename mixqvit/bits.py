@@ -68,6 +68,6 @@ def _check(width: object, where: str) -> None:
     is_integer = isinstance(width, int) and not isinstance(width, bool)
     if not is_integer or (width not in BIT_WIDTHS and width != FULL_PRECISION):
         raise BitWidthError(
-            f"{width!r} is no bit-width for {where}: use {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, "
+            f"{width!r} bits are not possible for {where}: use {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}, "
             f"or {FULL_PRECISION} for full precision."
         )

@@ -1,3 +1,202 @@
+"""The first page: what is open here, what is known about it, where to go."""
+
+from functools import partial
+
 import streamlit as st
 
-st.write("x")
+from mixqvit.figures import overview
+from pages import common
+
+IMAGES_SHOWN = 14
+AVERAGE_BITS = 4
+
+
+def fact(place, label, value, below, help_text=None):
+    """One number about the model, with a line below it."""
+    place.metric(
+        label,
+        value,
+        delta=below,
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        height="stretch",
+        help=help_text,
+    )
+
+
+def facts(study, full_bytes):
+    """The model in numbers; returns the place where the measured accuracy goes."""
+    with st.grid(min_column_width=190):
+        fact(st, "Model", study.model.name, type(study.model.module).__name__)
+        fact(
+            st,
+            "Parameters",
+            f"{study.graph.parameters / 1e6:.3f} M",
+            f"{overview.megabytes(full_bytes)} in full precision",
+            "Weights, biases, norms and embeddings; four bytes each in full precision (float32).",
+        )
+        fact(
+            st,
+            "MACs",
+            f"{sum(layer.macs for layer in study.layers) / 1e6:.1f} M",
+            "for one image",
+            "Multiply-accumulate operations of all quantized layers, attention products included.",
+        )
+        return st.empty()
+
+
+def show_accuracy(place, evaluation):
+    value, interval = ("…", "not measured yet") if evaluation is None else overview.accuracy(evaluation)
+    fact(
+        place,
+        "Full-precision accuracy",
+        value,
+        interval,
+        "Top-1 accuracy on the evaluation images, measured here, with its 95 % Wilson interval.",
+    )
+
+
+def card(column, title, waiting):
+    """One of the three cards; returns the places for its result, its progress and its way onward."""
+    with column, st.container(border=True, height="stretch"):
+        st.subheader(title, anchor=False)
+        with st.container(height="stretch"):
+            result = st.empty()
+            progress = st.empty()
+        result.markdown(f":gray[{waiting}]")
+        onward = st.container()
+    return result, progress, onward
+
+
+def images(study):
+    pictures, captions, alts = overview.sample_images(study.evaluation_images, IMAGES_SHOWN)
+    st.image(pictures, caption=captions, alt=alts, width=48)
+    st.caption(
+        f"The first {len(pictures)} of {len(study.evaluation_images)} evaluation images, with their labels. "
+        f"Everything is chosen on {len(study.calibration_images)} other images, for calibration."
+    )
+
+
+def table(study):
+    st.subheader("Quantized layers", anchor=False)
+    st.caption(
+        f"{len(study.layers)} operations whose operands get bits, in network order. The attention products "
+        "(matmul1: Q Kᵀ, matmul2: A V) have no weights; both of their operands are activations."
+    )
+    frame = overview.layer_table(study.layers)
+    st.dataframe(
+        frame,
+        hide_index=True,
+        height=320,
+        alt="Table of the quantized layers with their parameters, MACs and shapes.",
+        column_config={
+            "layer": st.column_config.TextColumn(width="medium", help="timm's module name."),
+            "kind": st.column_config.TextColumn(help="What the layer does in its block."),
+            "block": st.column_config.NumberColumn(help="Index of the transformer block; empty outside of blocks."),
+            "parameters": st.column_config.NumberColumn(format="localized", help="Weight elements, without biases."),
+            "MACs (M)": st.column_config.NumberColumn(
+                format="%.3f", help="Millions of multiply-accumulate operations for one image."
+            ),
+        },
+    )
+    st.download_button(
+        "Layers as CSV",
+        frame.to_csv(index=False).encode(),
+        f"{study.model.name} layers.csv",
+        "text/csv",
+        icon=":material/download:",
+        type="tertiary",
+        on_click="ignore",
+    )
+
+
+def explanation():
+    with st.expander("How this is computed"):
+        st.markdown(
+            "**Relevance** starts at the predicted class and is propagated back through every operation (Chefer, Gur "
+            "and Wolf, arXiv 2012.09838); a layer's importance Ω is its mean share over the calibration images. "
+            "**Sensitivity** Λ is the KL divergence of the class probabilities when one layer alone is quantized. "
+            "The **allocation** chooses bits for every layer (Mix-QViT, arXiv 2501.06357), proven optimal:"
+        )
+        st.latex(r"\min_{w,a}\ \sum_l \Omega_l\,\Lambda_l(w_l, a_l)\quad\text{within the budget}")
+        st.markdown(
+            "Accuracy is then measured with simulated quantization on the evaluation images, which no choice has seen."
+        )
+
+
+def saved_results(study):
+    size = study.store.size_bytes()
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f"Saved results take {overview.megabytes(size)} in `{study.store.folder}`.")
+        with st.popover("Clear saved results", icon=":material/delete:", type="tertiary"):
+            st.markdown("Everything would be computed again, for all models.")
+            if st.button("Clear now", type="primary"):
+                study.store.clear()
+                st.cache_resource.clear()
+                st.rerun()
+
+
+def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
+    """The long work, one stage after the other; each result goes to its place as soon as it is known."""
+    with accuracy_place:
+        full = common.run("Accuracy", partial(study.evaluate_steps, 32))
+    show_accuracy(accuracy_place, full)
+
+    result, progress, _ = matters
+    with progress:
+        importance = common.run("Relevance", study.relevance_steps)
+    if importance is None:
+        return
+    result.markdown(overview.matters_most(study.layers, importance.mean))
+
+    result, progress, _ = breaks
+    with progress:
+        sensitivity = common.run("Sensitivity", study.sensitivity_steps)
+    if sensitivity is None:
+        return
+    result.markdown(overview.breaks_first(sensitivity))
+
+    result, progress, _ = gives
+    mixed, uniform = study.allocate(average_bits=AVERAGE_BITS), study.uniform(AVERAGE_BITS)
+    measured = {}
+    for name, allocation in (("Mixed bits", mixed), ("Uniform bits", uniform)):
+        with progress:
+            measured[name] = common.run(name, partial(study.evaluate_steps, allocation))
+        if measured[name] is None:
+            return
+        result.markdown(
+            overview.four_bits_give(
+                mixed, measured["Mixed bits"], measured.get("Uniform bits"), uniform.cost.size_bytes, full_bytes
+            )
+        )
+
+
+with common.page(
+    "Mix-QViT explorer",
+    "How few bits can each layer of a vision transformer live on? Relevance says which layers matter, sensitivity "
+    "which ones break, and a budget turns both into bits for every layer, measured on real images.",
+):
+    study = common.study()
+    full_bytes = overview.full_precision_bytes(study.layers, study.graph.full_precision_parameters)
+    accuracy_place = facts(study, full_bytes)
+    show_accuracy(accuracy_place, None)
+    images(study)
+    columns = st.columns(3)
+    matters = card(columns[0], "Which layers matter", "Waiting for relevance.")
+    with matters[2]:
+        st.page_link("pages/relevance.py", label="See the relevance", icon=":material/arrow_forward:")
+    breaks = card(columns[1], "Which break first", "Waiting for sensitivity.")
+    with breaks[2]:
+        st.page_link("pages/sensitivity.py", label="See the sensitivity", icon=":material/arrow_forward:")
+    gives = card(
+        columns[2],
+        f"What {AVERAGE_BITS} bits give",
+        f"Waiting for the best allocation with {AVERAGE_BITS} bits on average.",
+    )
+    if gives[2].button("Choose a bit budget", type="primary", icon=":material/tune:", width="stretch"):
+        st.switch_page("pages/budget.py")
+    table(study)
+    explanation()
+    saved_results(study)
+    fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives)

@@ -9,7 +9,7 @@ import pytest
 os.environ["MIXQVIT_CACHE"] = tempfile.mkdtemp(prefix="mixqvit-tests-")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference material beside the project; tests that need it are skipped where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared"

@@ -96,7 +96,7 @@ def test_the_distillation_head_follows_the_teacher_and_the_other_the_labels(few:
         labels, distilled = averaged.head(tokens[:, 0]).argmax(1), averaged.head_dist(tokens[:, 1]).argmax(1)
         outputs = averaged(few.pixels)
     assert (distilled == 3).all()
-    assert (labels == few.labels).float().mean() > 0.3, "three times chance, although the teacher knows nothing"
+    assert (labels == few.labels).float().mean() > 0.6, "although the teacher knows nothing"
     assert (labels == 3).float().mean() < 0.5
     assert outputs.shape == (96, 10), "one output, the mean of both heads"
 

@@ -5,7 +5,7 @@ from torch import Tensor, fx
 
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.graph import Graph, depends_on_images, operation_name
-from mixqvit.relevance.propagation import BATCH_SIZE, propagate_steps
+from mixqvit.relevance.propagation import BATCH_SIZE, in_precision, propagate_steps
 
 __all__ = ["attention_gradients", "attention_nodes", "transformer_attribution"]
 
@@ -17,6 +17,7 @@ def transformer_attribution(
     *,
     stabilizer: float = 1e-9,
     batch_size: int = BATCH_SIZE,
+    precision: torch.dtype = torch.float64,
 ) -> Tensor:
     """Return how much every patch supports the explained class, by rollout of gradient × relevance.
 
@@ -29,6 +30,7 @@ def transformer_attribution(
         targets: The explained class of every image `[N]`, one class for all, or None for the predicted classes.
         stabilizer: Added to every denominator of the relevance rules.
         batch_size: Images explained at once; bounds the memory, changes nothing else.
+        precision: What to compute in, see `propagate`.
 
     Returns:
         The attribution of the patches in reading order `[N, patches]`.
@@ -39,12 +41,21 @@ def transformer_attribution(
         ImageError: The images do not have the shape the model was traced with.
         MixQViTError: An argument is outside what it can be.
     """
+    graph = in_precision(graph, precision)
     attentions = attention_nodes(graph)
     patches = _patches(graph, attentions)
-    steps = propagate_steps(graph, pixels, targets, stabilizer=stabilizer, keep=attentions, batch_size=batch_size)
+    steps = propagate_steps(
+        graph,
+        pixels,
+        targets,
+        stabilizer=stabilizer,
+        keep=attentions,
+        batch_size=batch_size,
+        precision=precision,
+    )
     maps = []
     for start, relevance in zip(range(0, len(pixels), batch_size), steps, strict=True):
-        batch = pixels[start : start + batch_size]
+        batch = pixels[start : start + batch_size].to(precision)
         gradients = attention_gradients(graph, batch, relevance.targets)
         rollout = None
         for name in attentions:

@@ -1,7 +1,8 @@
 """Layer-wise relevance propagation: one forward pass, then the rules of every operation from the logits back."""
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, fx
 from mixqvit.errors import MixQViTError, UnsupportedOperationError
 from mixqvit.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.result import MEASURES, Relevance, merge
-from mixqvit.relevance.rules import CHEFER, Item, Layout, Parts, Rule, Scaling, Step, fan_out
+from mixqvit.relevance.rules import CHEFER, Item, Layout, Scaling
+from mixqvit.relevance.step import Parts, Rule, Step, fan_out
 
-__all__ = ["BATCH_SIZE", "RULES", "propagate", "propagate_steps"]
+__all__ = ["BATCH_SIZE", "RULES", "in_precision", "propagate", "propagate_steps"]
 
 BATCH_SIZE = 8
-"""Images propagated at once by default: DeiT-Tiny at 224 needs about 0.1 GB an image in single precision."""
+"""Images propagated at once by default: an image of DeiT-Tiny at 224 needs about 80 MB in double precision."""
 
 RULES: Mapping[str, Mapping[str, Rule]] = {"chefer": CHEFER}
 """Rule sets by name."""
@@ -31,6 +33,7 @@ def propagate(
     stabilizer: float = 1e-9,
     keep: Collection[str] | None = None,
     batch_size: int = BATCH_SIZE,
+    precision: torch.dtype = torch.float64,
 ) -> Relevance:
     """Return the relevance of every layer, block and pixel for the explained class of each image.
 
@@ -46,6 +49,9 @@ def propagate(
         stabilizer: Added to every denominator; 1e-9 as published, 0 to conserve relevance exactly.
         keep: Names of the layers, or of any nodes of the graph, whose relevance is returned; None for all layers.
         batch_size: Images propagated at once; bounds the memory, changes nothing else.
+        precision: What to compute in, on a private copy of the parameters if they have another one. Relevance is
+            divided by outputs close to zero, so rounding is amplified: on DeiT-Tiny single precision changes the
+            pixel relevance of some images entirely and the importance of single layers by tens of percent.
 
     Returns:
         The relevance of all images.
@@ -64,6 +70,7 @@ def propagate(
         stabilizer=stabilizer,
         keep=keep,
         batch_size=batch_size,
+        precision=precision,
     )
     return merge(list(steps))
 
@@ -78,6 +85,7 @@ def propagate_steps(
     stabilizer: float = 1e-9,
     keep: Collection[str] | None = None,
     batch_size: int = BATCH_SIZE,
+    precision: torch.dtype = torch.float64,
 ) -> Iterator[Relevance]:
     """Do the work of `propagate` one batch at a time.
 
@@ -105,7 +113,16 @@ def propagate_steps(
     next(graph.walk(pixels, [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
     plan = _plan(graph, RULES[rules], keep)
     classes = _targets(targets, len(pixels), graph.classes)
-    return _batches(graph, pixels, classes, plan, measure, stabilizer, batch_size)
+    converted = in_precision(graph, precision)
+    return _batches(converted, pixels, classes, plan, measure, stabilizer, batch_size)
+
+
+def in_precision(graph: Graph, precision: torch.dtype) -> Graph:
+    """Return the graph with parameters of this floating-point type: itself, or a copy if they have another one."""
+    if all(parameter.dtype == precision for parameter in graph.module.parameters()):
+        return graph
+    with torch.inference_mode(False):
+        return replace(graph, module=copy.deepcopy(graph.module).to(precision))
 
 
 @dataclass(frozen=True)
@@ -209,7 +226,8 @@ def _propagate_batch(
     graph: Graph, pixels: Tensor, targets: Tensor | None, plan: _Plan, measure: str, stabilizer: float
 ) -> Relevance:
     with torch.inference_mode(False), torch.no_grad():
-        values, shapes, logits = _forward(graph, pixels.detach().clone(), plan)
+        precision = next(graph.module.parameters()).dtype
+        values, shapes, logits = _forward(graph, pixels.detach().clone().to(precision), plan)
         chosen = logits.argmax(1) if targets is None else targets.clone().to(logits.device)
         start = torch.zeros_like(logits).scatter_(1, chosen[:, None], 1)
         return _backward(graph, values, shapes, start, chosen, plan, measure, stabilizer)

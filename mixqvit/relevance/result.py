@@ -32,7 +32,7 @@ class Relevance:
         targets: The explained classes `[N]`.
         totals: r_l(x) of METHOD.md by measure and layer, `[N]` each.
         start: Relevance per image at the logits `[N]`: 1.
-        exits: Relevance per image `[N]` that left on the way, by reason (`mixqvit.relevance.rules`).
+        exits: Relevance per image `[N]` that left on the way, by reason (`mixqvit.relevance.step`).
         measure: The measure that `shares` and `importance` use. `dataclasses.replace(relevance,
             measure="absolute")` gives the same relevance under another one.
     """

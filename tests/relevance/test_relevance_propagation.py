@@ -1,0 +1,214 @@
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mixqvit.errors import ImageError, MixQViTError, UnsupportedOperationError
+from mixqvit.graph import trace
+from mixqvit.relevance import MEASURES, Relevance, merge, propagate, propagate_steps
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_relevance_is_conserved_counting_exits(build, model_name) -> None:
+    _, graph, pixels = build(model_name)
+    relevance = propagate(graph, pixels, stabilizer=0.0)
+    assert relevance.pixels.abs().sum() > 0.1
+    assert relevance.leak.abs().max() <= 1e-9
+    assert propagate(graph, pixels).leak.abs().max() <= 1e-4
+
+
+def test_relevance_leaves_at_the_stated_exits_only(build) -> None:
+    exits = {name: set(propagate(*build(name)[1:], stabilizer=0.0).exits) for name in ("vit", "swin_padded")}
+    assert exits["vit"] == {"class token", "position embedding"}
+    assert exits["swin_padded"] == {"padding", "zero output"}
+
+
+def test_images_do_not_influence_each_other(build, model_name) -> None:
+    _, graph, pixels = build(model_name)
+    together = propagate(graph, pixels)
+    for index in range(len(pixels)):
+        alone = propagate(graph, pixels[index : index + 1])
+        assert _relative(together.pixels[index], alone.pixels[0]) <= 1e-10
+        for name, expected in alone.outputs.items():
+            assert _relative(together.outputs[name][index], expected[0]) <= 1e-10, name
+        for name, share in alone.shares.items():
+            assert _relative(together.shares[name][index : index + 1], share) <= 1e-10, name
+
+
+def test_outputs_have_the_layers_shape_per_image(build, model_name) -> None:
+    _, graph, pixels = build(model_name)
+    relevance = propagate(graph, pixels)
+    assert list(relevance.outputs) == list(relevance.importance) == [layer.name for layer in graph.layers]
+    for layer in graph.layers:
+        windows = layer.output_shape[:1] if layer.output_shape[0] > 1 else ()
+        assert relevance.outputs[layer.name].shape == (3, *windows, *layer.output_shape[1:])
+
+
+def test_token_maps_are_block_outputs_summed_over_channels(build) -> None:
+    _, graph, pixels = build("deit_distilled")
+    relevance = propagate(graph, pixels, keep=["add_2", "add_4"])  # the second residual add of either block
+    for block, name in enumerate(("add_2", "add_4")):
+        expected = relevance.outputs[name].sum(2)[:, 2:].reshape(3, 4, 4)
+        torch.testing.assert_close(relevance.tokens[block], expected)
+    swin = propagate(*build("swin")[1:])
+    assert [tuple(tokens.shape) for tokens in swin.tokens.values()] == [(3, 8, 8)] * 2 + [(3, 4, 4)] * 2
+
+
+@pytest.mark.parametrize("measure", list(MEASURES))
+def test_importance_is_the_mean_share(build, measure) -> None:
+    _, graph, pixels = build("swin")
+    relevance = propagate(graph, pixels, measure=measure)
+    raw = {}
+    for name, output in relevance.outputs.items():
+        rows = []
+        for image in output:
+            rows.append(
+                {
+                    "share": abs(float(image.sum())),
+                    "absolute": float(image.abs().sum()),
+                    "positive": float(image[image > 0].sum()),
+                }[measure]
+            )
+        raw[name] = rows
+    for name, importance in relevance.importance.items():
+        expected = sum(raw[name][i] / sum(rows[i] for rows in raw.values()) for i in range(3)) / 3
+        assert importance == pytest.approx(expected, rel=1e-9)
+    assert sum(relevance.importance.values()) == pytest.approx(1)
+    other = replace(propagate(graph, pixels, measure="share"), measure=measure)
+    assert other.importance == relevance.importance
+
+
+def test_targets_are_predicted_given_once_or_given_per_image(build) -> None:
+    _, graph, pixels = build("vit")
+    predicted = graph(pixels).argmax(1)
+    assert torch.equal(propagate(graph, pixels).targets, predicted)
+    per_image = propagate(graph, pixels, torch.tensor([0, 4, 2]))
+    assert per_image.targets.tolist() == [0, 4, 2]
+    assert torch.equal(per_image.outputs["head"], torch.eye(5, dtype=torch.float64)[[0, 4, 2]])
+    assert torch.equal(propagate(graph, pixels, 4).pixels[1], per_image.pixels[1])
+
+
+def test_steps_finish_batches_one_by_one_and_merge_to_the_whole(build) -> None:
+    _, graph, pixels = build("swin_padded")
+    whole = propagate(graph, pixels)
+    steps = propagate_steps(graph, pixels, batch_size=2)
+    first = next(steps)
+    assert len(first.pixels) == 2
+    joined = merge([first, *steps])
+    torch.testing.assert_close(joined.pixels, whole.pixels, rtol=1e-8, atol=1e-12)
+    assert joined.importance == pytest.approx(whole.importance, rel=1e-8)
+    torch.testing.assert_close(joined.leak, whole.leak, rtol=0, atol=1e-10)
+    with pytest.raises(MixQViTError, match="not one batch"):
+        merge([])
+    with pytest.raises(MixQViTError, match="cannot be joined"):
+        merge([first, replace(first, measure="positive")])
+
+
+def test_single_precision_graphs_are_explained_in_double(build, model_name) -> None:
+    module, _, pixels = build(model_name)
+    module, pixels = module.float(), pixels.float()
+    found = propagate(trace(module, pixels), pixels)
+    expected = propagate(trace(module.double(), pixels.double()), pixels.double())
+    assert found.pixels.dtype == torch.float64
+    assert _relative(found.pixels, expected.pixels) <= 1e-6
+
+
+def test_nothing_of_the_caller_is_touched(build) -> None:
+    _, graph, pixels = build("deit_distilled")
+    state = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+    expected = propagate(graph, pixels)
+    pixels = pixels.requires_grad_()
+    pixels.sum().backward()
+    gradient = pixels.grad.clone()
+    with torch.no_grad():
+        for _ in propagate_steps(graph, pixels, batch_size=1):
+            assert not torch.is_grad_enabled()
+    found = propagate(graph, pixels)
+    assert torch.is_grad_enabled()
+    assert torch.equal(pixels.grad, gradient)
+    assert not found.pixels.requires_grad
+    assert all(torch.equal(tensor, state[name]) for name, tensor in graph.module.state_dict().items())
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in graph.module.parameters())
+    assert not any(part._forward_hooks or part._backward_hooks for part in graph.module.modules())
+    with torch.inference_mode():
+        in_inference = propagate(graph, pixels.detach() * 1.0)
+    for relevance in (found, in_inference):
+        assert torch.equal(relevance.pixels, expected.pixels)
+
+
+def test_threads_share_a_graph(build) -> None:
+    _, graph, pixels = build("vit")
+    alone = [propagate(graph, pixels[index : index + 1]) for index in range(3)]
+    found: dict[int, Relevance] = {}
+
+    def work(index: int) -> None:
+        for _ in range(3):
+            found[index] = propagate(graph, pixels[index : index + 1])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(3):
+        assert torch.equal(found[index].pixels, alone[index].pixels)
+
+
+def test_an_operation_without_a_rule_is_refused_by_name_before_any_work(build, monkeypatch) -> None:
+    module, _, pixels = build("vit")
+
+    class Clipped(nn.Module):
+        def __init__(self, model: VisionTransformer) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.clamp(self.model(x), -30, 30)
+
+    graph = trace(Clipped(module), pixels)
+    monkeypatch.setattr(type(graph), "compute", lambda *arguments: pytest.fail("work started"))
+    with pytest.raises(UnsupportedOperationError, match="clamp"):
+        propagate_steps(graph, pixels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": 5}, "between 0 and 4"),
+        ({"targets": -1}, "between 0 and 4"),
+        ({"targets": torch.tensor([1, 2])}, "3 images need 3"),
+        ({"targets": torch.tensor([0.5, 1, 2])}, "whole numbers"),
+        ({"rules": "lrp"}, "rule set 'lrp'"),
+        ({"measure": "mean"}, "measure 'mean'"),
+        ({"stabilizer": -1.0}, "stabilizer"),
+        ({"batch_size": 0}, "batch size"),
+        ({"keep": ["blocks.7.attn.qkv"]}, "blocks.7.attn.qkv"),
+        ({"keep": ["permute"]}, "permute"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(build, arguments, message) -> None:
+    _, graph, pixels = build("vit")
+    with pytest.raises(MixQViTError, match=message):
+        propagate_steps(graph, pixels, **arguments)
+
+
+def test_bad_images_are_refused_at_once(build) -> None:
+    _, graph, pixels = build("vit")
+    with pytest.raises(ImageError):
+        propagate_steps(graph, pixels[:, :, :8])
+    with pytest.raises(MixQViTError, match="no image"):
+        propagate_steps(graph, pixels[:0])
+
+
+def test_a_constant_image_has_no_relevance_at_its_pixels(build) -> None:
+    _, graph, pixels = build("vit")
+    relevance = propagate(graph, torch.full_like(pixels[:1], 0.5), stabilizer=0.0)
+    assert torch.equal(relevance.pixels, torch.zeros_like(relevance.pixels))
+    assert relevance.exits["zero output"].abs() > 1e-3
+    assert relevance.leak.abs().max() <= 1e-9

@@ -1,0 +1,196 @@
+"""A study end to end on an embedded model cut to few images, so that it takes seconds."""
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mixqvit
+from mixqvit.bits import BIT_WIDTHS
+from mixqvit.errors import CalibrationError, ImageError, InfeasibleBudgetError, MixQViTError, ModelError
+from mixqvit.quantization import quantize
+from mixqvit.relevance import propagate
+from mixqvit.study import Settings, Study
+
+SMALL = Settings(calibration_images=4, analysis_images=6, evaluation_images=80)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("store")))
+
+
+def test_importance_is_that_of_the_relevance_pass(study):
+    found = study.relevance()
+    expected = propagate(study.graph, study.calibration_images.subset(6).pixels)
+    assert list(found.mean) == [layer.name for layer in study.layers]
+    assert sum(found.mean.values()) == pytest.approx(1, rel=1e-5)
+    for name, value in found.mean.items():
+        assert value == pytest.approx(expected.importance[name], rel=1e-3)
+        assert len(found.shares[name]) == 6
+
+
+def test_sensitivity_covers_every_layer_and_bit_width(study):
+    found = study.sensitivity()
+    assert list(found) == [layer.name for layer in study.layers]
+    assert all(tuple(row) == BIT_WIDTHS for row in found.values())
+    assert len(study.saved_sensitivity()) == len(found) * len(BIT_WIDTHS)
+    assert len(study.sensitivity("weights")) < len(found)
+
+
+def test_an_allocation_stays_within_uniforms_cost_with_no_more_predicted_harm(study):
+    mixed, beside = study.allocate(average_bits=4.0), study.uniform(4)
+    assert mixed.harm <= beside.harm
+    assert mixed.cost.size_bytes <= beside.cost.size_bytes
+    assert mixed.cost.bitops <= beside.cost.bitops
+    assert study.uniform_beside(mixed.budget) == beside
+    assert study.allocation(mixed.bits).harm == pytest.approx(mixed.harm)
+
+
+def test_what_is_evaluated_is_the_quantized_model(study):
+    found = study.evaluate(3)
+    images = study.evaluation_images
+    logits = quantize(study.calibration(), 3)(images.pixels)
+    assert found.images == 80
+    assert found.top1 == pytest.approx(float((logits.argmax(1) == images.labels).double().mean()))
+    assert study.evaluate(32).agreement == 1
+    assert study.evaluate(study.uniform(3)) == found
+
+
+def test_calibration_and_evaluation_images_are_disjoint(study):
+    assert not set(study.calibration_images.names) & set(study.evaluation_images.names)
+
+
+def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
+    study.sensitivity()
+    study.relevance()
+    study.evaluate(3)
+    again = Study("digits_vit", settings=SMALL, store=study.store)
+    for name in ("propagate_steps", "calibrate_steps", "sensitivity_steps", "evaluate_steps"):
+        monkeypatch.setattr(f"mixqvit.study.{name}", lambda *_, **__: pytest.fail("computed again"))
+    assert again.sensitivity() == study.sensitivity()
+    assert again.relevance() == study.relevance()
+    assert again.evaluate(3) == study.evaluate(3)
+
+
+def test_other_settings_find_nothing_stale(study):
+    study.relevance()
+    other = Study("digits_vit", settings=Settings(calibration_images=5, analysis_images=6), store=study.store)
+    assert other.saved_sensitivity() == []
+    changed = Study("digits_vit", settings=Settings(analysis_images=6, outlier_factor=4.0), store=study.store)
+    assert changed.graph.fingerprint != study.graph.fingerprint
+
+
+def test_stopping_between_pieces_loses_none_and_repeats_none(tmp_path):
+    store = mixqvit.Store(tmp_path)
+    first = Study("digits_swin", settings=SMALL, store=store)
+    seen = []
+    for step in first.sensitivity_steps():
+        if step.result is not None:
+            seen.append((step.result.layer, step.result.bits))
+        if len(seen) == 20:
+            break
+    second = Study("digits_swin", settings=SMALL, store=store)
+    assert [(cell.layer, cell.bits) for cell in second.saved_sensitivity()] == seen
+    later = list(second.sensitivity_steps())
+    assert later[-1].done == later[-1].total == len(second.layers) * len(BIT_WIDTHS)
+    cells = [(step.result.layer, step.result.bits) for step in later[:-1] if step.result is not None]
+    assert not set(cells) & set(seen)
+    assert len(cells) + len(seen) == later[-1].total
+    reference = Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path / "fresh"))
+    for name, row in reference.sensitivity().items():
+        assert second.sensitivity()[name] == pytest.approx(row, rel=1e-4, abs=1e-9)
+
+
+SWEEP = """
+import mixqvit, sys
+from mixqvit.study import Settings, Study
+settings = Settings(calibration_images=4, analysis_images=6, evaluation_images=80)
+study = Study("digits_vit", settings=settings, store=mixqvit.Store(sys.argv[1]))
+for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.evaluate_steps(4)):
+    for step in steps():
+        print(step.doing, flush=True)
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 8, 60])
+def test_a_killed_run_goes_on_where_it_was(tmp_path, study, lines):
+    """SIGKILL during relevance, calibration and the sweep; what was printed is saved, and the result is the same."""
+    root = Path(mixqvit.__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, tmp_path], stdout=subprocess.PIPE, text=True, cwd=root, bufsize=1
+    )
+    printed = [process.stdout.readline() for _ in range(lines)]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert all(printed)
+    resumed = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
+    saved = {(cell.layer, cell.bits) for cell in resumed.saved_sensitivity()}
+    for line in printed:
+        if line.endswith(" bits\n"):
+            name, bits = line.removesuffix(" bits\n").split(" at ")
+            assert (name, int(bits)) in saved
+    for name, row in study.sensitivity().items():
+        assert resumed.sensitivity()[name] == pytest.approx(row, rel=1e-4, abs=1e-9)
+    assert resumed.relevance().mean == pytest.approx(study.relevance().mean, rel=1e-4)
+
+
+def test_one_image_is_explained_with_numbers_that_belong_together(study):
+    found = study.image_relevance(3)
+    size = study.model.input_size[1:]
+    assert found.pixels.shape == size
+    assert found.image.shape == (*size, 1)
+    assert found.attribution.shape == (8, 8)
+    assert found.probabilities.sum() == pytest.approx(1, rel=1e-5)
+    assert found.predicted == int(found.probabilities.argmax()) == found.target
+    other = study.image_relevance(3, target=(found.target + 1) % 10)
+    assert not np.allclose(other.pixels, found.pixels)
+    with pytest.raises(ImageError, match="numbered 0 to 79"):
+        study.image_relevance(80)
+    with pytest.raises(MixQViTError, match="no class 10"):
+        study.image_relevance(0, 10)
+
+
+def test_swin_has_no_class_token_rollout(tmp_path):
+    study = Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path))
+    assert study.image_relevance(0).attribution is None
+
+
+def test_channels_of_every_post_layer_norm_layer_can_be_seen(study):
+    names = [layer.name for layer in study.post_layer_norm_layers]
+    assert len(names) == 12
+    assert study.channel_ranges(names[0], 4).upper.shape == (96,)
+    with pytest.raises(MixQViTError, match="no layer"):
+        study.channel_ranges("nowhere", 4)
+
+
+def test_bad_input_is_refused_and_loses_nothing(study):
+    before = study.sensitivity()
+    with pytest.raises(InfeasibleBudgetError, match="smallest feasible"):
+        study.allocate(average_bits=1.0)
+    with pytest.raises(ModelError):
+        Study("digits_vitt")
+    with pytest.raises(CalibrationError, match="one bit setting"):
+        Study("digits_vit", settings=Settings(recipe="repq-vit"), store=study.store)
+    assert Study("digits_vit", settings=SMALL, store=study.store).sensitivity() == before
+
+
+def test_sessions_share_a_study_without_disturbing_each_other(study):
+    expected = [study.evaluate(bits) for bits in (3, 5, 6)]
+    fresh = Study("digits_vit", settings=SMALL, store=study.store)
+    found = [None] * 3
+
+    def work(index, bits):
+        found[index] = fresh.evaluate(bits)
+        fresh.allocate(average_bits=4.0)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate((3, 5, 6))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
