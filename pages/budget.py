@@ -1,3 +1,398 @@
+"""One slider: the best bits for every layer, what they cost, what they measure."""
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+
 import streamlit as st
 
-st.write("x")
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.errors import InfeasibleBudgetError
+from mixqvit.figures import budget as figures
+from mixqvit.figures import overview
+from pages import common
+
+DEFAULTS = {"average_bits": 4.0, "gamma": 1.0, "size_mb": None, "bitops_g": None, "cap_bitops": True}
+
+
+@dataclass
+class Memory:
+    """What this browser session remembers about one study.
+
+    Attributes:
+        allocation: The last allocation that fitted its budget.
+        previous: The bits before it, None at first.
+        points: What was measured so far, by the setting's bits.
+        uniforms: Whether all uniform settings are wanted.
+    """
+
+    allocation: object = None
+    previous: dict | None = None
+    points: dict = field(default_factory=dict)
+    uniforms: bool = False
+
+    def show(self, allocation):
+        if self.allocation is not None and self.allocation.bits != allocation.bits:
+            self.previous = self.allocation.bits
+        self.allocation = allocation
+
+    def measured(self, allocation):
+        return self.points.get(_key(allocation))
+
+
+def _key(allocation):
+    return tuple(allocation.bits.values())
+
+
+def memory(study):
+    by_study = st.session_state.setdefault("budgets", {})
+    return by_study.setdefault(study.graph.fingerprint, Memory())
+
+
+def reset(model):
+    st.session_state.update(DEFAULTS)
+    reset_pins(model)
+
+
+def reset_pins(model):
+    st.session_state[f"pins {model}"] = {}
+    st.session_state["pins edited"] = st.session_state.get("pins edited", 0) + 1
+
+
+def controls(study):
+    """Everything a person chooses; returns the arguments of `study.allocate`."""
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            average_bits = st.slider(
+                "Budget: average bits per weight",
+                float(BIT_WIDTHS[0]),
+                float(BIT_WIDTHS[-1]),
+                DEFAULTS["average_bits"],
+                0.1,
+                format="%.1f",
+                key="average_bits",
+                bind="query-params",
+                help="Weight bits per quantized weight, averaged over all weights: a ceiling, never exceeded.",
+            )
+            gamma = st.slider(
+                "γ: weight of importance",
+                0.0,
+                2.0,
+                DEFAULTS["gamma"],
+                0.25,
+                key="gamma",
+                bind="query-params",
+                width=200,
+                help="Exponent of the importance Ω in the predicted harm: 0 is sensitivity alone, 1 is Mix-QViT.",
+            )
+            st.button("Reset", icon=":material/undo:", on_click=reset, args=(study.model.name,))
+        with st.expander("More ceilings, pinned layers"):
+            left, right = st.columns([2, 3], gap="medium")
+            with left:
+                size, bitops, cap = ceilings()
+            with right:
+                pinned = pins(study)
+    return {
+        "average_bits": average_bits,
+        "size_bytes": None if size is None else int(size * 1e6),
+        "bitops": None if bitops is None else bitops * 1e9,
+        "cap_bitops": cap,
+        "gamma": gamma,
+        "pinned": pinned,
+    }
+
+
+def ceilings():
+    size = st.number_input(
+        "Model size at most (MB)",
+        0.001,
+        None,
+        None,
+        0.01,
+        format="%.3f",
+        key="size_mb",
+        bind="query-params",
+        placeholder="no ceiling",
+        help="Decimal megabytes of the packed file: codes, scales and zero points, and what stays in full precision.",
+    )
+    bitops = st.number_input(
+        "BitOps at most (G)",
+        0.001,
+        None,
+        None,
+        0.05,
+        format="%.3f",
+        key="bitops_g",
+        bind="query-params",
+        placeholder="no ceiling",
+        help="Multiply-accumulates × weight bits × activation bits, summed over layers, for one image; in billions.",
+    )
+    cap = st.toggle(
+        "Cap BitOps at those of uniform bits",
+        DEFAULTS["cap_bitops"],
+        key="cap_bitops",
+        bind="query-params",
+        help="Average bits say nothing about activations and attention products. With the cap, a budget of b bits "
+        "also allows no more BitOps than b bits everywhere.",
+    )
+    return size, bitops, cap
+
+
+def pins(study):
+    """An editable table of layers; returns the bits fixed by hand."""
+    model = study.model.name
+    pinned = st.session_state.setdefault(f"pins {model}", {})
+    edited = st.data_editor(
+        figures.pin_frame(study.layers, pinned),
+        hide_index=True,
+        height=230,
+        key=f"pins {model} {st.session_state.get('pins edited', 0)}",
+        disabled=["layer", "kind"],
+        column_config={
+            "pinned bits": st.column_config.SelectboxColumn(
+                options=[*BIT_WIDTHS, FULL_PRECISION],
+                help="Bits fixed by hand; the other layers are solved around them. 32 is full precision.",
+            )
+        },
+        alt="Editable table: layer, kind, pinned bits.",
+    )
+    pinned = st.session_state[f"pins {model}"] = figures.pins(edited)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(f"{len(pinned)} of {len(study.layers)} layers pinned (● in the figure).")
+        st.button(
+            "Unpin all",
+            icon=":material/undo:",
+            type="tertiary",
+            on_click=reset_pins,
+            args=(model,),
+            disabled=not pinned,
+        )
+    return pinned
+
+
+def number(place, label, value, below, help_text=None):
+    place.metric(
+        label,
+        value,
+        delta=below,
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        height="stretch",
+        help=help_text,
+    )
+
+
+def show_measured(place, label, evaluation, waiting="not measured yet"):
+    value, interval = ("…", waiting) if evaluation is None else overview.accuracy(evaluation)
+    if evaluation is not None and evaluation.images < evaluation.total:
+        interval = f"{evaluation.images} of {evaluation.total} images"
+    number(
+        place,
+        label,
+        value,
+        interval.replace(" interval", ":"),
+        "Top-1 accuracy on the evaluation images, measured with simulated quantization, and its 95 % Wilson interval.",
+    )
+
+
+def show_costs(size_place, bitops_place, cost, full):
+    share = overview.percent(cost.size_bytes / full.size_bytes)
+    number(
+        size_place,
+        "Model size",
+        overview.megabytes(cost.size_bytes),
+        f"{share} of {overview.megabytes(full.size_bytes)}",
+        "Decimal megabytes of the packed file, beside full precision (float32).",
+    )
+    number(
+        bitops_place,
+        "BitOps",
+        f"{cost.bitops / 1e9:.3f} G",
+        f"{overview.percent(cost.bitops / full.bitops)} of {full.bitops / 1e9:.1f} G",
+        "Multiply-accumulates × weight bits × activation bits, summed over layers, for one image.",
+    )
+
+
+def solve(study, wanted, remembered):
+    """The allocation to show and whether it fits the budget; the last one that fitted where none does."""
+    try:
+        remembered.show(study.allocate(**wanted))
+    except InfeasibleBudgetError as error:
+        st.warning(str(error), icon=":material/block:")
+        return remembered.allocation, False
+    return remembered.allocation, True
+
+
+def measure(study, remembered, settings, show):
+    """Measure what is not measured yet, one setting after the other; returns whether anything new is known.
+
+    A control that is moved meanwhile interrupts this: Streamlit stops the script at the next update of the progress
+    bar, and every finished batch is saved.
+    """
+    new = False
+    for label, name, allocation in settings:
+        if allocation is None or remembered.measured(allocation):
+            continue
+        found = common.run(
+            f"Measuring {label}",
+            partial(study.evaluate_steps, allocation),
+            lambda step, label=label: show(label, step.result),
+        )
+        if found is None:
+            return new
+        point = figures.MeasuredPoint(name, allocation.cost, allocation.harm, found)
+        remembered.points[_key(allocation)] = point
+        show(label, found)
+        new = True
+    return new
+
+
+def points_section(study, remembered, allocation, full):
+    st.subheader("Measured so far", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        measure_name = st.segmented_control(
+            "Show",
+            list(figures.MEASURES),
+            default=next(iter(figures.MEASURES)),
+            required=True,
+            key="measure",
+            bind="query-params",
+        )
+        st.button(
+            "Measure all uniform settings",
+            icon=":material/straighten:",
+            on_click=setattr,
+            args=(remembered, "uniforms", True),
+            disabled=remembered.uniforms,
+            help=f"Uniform {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, each on all evaluation images.",
+        )
+    points = [point for point in remembered.points.values() if point.name != "full precision"]
+    common.chart(
+        figures.measured_points(points, full and full.evaluation, allocation.cost, measure_name),
+        f"{measure_name} against average bits for {len(points)} settings measured in this session.",
+        figures.measured_frame(points),
+        f"{study.model.name} measured",
+    )
+    st.caption(
+        "Every allocation shown here is added. Bars and band are 95 % intervals; between uniform settings the dotted "
+        "line interpolates."
+    )
+
+
+def download(study, allocation, point):
+    document = figures.recipe(study.model.name, study.settings.recipe, allocation, point.evaluation if point else None)
+    st.download_button(
+        "Allocation as JSON recipe",
+        json.dumps(document, indent=2),
+        f"{study.model.name} {allocation.cost.average_bits:.2f} bits.json",
+        "application/json",
+        icon=":material/download:",
+        type="tertiary",
+        on_click="ignore",
+        help="model, recipe, budget, bits {layer: [weight bits, activation bits]}, predicted_harm, cost, measured.",
+    )
+
+
+def method(sensitivity):
+    rising = figures.non_monotone(sensitivity)
+    with st.expander("How this is computed"):
+        st.latex(
+            r"\min_{w,a}\ \sum_l \Omega_l^{\gamma}\,\Lambda_l(w_l, a_l)\quad\text{subject to}\quad"
+            r"\frac{\sum_l \mathrm{params}_l w_l}{\sum_l \mathrm{params}_l}\le b,\quad"
+            r"\sum_l \mathrm{macs}_l w_l a_l \le B,\quad \text{size}\le S"
+        )
+        st.markdown(
+            "Ω is the importance of a layer (relevance), Λ its sensitivity: the KL divergence of the class "
+            "probabilities when this layer alone is quantized. One binary variable per layer and bit-width makes this "
+            "a linear 0/1 program, solved to proven optimality (Mix-QViT, arXiv 2501.06357). Both operands of a layer "
+            "share one bit-width, except that the **input of the patch embedding keeps 8 bits**, because images "
+            "arrive so.\n\n"
+            "More bits can always be used as if they were fewer, so the predicted harm uses the **monotone "
+            "envelope** of the measured sensitivity: the least harm at that many bits or fewer. Here the measured "
+            f"curve of {len(rising)} of {len(sensitivity)} layers rises somewhere with more bits. Sensitivity and "
+            "importance come from calibration images only. The accuracy is measured on the evaluation images, with "
+            "all layers quantized together, so predicted harm need not follow it exactly.\n\n"
+            "The uniform setting beside it is the largest one within every ceiling. The recipe file is JSON: `model`, "
+            "`recipe` (quantization recipe), `budget` (ceilings), `bits` from layer name to [weight bits, activation "
+            "bits], `predicted_harm`, `cost` and `measured`."
+        )
+
+
+def main():
+    with common.page(
+        "Budget",
+        "The bits of every layer that do the least predicted harm within the budget, proven optimal by an integer "
+        "program over importance × sensitivity. Move the budget: the allocation follows at once, its accuracy is "
+        "measured on the evaluation images while you watch.",
+    ):
+        study = common.study()
+        wanted = controls(study)
+        numbers = st.grid(min_column_width=165)
+        status = st.container()
+        waiting = st.empty()
+        waiting.info("The first allocation appears once the importance and sensitivity of all layers are known.")
+        importance = common.run("Relevance", study.relevance_steps)
+        sensitivity = importance and common.run("Sensitivity", study.sensitivity_steps)
+        if not sensitivity:
+            return
+        waiting.empty()
+        remembered = memory(study)
+        allocation, fits = solve(study, wanted, remembered)
+        if allocation is None:
+            st.info("Loosen a ceiling or unpin a layer: no allocation has fitted yet.")
+            return
+        if not fits:
+            st.caption("Below is the last allocation that fitted its budget.")
+        show(study, wanted, remembered, allocation, importance.mean, sensitivity, numbers, status)
+
+
+def show(study, wanted, remembered, allocation, importance, sensitivity, numbers, status):
+    uniform = study.uniform_beside(allocation.budget, wanted["gamma"])
+    full = study.allocation(dict.fromkeys(allocation.bits, FULL_PRECISION))
+    titles = {
+        "mixed": f"Mixed {allocation.cost.average_bits:.2f} bits",
+        "uniform": f"Uniform {round(uniform.cost.average_bits)} bits" if uniform else "No uniform fits",
+        "full precision": "Full precision",
+    }
+    settings = {"full precision": full, "mixed": allocation, "uniform": uniform}
+    with numbers:
+        places = {name: st.empty() for name in ("size", "bitops", *titles)}
+    left, right = st.columns([11, 9], gap="medium")
+    with right:
+        beside = st.empty()
+        st.markdown(figures.changes(allocation.bits, remembered.previous))
+    show_costs(places["size"], places["bitops"], allocation.cost, full.cost)
+
+    def refresh(label=None, partial_evaluation=None):
+        columns = {}
+        for name, setting in settings.items():
+            point = setting and remembered.measured(setting)
+            found = partial_evaluation if name == label else point and point.evaluation
+            show_measured(places[name], titles[name], found, "–" if setting is None else "not measured yet")
+            columns[titles[name]] = setting and (setting.cost, setting.harm, found)
+        beside.markdown(figures.comparison(columns))
+
+    refresh()
+    with left:
+        st.markdown("**Bits of every layer**, the network from top to bottom")
+        common.chart(
+            figures.bits_grid(
+                study.layers, allocation.bits, remembered.previous, importance, sensitivity, wanted["pinned"]
+            ),
+            f"Bits per layer of the mixed allocation, {allocation.cost.average_bits:.2f} on average.",
+            figures.allocation_frame(study.layers, allocation.bits, importance, sensitivity),
+            f"{study.model.name} allocation",
+        )
+        download(study, allocation, remembered.measured(allocation))
+    points_section(study, remembered, allocation, remembered.measured(full))
+    method(sensitivity)
+    with status:
+        wanted_settings = [(name, name, settings[name]) for name in ("full precision", "mixed", "uniform")]
+        if remembered.uniforms:
+            wanted_settings += [(f"uniform {bits} bits", "uniform", study.uniform(bits)) for bits in BIT_WIDTHS]
+        if measure(study, remembered, wanted_settings, refresh):
+            st.rerun()
+
+
+main()

@@ -7,7 +7,7 @@ import streamlit as st
 from mixqvit.figures import overview
 from pages import common
 
-IMAGES_SHOWN = 14
+IMAGES_SHOWN = 16
 AVERAGE_BITS = 4
 
 
@@ -71,7 +71,7 @@ def card(column, title, waiting):
 
 def images(study):
     pictures, captions, alts = overview.sample_images(study.evaluation_images, IMAGES_SHOWN)
-    st.image(pictures, caption=captions, alt=alts, width=48)
+    st.image(pictures, caption=captions, alt=alts, width=54)
     st.caption(
         f"The first {len(pictures)} of {len(study.evaluation_images)} evaluation images, with their labels. "
         f"Everything is chosen on {len(study.calibration_images)} other images, for calibration."
@@ -131,7 +131,7 @@ def saved_results(study):
         st.caption(f"Saved results take {overview.megabytes(size)} in `{study.store.folder}`.")
         with st.popover("Clear saved results", icon=":material/delete:", type="tertiary"):
             st.markdown("Everything would be computed again, for all models.")
-            if st.button("Clear now", type="primary"):
+            if st.button("Clear now", type="primary", key="clear"):
                 study.store.clear()
                 st.cache_resource.clear()
                 st.rerun()
@@ -178,7 +178,7 @@ with common.page(
     "which ones break, and a budget turns both into bits for every layer, measured on real images.",
 ):
     study = common.study()
-    full_bytes = overview.full_precision_bytes(study.layers, study.graph.full_precision_parameters)
+    full_bytes = overview.full_precision_cost(study.layers, study.graph.full_precision_parameters).size_bytes
     accuracy_place = facts(study, full_bytes)
     show_accuracy(accuracy_place, None)
     images(study)

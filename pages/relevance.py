@@ -182,7 +182,7 @@ def explanation(study, found, pixel_limit: float, patch_limit: float) -> None:
     """Show one image explained for one class."""
     names = figures.class_labels(study.evaluation_images.class_names)
     explained, predicted = names[found.target], names[found.predicted]
-    true = "" if found.label is None else f", truly **{names[found.label]}**"
+    true = "" if found.label is None else f", true class **{names[found.label]}**"
     st.markdown(
         f"{found.name}: predicted **{predicted}** ({found.probabilities[found.predicted]:.1%}){true}, explained "
         f"**{explained}**. Of the relevance 1 at the score, {found.pixels.sum():.2f} reaches the pixels.",

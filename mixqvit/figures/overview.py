@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mixqvit.bits import FULL_PRECISION, uniform
-from mixqvit.costs import cost
+from mixqvit.costs import Cost, cost
 from mixqvit.figures.grid import layer_frame
 from mixqvit.layers import Layer
 
@@ -20,10 +20,11 @@ __all__ = [
     "accuracy",
     "breaks_first",
     "four_bits_give",
-    "full_precision_bytes",
+    "full_precision_cost",
     "layer_table",
     "matters_most",
     "megabytes",
+    "percent",
     "sample_images",
 ]
 
@@ -52,9 +53,14 @@ def sample_images(images: "Images", count: int) -> tuple[list[np.ndarray], list[
     return pictures, labels, alts
 
 
-def full_precision_bytes(layers: Sequence[Layer], full_precision_parameters: int) -> int:
-    """Return the model size in bytes with every parameter in float32."""
-    return cost(layers, uniform(layers, FULL_PRECISION), full_precision_parameters).size_bytes
+def full_precision_cost(layers: Sequence[Layer], full_precision_parameters: int) -> Cost:
+    """Return the cost of the model with every operand in float32.
+
+    Args:
+        layers: The table of layers.
+        full_precision_parameters: Parameter elements outside the quantized weights.
+    """
+    return cost(layers, uniform(layers, FULL_PRECISION), full_precision_parameters)
 
 
 def megabytes(size_bytes: float) -> str:
@@ -62,17 +68,22 @@ def megabytes(size_bytes: float) -> str:
     return f"{size_bytes / 1e6:.2f} MB"
 
 
+def percent(fraction: float, digits: int = 1) -> str:
+    """Write a fraction in percent, with the space that the unit takes."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
 def accuracy(evaluation: "Evaluation") -> tuple[str, str]:
     """Return top-1 accuracy and its 95 % interval in words; agreement with full precision where there are no labels."""
     measured = evaluation.agreement if evaluation.top1 is None else evaluation.top1
     lowest, highest = evaluation.agreement_interval if evaluation.interval is None else evaluation.interval
-    return f"{measured:.1%}", f"95 % interval {lowest:.1%} to {highest:.1%}"
+    return percent(measured), f"95 % interval {100 * lowest:.1f} to {percent(highest)}"
 
 
 def matters_most(layers: Sequence[Layer], importance: Mapping[str, float], count: int = 3) -> str:
     """Say in Markdown which layers carry the largest share of relevance, and which block carries most."""
     best = sorted(importance, key=importance.__getitem__, reverse=True)[:count]
-    lines = [f"{rank}. `{name}` {importance[name]:.1%}" for rank, name in enumerate(best, start=1)]
+    lines = [f"{rank}. `{name}` {percent(importance[name])}" for rank, name in enumerate(best, start=1)]
     blocks: dict[int, float] = {}
     for layer in layers:
         if layer.block is not None:
@@ -81,8 +92,8 @@ def matters_most(layers: Sequence[Layer], importance: Mapping[str, float], count
     if not blocks:
         return first + "\n".join(lines)
     top = max(blocks, key=blocks.__getitem__)
-    last = f"\n\nBlock {top} as a whole carries {blocks[top]:.0%}; an equal share would be {1 / len(blocks):.0%}."
-    return first + "\n".join(lines) + last
+    share, equal = percent(blocks[top], 0), percent(1 / len(blocks), 0)
+    return first + "\n".join(lines) + f"\n\nBlock {top} as a whole carries {share}; an equal share would be {equal}."
 
 
 def breaks_first(sensitivity: Mapping[str, Mapping[int, float]], count: int = 3) -> str:
@@ -111,7 +122,7 @@ def four_bits_give(
     fraction = mixed.cost.size_bytes / full_bytes
     text = (
         f"**Mixed bits: {value}** {measure} ({interval}) at {megabytes(mixed.cost.size_bytes)}, "
-        f"{fraction:.0%} of the {megabytes(full_bytes)} in full precision.\n\n"
+        f"{percent(fraction, 0)} of the {megabytes(full_bytes)} in full precision.\n\n"
     )
     if uniform_evaluation is None:
         return text + "Uniform 4 bits: measuring …"

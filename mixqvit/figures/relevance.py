@@ -203,14 +203,15 @@ def probability_bars(found: "ImageRelevance", names: Sequence[str]) -> go.Figure
     bars = go.Bar(
         orientation="h",
         x=frame["probability"],
-        y=[f"{name} · {role}" if role else name for name, role in zip(frame["class"], frame["role"], strict=True)],
+        y=frame["class"],
         marker={"color": colours},
-        text=[f"{value:.1%}" for value in frame["probability"]],
+        text=[f"{value:.1%} {role}".strip() for value, role in zip(frame["probability"], frame["role"], strict=True)],
         textposition="auto",
-        cliponaxis=False,
-        hovertemplate="%{y}: %{x:.4f}<extra></extra>",
+        customdata=frame["role"],
+        hovertemplate="<b>%{y}</b> %{customdata}<br>probability %{x:.4f}<extra></extra>",
     )
-    figure = finish(go.Figure(bars), _PANEL_HEIGHT, title=_title("Class probabilities"), bargap=0.2)
+    margin = {"l": 5, "r": 5, "t": 34, "b": 10}
+    figure = finish(go.Figure(bars), _PANEL_HEIGHT, title=_title("Class probabilities"), bargap=0.2, margin=margin)
     figure.update_xaxes(range=[0, 1], tickformat=".0%", nticks=4)
     figure.update_yaxes(type="category", autorange="reversed", dtick=1)
     return figure

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.graph import trace
 from mixqvit.relevance import propagate, transformer_attribution
 from mixqvit.relevance.attribution import attention_gradients, attention_nodes
 
@@ -43,3 +44,11 @@ def test_models_without_a_deciding_class_token_are_refused(build, name) -> None:
     _, graph, pixels = build(name)
     with pytest.raises(UnsupportedOperationError, match="class token"):
         transformer_attribution(graph, pixels)
+
+
+@pytest.mark.parametrize(("name", "pooling"), [("vit", "avg"), ("vit_pooled", "token")])
+def test_a_class_token_must_exist_and_decide(build, name, pooling) -> None:
+    module, _, pixels = build(name)
+    module.global_pool = pooling
+    with pytest.raises(UnsupportedOperationError, match="class token"):
+        transformer_attribution(trace(module, pixels), pixels)

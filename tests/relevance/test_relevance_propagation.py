@@ -84,6 +84,12 @@ def test_importance_is_the_mean_share(build, measure) -> None:
     assert other.importance == relevance.importance
 
 
+def test_measures_of_relevance_that_cancels() -> None:
+    relevance = torch.tensor([[1.0, -3.0], [2.0, -1.0]])
+    found = {name: measure(relevance).tolist() for name, measure in MEASURES.items()}
+    assert found == {"share": [2.0, 1.0], "absolute": [4.0, 3.0], "positive": [1.0, 2.0]}
+
+
 def test_targets_are_predicted_given_once_or_given_per_image(build) -> None:
     _, graph, pixels = build("vit")
     predicted = graph(pixels).argmax(1)

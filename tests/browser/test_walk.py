@@ -1,0 +1,128 @@
+"""The main walk of a user in a real browser: every page opens, a moved slider gives a newly measured accuracy."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("Overview", "Relevance", "Sensitivity", "Budget", "Outliers")
+MINUTES = 60_000
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A dashboard on a free port with an empty cache; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    environment = os.environ | {"MIXQVIT_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
+            break
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.5)
+    yield address
+    process.terminate()
+    process.wait(20)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+
+
+@pytest.fixture
+def page(browser, server):
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(server)
+    yield page
+    page.close()
+
+
+def open_page(page: Page, name: str) -> None:
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", level=1, name=re.compile(name))).to_be_visible(timeout=MINUTES)
+
+
+def wait_until_finished(page: Page) -> None:
+    """Wait until the script has run to its end and shows no progress bar."""
+    page.wait_for_timeout(500)
+    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=5 * MINUTES)
+    expect(page.get_by_test_id("stProgress")).to_have_count(0, timeout=MINUTES)
+
+
+def test_the_first_paint_says_what_this_is(page):
+    expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=MINUTES)
+    wait_until_finished(page)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+
+
+def test_every_page_shows_a_figure_and_no_error(page):
+    for name in PAGES:
+        open_page(page, name)
+        wait_until_finished(page)
+        expect(page.get_by_test_id("stException")).to_have_count(0)
+        expect(page.get_by_test_id("stAlertContentError")).to_have_count(0)
+        if name != "Overview":
+            expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
+
+
+def test_moving_the_budget_slider_measures_a_new_accuracy(page):
+    open_page(page, "Budget")
+    wait_until_finished(page)
+    main = page.get_by_test_id("stMain")
+    before = main.inner_text()
+    slider = page.get_by_test_id("stSlider").first.get_by_role("slider").first
+    slider.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowLeft")
+    expect(main).not_to_have_text(before, timeout=MINUTES)
+    wait_until_finished(page)
+    after = main.inner_text()
+    accuracies = re.findall(r"\d+\.\d+ ?%", after)
+    assert accuracies
+    assert accuracies != re.findall(r"\d+\.\d+ ?%", before)
+    assert "average_bits=" in page.url
+
+
+def test_a_link_reproduces_the_view(browser, server):
+    page = browser.new_page()
+    page.goto(f"{server}/budget?model=digits_swin&average_bits=3.0")
+    wait_until_finished(page)
+    slider = page.get_by_test_id("stSlider").first.get_by_role("slider").first
+    assert slider.get_attribute("aria-valuenow") == "3"
+    expect(page.get_by_text("digits_swin").first).to_be_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_nothing_is_wider_than_the_window(browser, server, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    for name in ("", "relevance", "sensitivity", "budget", "outliers"):
+        page.goto(f"{server}/{name}")
+        expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=MINUTES)
+        wait_until_finished(page)
+        overflow = "document.querySelector('[data-testid=stMain]').scrollWidth - window.innerWidth"
+        assert page.evaluate(overflow) <= 1, name
+    page.close()

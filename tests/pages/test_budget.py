@@ -1,0 +1,86 @@
+"""The Budget page follows its slider: a new allocation, its cost, and its own measured accuracy."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from mixqvit.figures.overview import megabytes, percent
+
+APP = Path(__file__).resolve().parents[2] / "app.py"
+STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
+
+
+@pytest.fixture(scope="module")
+def study():
+    from mixqvit.study import Study
+
+    return Study("digits_vit")
+
+
+@pytest.fixture
+def page() -> AppTest:
+    """The Budget page; the Overview, which runs before it, is kept from computing anything."""
+    at = AppTest.from_file(str(APP), default_timeout=600)
+    for stage in STAGES:
+        at.session_state[f"stopped {stage}"] = True
+    at.run()
+    for stage in STAGES:
+        at.session_state[f"stopped {stage}"] = False
+    at.switch_page("pages/budget.py").run()
+    assert not at.exception
+    return at
+
+
+def numbers(at: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in at.metric}
+
+
+def comparison(at: AppTest) -> str:
+    return next(element.value for element in at.markdown if "Predicted harm" in element.value)
+
+
+def test_moving_the_budget_shows_the_new_allocation_and_its_own_accuracy(page, study):
+    before = numbers(page)
+    page.slider(key="average_bits").set_value(2.5).run()
+    assert not page.exception
+    allocation = study.allocate(average_bits=2.5)
+    measured = study.evaluate(allocation)
+    shown = numbers(page)
+    assert shown["Model size"] == megabytes(allocation.cost.size_bytes) != before["Model size"]
+    assert shown[f"Mixed {allocation.cost.average_bits:.2f} bits"] == percent(measured.top1)
+    assert shown["Uniform 2 bits"] == percent(study.evaluate(2).top1)
+    assert shown["Full precision"] == percent(study.evaluate(32).top1)
+    assert f"{allocation.harm:.3g}" in comparison(page)
+    assert any("fewer bits" in element.value for element in page.markdown)
+
+
+def test_a_pinned_layer_keeps_its_bits_and_reset_frees_it(page, study):
+    page.session_state["pins digits_vit"] = {"head": 8}
+    page.slider(key="average_bits").set_value(3.0).run()
+    assert not page.exception
+    pinned = study.allocate(average_bits=3.0, pinned={"head": 8})
+    assert f"{pinned.harm:.3g}" in comparison(page)
+    assert any("1 of 38 layers pinned" in element.value for element in page.caption)
+    next(button for button in page.button if button.label == "Reset").click().run()
+    assert page.slider(key="average_bits").value == 4.0
+    assert f"{study.allocate(average_bits=4.0).harm:.3g}" in comparison(page)
+
+
+def test_an_impossible_budget_says_what_is_possible_and_keeps_the_last_allocation(page):
+    shown = numbers(page)
+    page.number_input(key="size_mb").set_value(0.01).run()
+    assert not page.exception
+    assert "smallest feasible value" in page.warning[0].value
+    assert any("last allocation that fitted" in element.value for element in page.caption)
+    assert numbers(page) == shown
+
+
+def test_all_uniform_settings_are_measured_on_request(page, study):
+    button = next(button for button in page.button if button.label == "Measure all uniform settings")
+    button.click().run()
+    assert not page.exception
+    points = next(iter(page.session_state["budgets"].values())).points.values()
+    measured = {point.cost.average_bits: point.evaluation for point in points if point.name == "uniform"}
+    assert sorted(measured) == [2, 3, 4, 5, 6, 7, 8]
+    assert measured[3] == study.evaluate(3)
