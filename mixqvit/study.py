@@ -189,16 +189,15 @@ class Study:
         pixels = self._analysis_pixels
         total = len(pixels)
         shares = [share for batch in self.store.rows(key).values() for share in batch]
-        while len(shares) < total:
-            start = len(shares)
-            batch = next(
-                propagate_steps(self.graph, pixels[start:], rules=self.settings.rules, measure=self.settings.measure)
-            )
-            rows = torch.stack([batch.shares[layer.name] for layer in self.layers], dim=1).tolist()
-            self.store.put(key, f"images from {start}", rows)
-            shares += rows
-            yield Progress(len(shares), total, f"relevance of {len(shares)} of {total} images")
-        by_layer = np.array(shares[:total])
+        if len(shares) < total:
+            rules, measure = self.settings.rules, self.settings.measure
+            batches = propagate_steps(self.graph, pixels[len(shares) :], rules=rules, measure=measure, keep=())
+            for batch in batches:
+                rows = torch.stack([batch.shares[layer.name] for layer in self.layers], dim=1).tolist()
+                self.store.put(key, f"images from {len(shares)}", rows)
+                shares += rows
+                yield Progress(len(shares), total, f"relevance of {len(shares)} of {total} images")
+        by_layer = np.array(shares)
         names = [layer.name for layer in self.layers]
         importance = Importance(
             dict(zip(names, by_layer.mean(axis=0).tolist(), strict=True)),
@@ -228,7 +227,7 @@ class Study:
         target = predicted if target is None else target
         if not 0 <= target < self.graph.classes:
             raise MixQViTError(f"There is no class {target}; they are numbered 0 to {self.graph.classes - 1}.")
-        found = propagate(self.graph, pixels, target, rules=self.settings.rules)
+        found = propagate(self.graph, pixels, target, rules=self.settings.rules, keep=())
         return ImageRelevance(
             image=images.display()[index].numpy(),
             name=images.names[index],

@@ -3,8 +3,6 @@
 Run from the project's root: `python -m tests.benchmarks.mixed_against_uniform`.
 """
 
-import sys
-
 import mixqvit
 from mixqvit.allocation import Allocation
 from mixqvit.evaluation import Evaluation
