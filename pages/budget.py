@@ -189,29 +189,17 @@ def show_measured(place, label, evaluation, waiting="not measured yet"):
         interval = f"{evaluation.images} of {evaluation.total} images"
     number(
         place,
-        label,
+        f"Top-1, {label[0].lower()}{label[1:]}",
         value,
         interval.replace(" interval", ":"),
         "Top-1 accuracy on the evaluation images, measured with simulated quantization, and its 95 % Wilson interval.",
     )
 
 
-def show_costs(size_place, bitops_place, cost, full):
-    share = overview.percent(cost.size_bytes / full.size_bytes)
-    number(
-        size_place,
-        "Model size",
-        overview.megabytes(cost.size_bytes),
-        f"{share} of {overview.megabytes(full.size_bytes)}",
-        "Decimal megabytes of the packed file, beside full precision (float32).",
-    )
-    number(
-        bitops_place,
-        "BitOps",
-        f"{cost.bitops / 1e9:.3f} G",
-        f"{overview.percent(cost.bitops / full.bitops)} of {full.bitops / 1e9:.1f} G",
-        "Multiply-accumulates × weight bits × activation bits, summed over layers, for one image.",
-    )
+def show_gauges(place, gauges):
+    with place, st.grid(min_column_width=230):
+        for text, fraction in gauges:
+            st.progress(fraction, text)
 
 
 def solve(study, wanted, remembered):
@@ -269,7 +257,7 @@ def points_section(study, remembered, allocation, full):
         )
     points = [point for point in remembered.points.values() if point.name != "full precision"]
     common.chart(
-        figures.measured_points(points, full and full.evaluation, allocation.cost, measure_name),
+        figures.measured_points(points, full, allocation.cost, measure_name),
         f"{measure_name} against average bits for {len(points)} settings measured in this session.",
         figures.measured_frame(points),
         f"{study.model.name} measured",
@@ -280,8 +268,8 @@ def points_section(study, remembered, allocation, full):
     )
 
 
-def download(study, allocation, point):
-    document = figures.recipe(study.model.name, study.settings.recipe, allocation, point.evaluation if point else None)
+def download(study, allocation, evaluation):
+    document = figures.recipe(study.model.name, study.settings.recipe, allocation, evaluation)
     st.download_button(
         "Allocation as JSON recipe",
         json.dumps(document, indent=2),
@@ -328,7 +316,8 @@ def main():
     ):
         study = common.study()
         wanted = controls(study)
-        numbers = st.grid(min_column_width=165)
+        costs = st.container()
+        numbers = st.grid(min_column_width=190)
         status = st.container()
         waiting = st.empty()
         waiting.info("The first allocation appears once the importance and sensitivity of all layers are known.")
@@ -344,55 +333,76 @@ def main():
             return
         if not fits:
             st.caption("Below is the last allocation that fitted its budget.")
-        show(study, wanted, remembered, allocation, importance.mean, sensitivity, numbers, status)
+        show(study, wanted, remembered, allocation, importance.mean, sensitivity, numbers, costs, status)
 
 
-def show(study, wanted, remembered, allocation, importance, sensitivity, numbers, status):
+def show(study, wanted, remembered, allocation, importance, sensitivity, numbers, costs, status):
     uniform = study.uniform_beside(allocation.budget, wanted["gamma"])
     full = study.allocation(dict.fromkeys(allocation.bits, FULL_PRECISION))
+    settings = {"mixed": allocation, "uniform": uniform, "full precision": full}
     titles = {
-        "mixed": f"Mixed {allocation.cost.average_bits:.2f} bits",
+        "mixed": "Mixed bits",
         "uniform": f"Uniform {round(uniform.cost.average_bits)} bits" if uniform else "No uniform fits",
         "full precision": "Full precision",
     }
-    settings = {"full precision": full, "mixed": allocation, "uniform": uniform}
+    show_gauges(costs, figures.gauges(study.layers, allocation, full.cost))
     with numbers:
-        places = {name: st.empty() for name in ("size", "bitops", *titles)}
-    left, right = st.columns([11, 9], gap="medium")
-    with right:
-        beside = st.empty()
-        st.markdown(figures.changes(allocation.bits, remembered.previous))
-    show_costs(places["size"], places["bitops"], allocation.cost, full.cost)
+        harm = st.empty()
+        places = {name: st.empty() for name in titles}
+    number(
+        harm,
+        "Predicted harm",
+        f"{allocation.harm:.3g}",
+        f"uniform {uniform.harm:.3g}" if uniform else "no uniform fits",
+        "Σ Ω^γ · Λ over all layers, from calibration images: what the allocation minimises. Smaller is better.",
+    )
+    shown = {name: point and point.evaluation for name, point in measured_so_far(remembered, settings).items()}
+    for name, found in shown.items():
+        show_measured(places[name], titles[name], found, "–" if settings[name] is None else "not measured yet")
 
-    def refresh(label=None, partial_evaluation=None):
-        columns = {}
-        for name, setting in settings.items():
-            point = setting and remembered.measured(setting)
-            found = partial_evaluation if name == label else point and point.evaluation
-            show_measured(places[name], titles[name], found, "–" if setting is None else "not measured yet")
-            columns[titles[name]] = setting and (setting.cost, setting.harm, found)
+    st.subheader("Bits of every layer", anchor=False)
+    common.chart(
+        figures.bits_grid(
+            study.layers, allocation.bits, remembered.previous, importance, sensitivity, wanted["pinned"]
+        ),
+        f"Bits per layer of the mixed allocation, {allocation.cost.average_bits:.2f} on average.",
+        figures.allocation_frame(study.layers, allocation.bits, importance, sensitivity),
+        f"{study.model.name} allocation",
+    )
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        st.subheader("Beside uniform bits", anchor=False)
+        beside = st.empty()
+        download(study, allocation, shown["mixed"])
+    with right:
+        st.subheader("What changed", anchor=False)
+        st.markdown(figures.changes(allocation.bits, remembered.previous))
+
+    def compare():
+        columns = {
+            titles[name]: setting and (setting.cost, setting.harm, shown[name]) for name, setting in settings.items()
+        }
         beside.markdown(figures.comparison(columns))
 
-    refresh()
-    with left:
-        st.markdown("**Bits of every layer**, the network from top to bottom")
-        common.chart(
-            figures.bits_grid(
-                study.layers, allocation.bits, remembered.previous, importance, sensitivity, wanted["pinned"]
-            ),
-            f"Bits per layer of the mixed allocation, {allocation.cost.average_bits:.2f} on average.",
-            figures.allocation_frame(study.layers, allocation.bits, importance, sensitivity),
-            f"{study.model.name} allocation",
-        )
-        download(study, allocation, remembered.measured(allocation))
-    points_section(study, remembered, allocation, remembered.measured(full))
+    def refresh(name, found):
+        if name in shown:
+            shown[name] = found
+            show_measured(places[name], titles[name], found)
+            compare()
+
+    compare()
+    points_section(study, remembered, allocation, shown["full precision"])
     method(sensitivity)
     with status:
-        wanted_settings = [(name, name, settings[name]) for name in ("full precision", "mixed", "uniform")]
+        queue = [(name, name, settings[name]) for name in ("full precision", "mixed", "uniform")]
         if remembered.uniforms:
-            wanted_settings += [(f"uniform {bits} bits", "uniform", study.uniform(bits)) for bits in BIT_WIDTHS]
-        if measure(study, remembered, wanted_settings, refresh):
+            queue += [(f"uniform {bits} bits", "uniform", study.uniform(bits)) for bits in BIT_WIDTHS]
+        if measure(study, remembered, queue, refresh):
             st.rerun()
+
+
+def measured_so_far(remembered, settings):
+    return {name: setting and remembered.measured(setting) for name, setting in settings.items()}
 
 
 main()

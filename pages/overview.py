@@ -89,6 +89,7 @@ def table(study):
         frame,
         hide_index=True,
         height=320,
+        placeholder="–",
         alt="Table of the quantized layers with their parameters, MACs and shapes.",
         column_config={
             "layer": st.column_config.TextColumn(width="medium", help="timm's module name."),

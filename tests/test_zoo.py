@@ -198,7 +198,7 @@ class Writes:
 
 def test_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "trap.pth"
-    trap.write_bytes(pickle.dumps(Writes(tmp_path / "proof")))
+    trap.write_bytes(pickle.dumps(Writes(tmp_path / "proof"), protocol=2))
     with pytest.raises(ModelError, match="cannot be read as plain weights"):
         load_model("digits_swin", trap)
     assert not (tmp_path / "proof").exists()

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
-from mixqvit.costs import Cost, bitops, code_bytes
+from mixqvit.costs import Cost, bitops, code_bytes, uniform_bitops
 from mixqvit.figures.grid import blocks_by_kinds, layer_frame
 from mixqvit.figures.overview import megabytes, percent
 from mixqvit.figures.style import BIT_COLOURS, bit_scale, finish
@@ -26,6 +26,7 @@ __all__ = [
     "bits_grid",
     "changes",
     "comparison",
+    "gauges",
     "measured_frame",
     "measured_points",
     "non_monotone",
@@ -140,6 +141,39 @@ def non_monotone(sensitivity: Mapping[str, Mapping[int, float]]) -> list[str]:
         if any(later > earlier for earlier, later in pairwise(ordered)):
             rising.append(name)
     return rising
+
+
+def gauges(layers: Sequence[Layer], allocation: "Allocation", full: Cost) -> list[tuple[str, float]]:
+    """Return the costs of an allocation in words, each with the fraction used of what is allowed.
+
+    Without a ceiling, the fraction is that of full precision.
+
+    Args:
+        layers: The table of layers.
+        allocation: Bits per layer with their cost and budget.
+        full: Cost of full precision.
+    """
+    budget, spent = allocation.budget, allocation.cost
+    caps = [] if budget.bitops is None else [budget.bitops]
+    if budget.average_bits is not None and budget.cap_bitops:
+        caps.append(uniform_bitops(layers, budget.average_bits))
+    return [
+        _gauge("Average bits", spent.average_bits, budget.average_bits, full.average_bits, "{:.2f}"),
+        _gauge(
+            "Model size", spent.size_bytes / 1e6, _scaled(budget.size_bytes, 1e6), full.size_bytes / 1e6, "{:.3f} MB"
+        ),
+        _gauge("BitOps", spent.bitops / 1e9, _scaled(min(caps, default=None), 1e9), full.bitops / 1e9, "{:.3f} G"),
+    ]
+
+
+def _scaled(amount: float | None, unit: float) -> float | None:
+    return None if amount is None else amount / unit
+
+
+def _gauge(name: str, spent: float, ceiling: float | None, full: float, form: str) -> tuple[str, float]:
+    if ceiling is None:
+        return f"{name} **{form.format(spent)}**, {percent(spent / full)} of full precision", spent / full
+    return f"{name} **{form.format(spent)}** of {form.format(ceiling)} allowed", min(spent / ceiling, 1.0)
 
 
 def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | None]) -> str:

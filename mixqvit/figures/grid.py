@@ -59,8 +59,8 @@ def blocks_by_kinds(
     places = cells(layers)
     rows = list(dict.fromkeys(row for row, _ in places.values()))
     columns = sorted({column for _, column in places.values()}, key=_column_order)
-    blank = [[None] * len(columns) for _ in rows]
-    numbers, texts, hovers = ([list(row) for row in blank] for _ in range(3))
+    numbers = [[None] * len(columns) for _ in rows]
+    texts, hovers = ([[""] * len(columns) for _ in rows] for _ in range(2))
     for layer in layers:
         if layer.name in values:
             row, column = rows.index(places[layer.name][0]), columns.index(places[layer.name][1])

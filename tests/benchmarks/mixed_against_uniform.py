@@ -41,7 +41,6 @@ def show(model: str, bits: str, allocation: Allocation | None, measured: Evaluat
     print(
         "| " + " | ".join((model, bits, *costs, top1, f"{100 * measured.agreement:.1f}", f"{measured.kl:.4f}")) + " |"
     )
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

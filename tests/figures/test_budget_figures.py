@@ -82,6 +82,21 @@ def test_comparison_never_shows_a_number_that_was_not_measured(layers):
     assert rows["Average bits"][0] == f"{settings.average_bits:.2f}"
 
 
+def test_gauges_measure_against_the_ceiling_or_full_precision(layers):
+    full = cost(layers, dict.fromkeys(BITS, (32, 32)), 10)
+    spent = cost(layers, BITS, 10)
+    bits, size, bitops = figures.gauges(layers, Allocation(BITS, 0.5, spent, Budget(average_bits=10.0)), full)
+    assert bits[1] == pytest.approx(spent.average_bits / 10)
+    assert "of 10.00 allowed" in bits[0]
+    assert size[1] == pytest.approx(spent.size_bytes / full.size_bytes)
+    assert "of full precision" in size[0]
+    uniform_ten = 640 * 10 * 8 + (320 + 1280 + 32) * 10 * 10
+    assert bitops[1] == pytest.approx(spent.bitops / uniform_ten)
+    budget = Budget(average_bits=10.0, bitops=1e5, cap_bitops=False)
+    *_, bitops = figures.gauges(layers, Allocation(BITS, 0.5, spent, budget), full)
+    assert bitops[1] == pytest.approx(spent.bitops / 1e5)
+
+
 def test_non_monotone_names_layers_whose_curve_rises():
     curves = {"falls": {2: 3.0, 3: 2.0, 4: 2.0}, "rises": {4: 1.5, 2: 3.0, 3: 1.0}}
     assert figures.non_monotone(curves) == ["rises"]

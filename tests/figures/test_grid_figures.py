@@ -83,3 +83,8 @@ def test_frame_has_one_row_per_layer_in_network_order(layers):
     assert frame.loc[8, "bits"] == 4
     assert frame["bits"].isna().sum() == len(layers) - 1
     assert frame["block"].tolist()[1] == 0
+
+
+def test_blank_cells_print_nothing(layers):
+    heatmap = draw(layers, {"head": 3.0}).data[0]
+    assert {text for row in heatmap.text for text in row} == {"", "3"}

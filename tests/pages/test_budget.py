@@ -47,11 +47,11 @@ def test_moving_the_budget_shows_the_new_allocation_and_its_own_accuracy(page, s
     allocation = study.allocate(average_bits=2.5)
     measured = study.evaluate(allocation)
     shown = numbers(page)
-    assert shown["Model size"] == megabytes(allocation.cost.size_bytes) != before["Model size"]
-    assert shown[f"Mixed {allocation.cost.average_bits:.2f} bits"] == percent(measured.top1)
-    assert shown["Uniform 2 bits"] == percent(study.evaluate(2).top1)
-    assert shown["Full precision"] == percent(study.evaluate(32).top1)
-    assert f"{allocation.harm:.3g}" in comparison(page)
+    assert shown["Predicted harm"] == f"{allocation.harm:.3g}" != before["Predicted harm"]
+    assert shown["Top-1, mixed bits"] == percent(measured.top1)
+    assert shown["Top-1, uniform 2 bits"] == percent(study.evaluate(2).top1)
+    assert shown["Top-1, full precision"] == percent(study.evaluate(32).top1)
+    assert megabytes(allocation.cost.size_bytes) in comparison(page)
     assert any("fewer bits" in element.value for element in page.markdown)
 
 
