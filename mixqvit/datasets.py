@@ -67,10 +67,10 @@ class Images:
             digest.update(np.ascontiguousarray(self.labels.numpy()))
         return digest.hexdigest()
 
-    def display(self) -> Tensor:
-        """Returns the images as a screen shows them, `[N, H, W, C]`, 0 to 1, the normalization undone."""
+    def display(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Returns images `start` to `stop` as a screen shows them, `[N, H, W, C]`, 0 to 1, normalization undone."""
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
-        return (self.pixels * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+        return (self.pixels[start:stop] * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
     def subset(self, count: int) -> "Images":
         """Returns the first `count` images (all of them where there are fewer).

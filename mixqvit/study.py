@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixqvit import outliers
 from mixqvit.allocation import Allocation, Budget, allocate, largest_uniform, predicted_harm
-from mixqvit.bits import BIT_WIDTHS, Bits, BitsPerLayer, resolve_bits
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.costs import cost
 from mixqvit.datasets import load_images
 from mixqvit.errors import CalibrationError, ImageError, MixQViTError
@@ -71,7 +71,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long stage is.
+    """How far a long stage is. A stage that needs another one first reports that one's steps, without results.
 
     Attributes:
         done: Finished pieces, those found in the store included.
@@ -229,7 +229,7 @@ class Study:
             raise MixQViTError(f"There is no class {target}; they are numbered 0 to {self.graph.classes - 1}.")
         found = propagate(self.graph, pixels, target, rules=self.settings.rules, keep=())
         return ImageRelevance(
-            image=images.display()[index].numpy(),
+            image=images.display(index, index + 1)[0].numpy(),
             name=images.names[index],
             label=None if images.labels is None else int(images.labels[index]),
             predicted=predicted,
@@ -284,9 +284,7 @@ class Study:
         total = len(applicable) * len(BIT_WIDTHS)
         if len(harms) < total:
             if "calibration" not in self._memory:
-                yield from (
-                    replace(step, done=len(harms), total=total, result=None) for step in self.calibration_steps()
-                )
+                yield from (replace(step, result=None) for step in self.calibration_steps())
             calibration = self.calibration()
             for cell in sensitivity_steps(calibration, self._analysis_pixels, operands, finished=set(harms)):
                 self.store.put(key, f"{cell.layer}@{cell.bits}", cell.harm)
@@ -367,11 +365,13 @@ class Study:
         images = self.evaluation_images
         total = len(images)
         if so_far is None or so_far.images < total:
-            if "calibration" not in self._memory:
-                yield from (replace(step, done=0, total=total, result=None) for step in self.calibration_steps())
-            quantized = quantize(self.calibration(), resolved)
+            predict = self.graph
+            if any(pair != (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
+                if "calibration" not in self._memory:
+                    yield from (replace(step, result=None) for step in self.calibration_steps())
+                predict = quantize(self.calibration(), resolved)
             reference = self._reference_logits()
-            batches = evaluate_steps(quantized, images.pixels, images.labels, reference, finished=so_far)
+            batches = evaluate_steps(predict, images.pixels, images.labels, reference, finished=so_far)
             for so_far in batches:
                 self.store.put(key, item, asdict(so_far))
                 yield Progress(so_far.images, total, f"{so_far.images} of {total} images", so_far)
@@ -413,6 +413,14 @@ class Study:
         return self._remembered(
             ("channels", layer, bits), lambda: outliers.channel_ranges(self.calibration(), found, pixels, bits)
         )
+
+    def outlier_steps(self, bits: int) -> Iterator[Progress]:
+        """Measure the channels of every post-LayerNorm layer; every `result` is the widest over the median so far."""
+        layers = self.post_layer_norm_layers
+        widest: dict[str, float] = {}
+        for done, layer in enumerate(layers, 1):
+            widest[layer.name] = self.channel_ranges(layer.name, bits).max_to_median
+            yield Progress(done, len(layers), f"channels of {layer.name}", dict(widest))
 
     @property
     def post_layer_norm_layers(self) -> tuple[Layer, ...]:

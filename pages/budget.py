@@ -14,6 +14,8 @@ from pages import common
 
 DEFAULTS = {"average_bits": 4.0, "gamma": 1.0, "size_mb": None, "bitops_g": None, "cap_bitops": True}
 
+STATUS_HEIGHT = 56  # pixels, reserved for the progress bar so that nothing below it moves
+
 
 @dataclass
 class Memory:
@@ -62,30 +64,29 @@ def reset_pins(model):
 def controls(study):
     """Everything a person chooses; returns the arguments of `study.allocate`."""
     with st.container(border=True):
-        with st.container(horizontal=True, vertical_alignment="bottom"):
-            average_bits = st.slider(
-                "Budget: average bits per weight",
-                float(BIT_WIDTHS[0]),
-                float(BIT_WIDTHS[-1]),
-                DEFAULTS["average_bits"],
-                0.1,
-                format="%.1f",
-                key="average_bits",
-                bind="query-params",
-                help="Weight bits per quantized weight, averaged over all weights: a ceiling, never exceeded.",
-            )
-            gamma = st.slider(
-                "γ: weight of importance",
-                0.0,
-                2.0,
-                DEFAULTS["gamma"],
-                0.25,
-                key="gamma",
-                bind="query-params",
-                width=200,
-                help="Exponent of the importance Ω in the predicted harm: 0 is sensitivity alone, 1 is Mix-QViT.",
-            )
-            st.button("Reset", icon=":material/undo:", on_click=reset, args=(study.model.name,))
+        left, middle, right = st.columns([10, 5, 3], vertical_alignment="bottom", gap="medium")
+        average_bits = left.slider(
+            "Budget: average bits per weight",
+            float(BIT_WIDTHS[0]),
+            float(BIT_WIDTHS[-1]),
+            DEFAULTS["average_bits"],
+            0.1,
+            format="%.1f",
+            key="average_bits",
+            bind="query-params",
+            help="Weight bits per quantized weight, averaged over all weights: a ceiling, never exceeded.",
+        )
+        gamma = middle.slider(
+            "γ: weight of importance",
+            0.0,
+            2.0,
+            DEFAULTS["gamma"],
+            0.25,
+            key="gamma",
+            bind="query-params",
+            help="Exponent of the importance Ω in the predicted harm: 0 is sensitivity alone, 1 is Mix-QViT.",
+        )
+        right.button("Reset", icon=":material/undo:", on_click=reset, args=(study.model.name,), width="stretch")
         with st.expander("More ceilings, pinned layers"):
             left, right = st.columns([2, 3], gap="medium")
             with left:
@@ -146,6 +147,7 @@ def pins(study):
         figures.pin_frame(study.layers, pinned),
         hide_index=True,
         height=230,
+        placeholder="–",
         key=f"pins {model} {st.session_state.get('pins edited', 0)}",
         disabled=["layer", "kind"],
         column_config={
@@ -197,29 +199,32 @@ def show_measured(place, label, evaluation, waiting="not measured yet"):
 
 
 def show_gauges(place, gauges):
-    with place, st.grid(min_column_width=230):
+    with place, st.grid(3, min_column_width=230):
         for text, fraction in gauges:
             st.progress(fraction, text)
 
 
 def solve(study, wanted, remembered):
-    """The allocation to show and whether it fits the budget; the last one that fitted where none does."""
+    """The allocation to show: the best within the budget; the last one that fitted where none does, None at first."""
     try:
         remembered.show(study.allocate(**wanted))
     except InfeasibleBudgetError as error:
-        st.warning(str(error), icon=":material/block:")
-        return remembered.allocation, False
-    return remembered.allocation, True
+        known = remembered.allocation is not None
+        st.warning(
+            f"{error} " + ("Below is the last allocation that fitted its budget." if known else "Raise it to go on."),
+            icon=":material/block:",
+        )
+    return remembered.allocation
 
 
-def measure(study, remembered, settings, show):
-    """Measure what is not measured yet, one setting after the other; returns whether anything new is known.
+def measure(study, remembered, queue, show):
+    """Measure the settings that are not measured yet, one after the other; returns whether all of them are.
 
     A control that is moved meanwhile interrupts this: Streamlit stops the script at the next update of the progress
-    bar, and every finished batch is saved.
+    bar, and every finished batch is saved. (A fragment would not do: its reruns wait for the running script.)
     """
     new = False
-    for label, name, allocation in settings:
+    for label, name, allocation in queue:
         if allocation is None or remembered.measured(allocation):
             continue
         found = common.run(
@@ -228,12 +233,12 @@ def measure(study, remembered, settings, show):
             lambda step, label=label: show(label, step.result),
         )
         if found is None:
-            return new
-        point = figures.MeasuredPoint(name, allocation.cost, allocation.harm, found)
-        remembered.points[_key(allocation)] = point
-        show(label, found)
+            return False
+        remembered.points[_key(allocation)] = figures.MeasuredPoint(name, allocation.cost, allocation.harm, found)
         new = True
-    return new
+    if new:
+        st.rerun()  # so that figure, table and download, drawn before, show what is known now
+    return True
 
 
 def points_section(study, remembered, allocation, full):
@@ -316,9 +321,10 @@ def main():
     ):
         study = common.study()
         wanted = controls(study)
+        message = st.container()
         costs = st.container()
-        numbers = st.grid(min_column_width=190)
-        status = st.container()
+        numbers = st.grid(4, min_column_width=165)
+        status = st.container(height=STATUS_HEIGHT, border=False)
         waiting = st.empty()
         waiting.info("The first allocation appears once the importance and sensitivity of all layers are known.")
         importance = common.run("Relevance", study.relevance_steps)
@@ -327,12 +333,10 @@ def main():
             return
         waiting.empty()
         remembered = memory(study)
-        allocation, fits = solve(study, wanted, remembered)
+        with message:
+            allocation = solve(study, wanted, remembered)
         if allocation is None:
-            st.info("Loosen a ceiling or unpin a layer: no allocation has fitted yet.")
             return
-        if not fits:
-            st.caption("Below is the last allocation that fitted its budget.")
         show(study, wanted, remembered, allocation, importance.mean, sensitivity, numbers, costs, status)
 
 
@@ -398,7 +402,10 @@ def show(study, wanted, remembered, allocation, importance, sensitivity, numbers
         if remembered.uniforms:
             queue += [(f"uniform {bits} bits", "uniform", study.uniform(bits)) for bits in BIT_WIDTHS]
         if measure(study, remembered, queue, refresh):
-            st.rerun()
+            st.caption(
+                f"All measured on {len(study.evaluation_images)} evaluation images, which no choice has seen. "
+                "Quantization is simulated in floating point: the bits saved are real, the speed is not."
+            )
 
 
 def measured_so_far(remembered, settings):

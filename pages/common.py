@@ -17,11 +17,35 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_UPDATES = 0.1
 
 
+def navigation() -> Any:
+    """Declare the pages; returns the one to run."""
+    return st.navigation(
+        [
+            st.Page("pages/overview.py", title="Overview", icon=":material/home:", default=True),
+            st.Page("pages/relevance.py", title="Relevance", icon=":material/visibility:"),
+            st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/show_chart:"),
+            st.Page("pages/budget.py", title="Budget", icon=":material/tune:"),
+            st.Page("pages/outliers.py", title="Outliers", icon=":material/bar_chart:"),
+        ]
+    )
+
+
 @contextmanager
 def page(title: str, sentences: str) -> Iterator[None]:
     """Show the page's title and its two sentences; show a MixQViTError as a message, never a traceback."""
+    if "model" not in st.session_state:
+        # Until the first st.navigation of a server, Streamlit runs files in a folder called pages without app.py.
+        navigation()
+        st.rerun()
     st.title(title)
     st.markdown(sentences)
+    with errors():
+        yield
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Show a MixQViTError as a message. Fragments need their own: they rerun without the page around them."""
     try:
         yield
     except MixQViTError as error:
@@ -90,11 +114,12 @@ def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["P
     result = None
     bar = None
     started = last_update = time.monotonic()
-    first_done = None
+    first_done = phase_total = None
     for step in steps():
-        first_done = step.done if first_done is None else first_done
         result = step.result if step.result is not None else result
         now = time.monotonic()
+        if step.total != phase_total:  # a stage that needs another one first reports that one's steps before its own
+            first_done, phase_total, started = step.done, step.total, now
         if step.done == step.total or now - last_update < SECONDS_BETWEEN_UPDATES:
             continue
         last_update = now

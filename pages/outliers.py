@@ -183,7 +183,7 @@ def overview(study, bits: int) -> None:
         help="Takes a few seconds the first time.",
     ):
         return
-    widest = common.run("Widest channels", lambda: survey(study, bits))
+    widest = common.run("Widest channels", lambda: study.outlier_steps(bits))
     if widest is None:
         return
     common.chart(
@@ -193,17 +193,6 @@ def overview(study, bits: int) -> None:
         f"{study.model.name} widest channels",
     )
     st.caption(f"Dashed: {figures.OUTLIER_TIMES:g} times the median, above which a channel is called an outlier here.")
-
-
-def survey(study, bits: int):
-    """Measure the channels of every layer, one at a time."""
-    from mixqvit.study import Progress
-
-    layers = study.post_layer_norm_layers
-    widest = {}
-    for done, layer in enumerate(layers, 1):
-        widest[layer.name] = study.channel_ranges(layer.name, bits).max_to_median
-        yield Progress(done, len(layers), f"channels of {layer.name}", dict(widest))
 
 
 def texts() -> None:

@@ -27,7 +27,7 @@ def fact(place, label, value, below, help_text=None):
 
 def facts(study, full_bytes):
     """The model in numbers; returns the place where the measured accuracy goes."""
-    with st.grid(min_column_width=190):
+    with st.grid(4, min_column_width=190):
         fact(st, "Model", study.model.name, type(study.model.module).__name__)
         fact(
             st,

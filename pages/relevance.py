@@ -1,6 +1,5 @@
 import streamlit as st
 
-from mixqvit.errors import MixQViTError
 from mixqvit.figures import relevance as figures
 from pages import common
 
@@ -82,10 +81,8 @@ def texts() -> None:
 @st.fragment
 def image_section(study) -> None:
     st.subheader("One image")
-    try:
+    with common.errors():
         show_explained(study)
-    except MixQViTError as error:  # a fragment reruns by itself, without the page around it
-        st.error(str(error), icon=":material/error:")
 
 
 def image_controls(study) -> tuple[int, int | str, int | str]:
@@ -144,7 +141,7 @@ def reset_image() -> None:
 def samples(study, index: int) -> None:
     images = study.evaluation_images
     first = index - index % SAMPLES
-    pictures = images.display()[first : first + SAMPLES].numpy()
+    pictures = images.display(first, first + SAMPLES).numpy()
     with st.container(horizontal=True, gap="small"):
         for position, picture in enumerate(pictures, first):
             with st.container(width=64, gap="xsmall"):

@@ -4,7 +4,7 @@ from mixqvit.bits import BIT_WIDTHS
 from mixqvit.figures import sensitivity as figures
 from pages import common
 
-OPERANDS = {"both": "weights and activations", "weights": "weights only", "activations": "activations only"}
+OPERANDS = ("both", "weights", "activations")
 DEFAULTS = {"operands": "both", "harm_scale": "log", "harm_bits": 3, "kinds": [], "blocks": [], "highlight": None}
 
 
@@ -30,10 +30,9 @@ def controls(study):
     with st.container(horizontal=True, vertical_alignment="bottom"):
         operands = st.segmented_control(
             "Quantized operands",
-            list(OPERANDS),
+            OPERANDS,
             default=DEFAULTS["operands"],
             required=True,
-            format_func=OPERANDS.get,
             key="operands",
             bind="query-params",
             help="Both inputs of the layer's multiplication, or one of them; an attention product has no weights, both "
@@ -79,7 +78,7 @@ def controls(study):
 
 def sweep(study, operands: str, logarithmic: bool, shown, highlighted: str | None):
     """Measure, with live curves; returns Λ as far as measured and whether all of it is."""
-    name = "Sensitivity" if operands == "both" else f"Sensitivity ({OPERANDS[operands]})"
+    name = "Sensitivity" if operands == "both" else f"Sensitivity ({operands} only)"
     progress = st.container()
     slot = st.empty()
     drawn = ""
@@ -110,7 +109,7 @@ def sweep(study, operands: str, logarithmic: bool, shown, highlighted: str | Non
     with slot.container():
         common.chart(
             figures.harm_curves(shown, harms, logarithmic, highlighted),
-            f"Harm against bits, one curve per layer of {study.model.name}, {OPERANDS[operands]} quantized",
+            f"Harm against bits, one curve per layer of {study.model.name}, operands quantized: {operands}",
             figures.harm_frame(shown, harms),
             f"{study.model.name} sensitivity {operands}",
         )

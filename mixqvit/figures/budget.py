@@ -46,6 +46,8 @@ _COLOURS = {"mixed": "#0072b2", "uniform": "#e69f00"}
 _SYMBOLS = {"mixed": "circle", "uniform": "square"}
 _LINES = "#7f8a92"
 _PINNED = "pinned bits"
+_WAITING = "…"
+_NO_BREAK = "\u00a0"
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,8 @@ def changes(bits: Mapping[str, Bits], previous: Mapping[str, Bits] | None) -> st
     moved = {name: (previous[name][0], pair[0]) for name, pair in bits.items() if previous[name][0] != pair[0]}
     if not moved:
         return "No layer changed against the previous position."
-    more = [f"`{name}` {then} → {now}" for name, (then, now) in moved.items() if now > then]
-    fewer = [f"`{name}` {then} → {now}" for name, (then, now) in moved.items() if now < then]
+    more = [f"`{name}`{_NO_BREAK}{then}→{now}" for name, (then, now) in moved.items() if now > then]
+    fewer = [f"`{name}`{_NO_BREAK}{then}→{now}" for name, (then, now) in moved.items() if now < then]
     groups = [("▲ more bits", more), ("▼ fewer bits", fewer)]
     return "\n\n".join(f"**{title} ({len(names)}):** {', '.join(names)}" for title, names in groups if names)
 
@@ -186,27 +188,28 @@ def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | N
     rows = {
         "Average bits": lambda cost, harm, found: f"{cost.average_bits:.2f}",
         "Model size": lambda cost, harm, found: megabytes(cost.size_bytes),
-        "weights only": lambda cost, harm, found: megabytes(cost.weight_bytes),
+        "Weights only": lambda cost, harm, found: megabytes(cost.weight_bytes),
         "BitOps": lambda cost, harm, found: f"{cost.bitops / 1e9:.3f} G",
         "Predicted harm": lambda cost, harm, found: f"{harm:.3g}",
-        "Top-1 accuracy": lambda cost, harm, found: _measured(found, "top1", "interval"),
-        "Agreement": lambda cost, harm, found: _measured(found, "agreement", "agreement_interval"),
-        "KL divergence": lambda cost, harm, found: "…" if found is None else f"{found.kl:.3g} nats",
+        "Top-1 accuracy": lambda cost, harm, found: _fraction(found and found.top1),
+        "its 95 % interval": lambda cost, harm, found: _interval(found and found.interval),
+        "Agreement": lambda cost, harm, found: _fraction(found and found.agreement),
+        "its 95 % interval ": lambda cost, harm, found: _interval(found and found.agreement_interval),
+        "KL divergence": lambda cost, harm, found: _WAITING if found is None else f"{found.kl:.3g} nats",
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for title, write in rows.items():
         entries = ["–" if column is None else write(*column) for column in columns.values()]
         lines.append(f"| {title} | " + " | ".join(entries) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines).replace("95 % ", f"95{_NO_BREAK}%{_NO_BREAK}")
 
 
-def _measured(found: "Evaluation | None", value: str, interval: str) -> str:
-    if found is None:
-        return "…"
-    if getattr(found, value) is None:
-        return "no labels"
-    lowest, highest = getattr(found, interval)
-    return f"{percent(getattr(found, value))} ({100 * lowest:.1f}–{100 * highest:.1f})"
+def _fraction(value: float | None) -> str:
+    return _WAITING if value is None else percent(value)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return _WAITING if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def measured_points(

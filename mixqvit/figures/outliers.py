@@ -170,7 +170,7 @@ def _channel_grid(figure: go.Figure, frame: pd.DataFrame) -> None:
             x=frame["place"],
             y=frame[column],
             mode="markers",
-            marker={"symbol": "line-ew", "size": 7, "line": {"width": 2, "color": _GRID}},
+            marker={"symbol": "line-ew", "size": 5, "line": {"width": 2, "color": _GRID}},
             customdata=frame["channel"],
             hovertemplate=f"channel %{{customdata}}: {column} %{{y:.4g}}<extra></extra>",
         )

@@ -70,7 +70,7 @@ def megabytes(size_bytes: float) -> str:
 
 def percent(fraction: float, digits: int = 1) -> str:
     """Write a fraction in percent, with the space that the unit takes."""
-    return f"{100 * fraction:.{digits}f} %"
+    return f"{100 * fraction:.{digits}f}\u00a0%"
 
 
 def accuracy(evaluation: "Evaluation") -> tuple[str, str]:

@@ -199,19 +199,21 @@ def probability_bars(found: "ImageRelevance", names: Sequence[str]) -> go.Figure
     """Draw the probabilities of the likeliest classes, the true and the explained one always among them."""
     frame = probability_frame(found, names)
     frame = frame[frame["shown"]]
-    colours = ["#0072b2" if role.endswith("explained") else "#9aa5ab" for role in frame["role"]]
+    names, values, roles = (frame[column].tolist() for column in ("class", "probability", "role"))
     bars = go.Bar(
         orientation="h",
-        x=frame["probability"],
-        y=frame["class"],
-        marker={"color": colours},
-        text=[f"{value:.1%} {role}".strip() for value, role in zip(frame["probability"], frame["role"], strict=True)],
+        x=values,
+        y=[f"▸ {name}" if "explained" in role else name for name, role in zip(names, roles, strict=True)],
+        marker={"color": ["#0072b2" if "explained" in role else "#9aa5ab" for role in roles]},
+        text=[f"{value:.1%}{' ✓' if 'true' in role else ''}" for value, role in zip(values, roles, strict=True)],
         textposition="auto",
-        customdata=frame["role"],
-        hovertemplate="<b>%{y}</b> %{customdata}<br>probability %{x:.4f}<extra></extra>",
+        customdata=list(zip(names, roles, strict=True)),
+        hovertemplate="<b>%{customdata[0]}</b> %{customdata[1]}<br>probability %{x:.4f}<extra></extra>",
     )
     margin = {"l": 5, "r": 5, "t": 34, "b": 10}
-    figure = finish(go.Figure(bars), _PANEL_HEIGHT, title=_title("Class probabilities"), bargap=0.2, margin=margin)
+    figure = finish(
+        go.Figure(bars), _PANEL_HEIGHT, title=_title("Probabilities (▸ explained, ✓ true)"), bargap=0.2, margin=margin
+    )
     figure.update_xaxes(range=[0, 1], tickformat=".0%", nticks=4)
     figure.update_yaxes(type="category", autorange="reversed", dtick=1)
     return figure
@@ -276,7 +278,7 @@ def _title(text: str) -> dict:
 
 
 def _panel(figure: go.Figure, title: str) -> go.Figure:
-    finish(figure, _PANEL_HEIGHT, title=_title(title), margin={"l": 5, "r": 5, "t": 34, "b": 66})
+    finish(figure, _PANEL_HEIGHT, title=_title(title), margin={"l": 5, "r": 5, "t": 34, "b": 70, "autoexpand": False})
     figure.update_xaxes(visible=False, constrain="domain")
     figure.update_yaxes(visible=False, constrain="domain", constraintoward="top")
     return figure

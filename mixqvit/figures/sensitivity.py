@@ -122,7 +122,7 @@ def _curves(layers: Sequence[Layer], harms: Harms, muted: bool) -> go.Scatter:
         line={"color": "#7a868d" if muted else KIND_COLOURS[kind], "width": 1.5},
         marker={"symbol": KIND_SYMBOLS[kind], "size": 7},
         hovertemplate="<b>%{customdata[0]}</b><br>%{x} bits: Λ = %{customdata[1]:.3e} nats<extra></extra>",
-        showlegend=True,
+        showlegend=not muted,
     )
 
 

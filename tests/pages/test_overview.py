@@ -70,9 +70,9 @@ def make_layer(name: str, block: int | None) -> Layer:
 def test_words_name_the_leading_layers_and_block():
     layers = [make_layer("blocks.0.fc1", 0), make_layer("blocks.1.fc1", 1), make_layer("head", None)]
     words = overview.matters_most(layers, {"blocks.0.fc1": 0.2, "blocks.1.fc1": 0.3, "head": 0.5}, count=2)
-    assert "1. `head` 50.0 %\n2. `blocks.1.fc1` 30.0 %" in words
+    assert "1. `head` 50.0\u00a0%\n2. `blocks.1.fc1` 30.0\u00a0%" in words
     assert "`blocks.0.fc1`" not in words
-    assert "Block 1 as a whole carries 30 %; an equal share would be 50 %" in words
+    assert "Block 1 as a whole carries 30\u00a0%; an equal share would be 50\u00a0%" in words
 
 
 def test_words_order_layers_by_their_harm_at_the_fewest_bits():
@@ -83,5 +83,5 @@ def test_words_order_layers_by_their_harm_at_the_fewest_bits():
 
 
 def test_accuracy_falls_back_to_agreement_without_labels():
-    assert overview.accuracy(Evaluation(200, 200, 190, 100, 0.1))[0] == "95.0 %"
-    assert overview.accuracy(Evaluation(200, 200, None, 100, 0.1))[0] == "50.0 %"
+    assert overview.accuracy(Evaluation(200, 200, 190, 100, 0.1))[0] == "95.0\u00a0%"
+    assert overview.accuracy(Evaluation(200, 200, None, 100, 0.1))[0] == "50.0\u00a0%"
