@@ -19,7 +19,7 @@ _HOMES = {
     "Model": "zoo",
     "QuantizedModel": "quantization",
     "Relevance": "relevance",
-    "Settings": "study",
+    "Settings": "records",
     "Store": "store",
     "Study": "study",
     "allocate": "allocation",

@@ -1,35 +1,57 @@
-"""The command line as a user runs it: its own process, its own standard output."""
+"""The command line: documents, tables, exit codes, messages."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from mixqvit.commands import main
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*arguments, cache=None, **environment):
-
-    environment = os.environ | environment | ({"MIXQVIT_CACHE": str(cache)} if cache else {})
-    return subprocess.run(
-        [sys.executable, "-m", "mixqvit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-    )
+@dataclass(frozen=True)
+class Finished:
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def document(*arguments):
-    finished = run(*arguments, "--json")
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+def in_its_own_process(*arguments):
+    command = [sys.executable, "-m", "mixqvit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
-def test_models_lists_the_embedded_ones_without_loading_torch():
+@pytest.fixture
+def run(capfd):
+    """Run a command in this process, which has loaded torch already; capture what reaches the file descriptors."""
+
+    def run(*arguments):
+        capfd.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return Finished(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def document(run):
+    def document(*arguments):
+        finished = run(*arguments, "--json")
+        assert finished.returncode == 0, finished.stderr
+        return json.loads(finished.stdout)
+
+    return document
+
+
+def test_models_lists_the_embedded_ones_without_loading_torch(document):
     code = "import sys, mixqvit.commands as c; c.main(['models']); sys.exit('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0
@@ -38,14 +60,14 @@ def test_models_lists_the_embedded_ones_without_loading_torch():
     assert {model["name"] for model in document("models")["models"]} == {"digits_vit", "digits_deit", "digits_swin"}
 
 
-def test_layers_prints_the_table():
+def test_layers_prints_the_table(run, document):
     found = document("layers", "--model", "digits_vit")
     assert len(found["layers"]) == 38
     assert found["macs"] == sum(layer["macs"] for layer in found["layers"])
     assert "blocks.0.attn.matmul1" in run("layers", "--model", "digits_vit").stdout
 
 
-def test_evaluate_measures_uniform_bits():
+def test_evaluate_measures_uniform_bits(run, document):
     found = document("evaluate", "--model", "digits_vit", "--bits", 4)["measured"]
     low, high = found["top1_interval_95"]
     assert found["images"] == 500
@@ -55,7 +77,26 @@ def test_evaluate_measures_uniform_bits():
 
 @pytest.fixture(scope="module")
 def allocated():
-    return document("allocate", "--model", "digits_vit", "--average-bits", 4, "--evaluate", "--pin", "head=8")
+    """One document on standard output of a real process, whatever the solver prints there."""
+    arguments = ("--model", "digits_vit", "--average-bits", 4, "--evaluate", "--pin", "head=8", "--json")
+    finished = in_its_own_process("allocate", *arguments)
+    assert finished.returncode == 0, finished.stderr
+    return json.loads(finished.stdout)
+
+
+def test_a_process_exits_with_2_on_bad_input():
+    assert in_its_own_process("evaluate", "--model", "digits_vit", "--bits", "four").returncode == 2
+
+
+def test_what_libraries_print_stays_off_standard_output(run, monkeypatch):
+    def noisy():
+        os.write(1, b"printed by a library")
+        return ()
+
+    monkeypatch.setattr("mixqvit.commands.list_models", noisy)
+    finished = run("models", "--json")
+    assert json.loads(finished.stdout) == {"models": []}
+    assert "printed by a library" in finished.stderr
 
 
 def test_allocate_prints_one_document_with_bits_costs_and_measurements(allocated):
@@ -68,7 +109,7 @@ def test_allocate_prints_one_document_with_bits_costs_and_measurements(allocated
     assert uniform["measured"]["images"] == 500
 
 
-def test_allocate_by_size_and_bitops_and_as_tables(allocated):
+def test_allocate_by_size_and_bitops_and_as_tables(run, document, allocated):
     size = allocated["uniform"]["cost"]["size_bytes"] / 1e6
     found = document("allocate", "--model", "digits_vit", "--size-mb", size, "--bitops-g", 0.8)
     assert found["allocation"]["cost"]["size_bytes"] <= size * 1e6
@@ -78,7 +119,7 @@ def test_allocate_by_size_and_bitops_and_as_tables(allocated):
     assert "uniform 4" in text
 
 
-def test_relevance_and_sensitivity_cover_every_layer(allocated):
+def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
     importance = document("relevance", "--model", "digits_vit")["importance"]
     harm = document("sensitivity", "--model", "digits_vit")["harm"]
     assert list(importance) == list(harm) == list(allocated["allocation"]["bits"])
@@ -106,7 +147,7 @@ def test_relevance_and_sensitivity_cover_every_layer(allocated):
         ([], "COMMAND"),
     ],
 )
-def test_bad_input_exits_2_with_one_clear_line(allocated, arguments, message):
+def test_bad_input_exits_2_with_one_clear_line(run, allocated, arguments, message):
     finished = run(*arguments)
     assert finished.returncode == 2
     assert finished.stdout == ""
@@ -115,14 +156,15 @@ def test_bad_input_exits_2_with_one_clear_line(allocated, arguments, message):
     assert "Traceback" not in line
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+def test_a_cache_that_cannot_be_written_is_named(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    finished = run("evaluate", "--model", "digits_vit", "--bits", 4, cache=tmp_path / "file" / "cache")
+    monkeypatch.setenv("MIXQVIT_CACHE", str(tmp_path / "file" / "cache"))
+    finished = run("evaluate", "--model", "digits_vit", "--bits", 4)
     assert finished.returncode == 2
     assert "MIXQVIT_CACHE" in finished.stderr
 
 
-def test_a_truncated_checkpoint_is_refused(tmp_path):
+def test_a_truncated_checkpoint_is_refused(run, tmp_path):
     file = tmp_path / "weights.safetensors"
     file.write_bytes((ROOT / "assets" / "digits_vit.safetensors").read_bytes()[:100_000])
     finished = run("evaluate", "--model", "digits_vit", "--checkpoint", file, "--bits", 4)
@@ -133,7 +175,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "command", ["", "models", "layers", "relevance", "sensitivity", "allocate", "evaluate", "train-embedded"]
 )
-def test_every_command_has_help(command):
+def test_every_command_has_help(run, command):
     finished = run(*filter(None, [command]), "--help")
     assert finished.returncode == 0
     assert "usage: python -m mixqvit" in finished.stdout
