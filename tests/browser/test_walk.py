@@ -14,7 +14,13 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("Overview", "Relevance", "Sensitivity", "Budget", "Outliers")
+HEADINGS = {
+    "Overview": "Mix-QViT explorer",
+    "Relevance": "Relevance",
+    "Sensitivity": "Sensitivity",
+    "Budget": "Budget",
+    "Outliers": "Outliers",
+}
 MINUTES = 60_000
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -62,14 +68,25 @@ def page(browser, server):
 
 def open_page(page: Page, name: str) -> None:
     page.get_by_test_id("stSidebarNav").get_by_role("link", name=name).click()
-    expect(page.get_by_role("heading", level=1, name=re.compile(name))).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_role("heading", level=1, name=HEADINGS[name])).to_be_visible(timeout=MINUTES)
 
 
 def wait_until_finished(page: Page) -> None:
-    """Wait until the script has run to its end and shows no progress bar."""
-    page.wait_for_timeout(500)
-    expect(page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=5 * MINUTES)
-    expect(page.get_by_test_id("stProgress")).to_have_count(0, timeout=MINUTES)
+    """Wait until the script has run to its end."""
+    for _ in range(2):  # a rerun may begin just after the first look
+        page.wait_for_timeout(500)
+        expect(page.get_by_test_id("stStatusWidget")).to_have_count(0, timeout=5 * MINUTES)
+
+
+def test_a_link_to_a_page_works_as_the_servers_first_visit(browser, server):
+    """Streamlit runs files in a folder called pages by itself until navigation is declared; keep this test first."""
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto(f"{server}/budget?average_bits=3.0")
+    expect(page.get_by_role("heading", level=1, name="Budget")).to_be_visible(timeout=MINUTES)
+    wait_until_finished(page)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+    assert "average_bits=3" in page.url
+    page.close()
 
 
 def test_the_first_paint_says_what_this_is(page):
@@ -79,7 +96,7 @@ def test_the_first_paint_says_what_this_is(page):
 
 
 def test_every_page_shows_a_figure_and_no_error(page):
-    for name in PAGES:
+    for name in HEADINGS:
         open_page(page, name)
         wait_until_finished(page)
         expect(page.get_by_test_id("stException")).to_have_count(0)
@@ -93,7 +110,7 @@ def test_moving_the_budget_slider_measures_a_new_accuracy(page):
     wait_until_finished(page)
     main = page.get_by_test_id("stMain")
     before = main.inner_text()
-    slider = page.get_by_test_id("stSlider").first.get_by_role("slider").first
+    slider = page.get_by_test_id("stMain").get_by_role("slider", name="Budget: average bits per weight")
     slider.focus()
     for _ in range(10):
         page.keyboard.press("ArrowLeft")
@@ -110,8 +127,8 @@ def test_a_link_reproduces_the_view(browser, server):
     page = browser.new_page()
     page.goto(f"{server}/budget?model=digits_swin&average_bits=3.0")
     wait_until_finished(page)
-    slider = page.get_by_test_id("stSlider").first.get_by_role("slider").first
-    assert slider.get_attribute("aria-valuenow") == "3"
+    slider = page.get_by_test_id("stMain").get_by_role("slider", name="Budget: average bits per weight")
+    expect(slider).to_have_value("3")
     expect(page.get_by_text("digits_swin").first).to_be_visible()
     page.close()
 
