@@ -129,7 +129,7 @@ def test_a_link_reproduces_the_view(browser, server):
     wait_until_finished(page)
     slider = page.get_by_test_id("stMain").get_by_role("slider", name="Budget: average bits per weight")
     expect(slider).to_have_value("3")
-    expect(page.get_by_text("digits_swin").first).to_be_visible()
+    expect(page.get_by_text("Swin transformer: 2 stages")).to_be_visible()
     page.close()
 
 
