@@ -7,7 +7,7 @@ multiple-choice knapsack, which HiGHS solves to proven optimality.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import ceil
+from math import ceil, inf, isfinite
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -18,7 +18,17 @@ from mixqvit.costs import Cost, bitops, code_bytes, cost, scale_bytes, uniform_b
 from mixqvit.errors import AllocationError, InfeasibleBudgetError
 from mixqvit.layers import Layer
 
-__all__ = ["Allocation", "Budget", "allocate", "largest_uniform", "monotone_envelope", "predicted_harm"]
+__all__ = [
+    "Allocation",
+    "Budget",
+    "allocate",
+    "bitops_ceiling",
+    "largest_uniform",
+    "monotone_envelope",
+    "predicted_harm",
+]
+
+_OBJECTIVE_SCALE = 1e8
 
 Harms = Mapping[str, Mapping[int, float]]
 """Λ by layer name and bit-width."""
@@ -157,7 +167,7 @@ def allocate(
         AllocationError: No ceiling was given, or a number is not usable.
         BitWidthError: A pinned bit-width or layer name is not possible.
     """
-    _check(budget)
+    _check(budget, gamma)
     options = _options(layers, harms, pinned or {})
     objective = [
         _weight(layer, importance, gamma) * np.array(list(possible.values()))
@@ -192,7 +202,17 @@ def largest_uniform(
     return None
 
 
-def _check(budget: Budget) -> None:
+def bitops_ceiling(layers: Sequence[Layer], budget: Budget) -> float | None:
+    """Return the BitOps that a budget allows, its cap at those of uniform bits included; None for any number."""
+    ceiling = inf if budget.bitops is None else budget.bitops
+    if budget.average_bits is not None and budget.cap_bitops:
+        ceiling = min(ceiling, uniform_bitops(layers, budget.average_bits))
+    return None if ceiling == inf else ceiling
+
+
+def _check(budget: Budget, gamma: float) -> None:
+    if not (isfinite(gamma) and gamma >= 0):
+        raise AllocationError(f"The exponent of importance must be 0 or a positive number, not {gamma!r}.")
     ceilings = {
         "average bits": budget.average_bits,
         "model size": budget.size_bytes,
@@ -201,7 +221,7 @@ def _check(budget: Budget) -> None:
     if all(value is None for value in ceilings.values()):
         raise AllocationError("An allocation needs a budget: average bits, model size or BitOps.")
     for name, value in ceilings.items():
-        if value is not None and not value > 0:
+        if value is not None and not (isfinite(value) and value > 0):
             raise AllocationError(f"The budget for {name} must be a positive number, not {value!r}.")
 
 
@@ -243,11 +263,9 @@ def _limits(
         sizes = amounts(lambda layer, bits: code_bytes(layer, bits[0]) + scale_bytes(layer, bits))
         fixed = 4.0 * full_precision_parameters
         limits.append(_Limit("model size", " MB", 1e6, sizes, fixed, budget.size_bytes))
-    caps = [budget.bitops] if budget.bitops is not None else []
-    if budget.average_bits is not None and budget.cap_bitops:
-        caps.append(uniform_bitops(layers, budget.average_bits))
-    if caps:
-        limits.append(_Limit("BitOps", " G", 1e9, amounts(bitops), 0.0, min(caps)))
+    ceiling = bitops_ceiling(layers, budget)
+    if ceiling is not None:
+        limits.append(_Limit("BitOps", " G", 1e9, amounts(bitops), 0.0, ceiling))
     return limits
 
 
@@ -264,10 +282,13 @@ def _solve(objective: Sequence[np.ndarray], limits: Sequence[_Limit]) -> list[in
         # Scaled to about 1, so that the solver's absolute tolerances mean the same for bits and for BitOps.
         scale = max(abs(room), row.max())
         constraints.append(LinearConstraint(row[None, :] / scale, -np.inf, room / scale))
-    harm = np.concatenate(objective)
+    # A constant per layer changes nothing, and HiGHS stops within absolute tolerances of about 1e-7: without the
+    # constant and scaled up, they are far below any difference between allocations that matters.
+    excess = np.concatenate([values - values.min() for values in objective])
+    excess *= _OBJECTIVE_SCALE / (excess.max() or 1.0)
     while True:
         result = milp(
-            harm / (harm.max() or 1.0),
+            excess,
             constraints=constraints,
             integrality=np.ones(variables),
             bounds=Bounds(0, 1),

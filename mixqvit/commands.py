@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mixqvit.cards import list_models
-from mixqvit.errors import BitWidthError, MixQViTError
+from mixqvit.errors import AllocationError, BitWidthError, MixQViTError
 
 if TYPE_CHECKING:
     from mixqvit.allocation import Allocation
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
             print(f"mixqvit {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
             return BAD_INPUT
         except KeyboardInterrupt:
-            print("Stopped. What was finished is saved; the same command goes on from there.", file=sys.stderr)
+            kept = "nothing was written" if options.command == "train-embedded" else "what was finished is saved"
+            print(f"Stopped; {kept}.", file=sys.stderr)
             return INTERRUPTED
         print(json.dumps(document, indent=2) if options.json else text, file=output)
     return 0
@@ -160,6 +162,8 @@ def _sensitivity(options: argparse.Namespace) -> tuple[Document, str]:
 def _allocate(options: argparse.Namespace) -> tuple[Document, str]:
     study = _study(options)
     pinned = dict(_pin(text) for text in options.pin)
+    if options.size_mb is not None and not math.isfinite(options.size_mb):
+        raise AllocationError(f"The budget for model size must be a positive number, not {options.size_mb}.")
     _finish(study.relevance_steps())
     _finish(study.sensitivity_steps())
     allocation = study.allocate(
@@ -171,7 +175,8 @@ def _allocate(options: argparse.Namespace) -> tuple[Document, str]:
         pinned,
     )
     beside = study.uniform_beside(allocation.budget, options.gamma)
-    document: Document = {"model": study.model.name, "budget": asdict(allocation.budget), "gamma": options.gamma}
+    document: Document = {"model": study.model.name, "settings": asdict(study.settings)}
+    document |= {"budget": asdict(allocation.budget), "gamma": options.gamma, "pinned": pinned}
     document |= {"allocation": _describe(study, allocation, options.evaluate)}
     document["uniform"] = None if beside is None else _describe(study, beside, options.evaluate)
     bits = [(name, *pair) for name, pair in allocation.bits.items()]

@@ -17,7 +17,7 @@ class Cost:
 
     Attributes:
         weight_bytes: Codes of the quantized weights; float32 for weights in full precision.
-        scale_bytes: Scales and zero points of weights and activations.
+        scale_bytes: Scales and zero points of weights and activations, and biases that reparameterization creates.
         full_precision_bytes: What is never quantized: biases, norms, embeddings.
         bitops: Sum over layers of MACs times weight bits times activation bits, for one image.
         average_bits: Weight bits per quantized weight, averaged over weights.
@@ -41,12 +41,17 @@ def code_bytes(layer: Layer, weight_bits: int) -> int:
 
 
 def scale_bytes(layer: Layer, bits: Bits) -> int:
-    """Bytes of the layer's scales and zero points: one per output channel, one per activation operand."""
+    """Bytes of the layer's scales and zero points: one per output channel, one per activation operand.
+
+    Reparameterization gives a layer without a bias one, in float32; it is counted here.
+    """
     weight_bits, activation_bits = bits
     if layer.is_matmul:
         return _SCALE_AND_ZERO_POINT * sum(width != FULL_PRECISION for width in bits)
     channels = layer.channels if weight_bits != FULL_PRECISION else 0
-    return _SCALE_AND_ZERO_POINT * (channels + (activation_bits != FULL_PRECISION))
+    quantizes_input = activation_bits != FULL_PRECISION
+    created_bias = 4 * layer.channels if quantizes_input and layer.is_reparameterized and not layer.has_bias else 0
+    return _SCALE_AND_ZERO_POINT * (channels + quantizes_input) + created_bias
 
 
 def bitops(layer: Layer, bits: Bits) -> int:

@@ -6,6 +6,7 @@ rules, quantizers and sensitivity sweeps all work on these nodes, so no architec
 
 import copy
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -78,8 +79,8 @@ class Graph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of the operations and all tensors: equal fingerprints compute the same function."""
-        digest = hashlib.sha256(str(self.module.graph).encode())
+        """Hexadecimal SHA-256 of operations, modules and all tensors: equal fingerprints compute the same function."""
+        digest = hashlib.sha256(f"{self.module.graph}\n{self.module}".encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -221,7 +222,8 @@ class Graph:
         args = fx.map_arg(node.args, lambda argument: values[argument.name])
         kwargs = fx.map_arg(node.kwargs, lambda argument: values[argument.name])
         if node.op == "call_module":
-            return self._modules[node.target](*args, **kwargs)
+            # Not the module's __call__, which torch.fx replaces in all threads while one of them traces.
+            return self._modules[node.target].forward(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], node.target)(*args[1:], **kwargs)
         return node.target(*args, **kwargs)
@@ -247,39 +249,46 @@ def trace(module: nn.Module, example_images: Tensor) -> Graph:
         ModelError: The module cannot be traced, has no quantizable layer, does not return logits `[B, classes]`,
             or the traced graph does not compute what the module computes.
     """
+    with _TRACING:
+        return _trace(module, example_images)
+
+
+# Tracing changes torch for the whole process while it lasts, so that only one thread may do it at a time.
+_TRACING = threading.Lock()
+
+
+def _trace(module: nn.Module, example_images: Tensor) -> Graph:
     private = copy.deepcopy(module).eval().requires_grad_(False)
     for part in private.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = False  # the fused kernel would hide the two attention products
-    tracer = _Tracer()
     try:
         with torch.no_grad():
-            traced = fx.GraphModule(private, tracer.trace(private))
+            traced = fx.GraphModule(private, _Tracer().trace(private))
     except Exception as error:
         raise ModelError(
             f"{type(module).__name__} cannot be traced into a graph ({_first_line(error)}). "
             "timm's VisionTransformer, its DeiT variants and SwinTransformer can."
         ) from error
     _simplify(traced)
-    shape = tuple(example_images.shape[1:])
-    graph = Graph(traced, (), shape, 0, sum(parameter.numel() for parameter in private.parameters()))
     image = example_images[:1]
     with torch.no_grad():
-        shapes = _shapes(graph, image)
         try:
             expected = copy.deepcopy(module).eval()(image)
         except Exception as error:
             raise ModelError(f"The model does not run on the example images: {_first_line(error)}") from error
-        logits = shapes[graph._output]
-        if len(logits) != 2 or not isinstance(expected, Tensor):
+        if not isinstance(expected, Tensor) or expected.dim() != 2:
             raise ModelError(f"The model must return logits [B, classes]; {type(module).__name__} does not.")
+        parameters = sum(parameter.numel() for parameter in private.parameters())
+        graph = Graph(traced, (), tuple(image.shape[1:]), expected.shape[1], parameters)
+        shapes = _shapes(graph, image)
         # Fused and plain attention round differently, so exact equality is not asked for here.
         if not torch.allclose(expected, graph(image), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
             raise ModelError(f"The graph of {type(module).__name__} does not compute what the model computes.")
     layers = layer_table(graph, shapes)
     if not layers:
         raise ModelError(f"{type(module).__name__} has no Linear, convolution or attention product to quantize.")
-    return replace(graph, layers=layers, classes=logits[1])
+    return replace(graph, layers=layers)
 
 
 class _Tracer(fx.Tracer):

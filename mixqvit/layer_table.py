@@ -87,6 +87,7 @@ def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[
                 output_shape=output_shape,
                 node=node.name,
                 norm=None if is_matmul else _norm_before(node, graph),
+                has_bias=operation is not None and operation.bias is not None,
             )
         )
     return tuple(layers)

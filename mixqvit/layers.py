@@ -23,6 +23,7 @@ class Layer:
         output_shape: Shape of the output for one image, leading dimension included.
         node: Name of the operation in the graph.
         norm: Name of the LayerNorm node that feeds the input, None where no LayerNorm does.
+        has_bias: Whether the layer has a bias.
     """
 
     name: str
@@ -35,8 +36,14 @@ class Layer:
     output_shape: tuple[int, ...]
     node: str
     norm: str | None
+    has_bias: bool = True
 
     @property
     def is_matmul(self) -> bool:
         """Whether this is an attention product: both operands are activations."""
         return self.kind in ("matmul1", "matmul2")
+
+    @property
+    def is_reparameterized(self) -> bool:
+        """Whether the input is post-LayerNorm and its outlier channels are folded into the weight (METHOD.md)."""
+        return self.norm is not None and self.kind in ("qkv", "fc1", "reduction")

@@ -13,8 +13,8 @@ from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
 from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
-from mixqvit.quantization.ranges import fit_weight, uniform_quantizer
-from mixqvit.quantization.recipes import channel_range, is_reparameterized, output_error
+from mixqvit.quantization.ranges import fit_per_channel, fit_per_tensor, fit_weight
+from mixqvit.quantization.recipes import channel_range, output_error
 from mixqvit.quantization.reparameterization import fold, reparameterized_quantizer
 
 __all__ = ["ChannelRanges", "amplify_outliers", "channel_ranges", "post_layer_norm_layers"]
@@ -69,7 +69,7 @@ class ChannelRanges:
 
 def post_layer_norm_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Return the layers whose input is post-LayerNorm and gets reparameterized."""
-    return tuple(layer for layer in layers if is_reparameterized(layer))
+    return tuple(layer for layer in layers if layer.is_reparameterized)
 
 
 def channel_ranges(calibration: Calibration, layer: Layer, pixels: Tensor, bits: int) -> ChannelRanges:
@@ -85,7 +85,7 @@ def channel_ranges(calibration: Calibration, layer: Layer, pixels: Tensor, bits:
         CalibrationError: The calibration does not serve these bits.
         MixQViTError: The layer's input is not post-LayerNorm.
     """
-    if not is_reparameterized(layer):
+    if not layer.is_reparameterized:
         raise MixQViTError(f"The input of {layer.name} does not come from a LayerNorm; choose a qkv or fc1 layer.")
     graph = calibration.graph
     (quantizer,) = calibration.quantizers(layer, (bits, bits))
@@ -124,8 +124,8 @@ def _errors(
     weight = graph.weight(layer)
     quantized_weight = fit_weight(weight, bits)(weight)
     exact = rows @ weight.T
-    per_tensor = uniform_quantizer(rows.min(), rows.max(), bits)
-    unclipped = reparameterized_quantizer(uniform_quantizer(rows.amin(dim=0), rows.amax(dim=0), bits))
+    per_tensor = fit_per_tensor(rows, bits)
+    unclipped = reparameterized_quantizer(fit_per_channel(rows, bits))
     total = float(exact.square().sum()) or 1.0
 
     def plain(activation: UniformQuantizer) -> float:
@@ -142,9 +142,9 @@ def _errors(
 def amplify_outliers(module: nn.Module, example_images: Tensor, factor: float, channels: int) -> nn.Module:
     """Return a copy of the model with amplified outlier channels and the same full-precision function.
 
-    After every LayerNorm whose output is read by quantized Linear layers only, the widest channels are scaled by
-    `factor` and the matching weight columns of those layers divided by it. Real vision transformers have such
-    channels by themselves; small ones show with this control what they do to quantizers.
+    After every LayerNorm whose output is read by quantized Linear layers only, the channels with the largest
+    LayerNorm weights are scaled by `factor` and the matching weight columns of those layers divided by it. Real vision
+    transformers have such channels by themselves; small ones show with this control what they do to quantizers.
 
     Args:
         module: A timm model; not changed.
@@ -167,14 +167,16 @@ def amplify_outliers(module: nn.Module, example_images: Tensor, factor: float, c
         if node.name not in readers or not _feeds_only(node, {layer.node for layer in readers[node.name]}):
             continue
         norm = amplified.get_submodule(node.target)
+        if norm.weight is None or norm.bias is None:
+            continue  # nothing to scale
         if not 0 <= channels <= len(norm.weight):
             raise MixQViTError(f"{node.target} has {len(norm.weight)} channels; {channels} cannot be amplified.")
-        widest = norm.weight.detach().abs().topk(channels).indices
+        largest = norm.weight.detach().abs().topk(channels).indices
         with torch.no_grad():
-            norm.weight[widest] *= factor
-            norm.bias[widest] *= factor
+            norm.weight[largest] *= factor
+            norm.bias[largest] *= factor
             for layer in readers[node.name]:
-                amplified.get_submodule(layer.name).weight[:, widest] /= factor
+                amplified.get_submodule(layer.name).weight[:, largest] /= factor
     return amplified
 
 

@@ -1,12 +1,12 @@
 """Quantization sensitivity: the harm of quantizing one layer alone (METHOD.md, "Quantization sensitivity Λ")."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
 from mixqvit.evaluation import kl_divergence
 from mixqvit.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operation
@@ -35,9 +35,13 @@ class SensitivityCell:
 
 
 def cell_bits(layer: Layer, operands: str, bits: int) -> Bits | None:
-    """Return the layer's (weight bits, activation bits) in a sweep, None where the sweep leaves the layer alone."""
+    """Return the layer's (weight bits, activation bits) in a sweep, None where the sweep leaves the layer alone.
+
+    Both operands share the bit-width, except that the input of the patch embedding keeps 8 bits as it does in every
+    allocation. With the weights alone quantized, a post-LayerNorm input is not reparameterized and neither is W.
+    """
     if operands == "both":
-        return (bits, bits)
+        return (bits, PATCH_EMBED_INPUT_BITS if layer.kind == "patch_embed" else bits)
     if operands == "weights":
         return None if layer.is_matmul else (bits, FULL_PRECISION)
     return (bits, bits) if layer.is_matmul else (FULL_PRECISION, bits)
@@ -87,8 +91,3 @@ def sensitivity_steps(
                 logits = graph.resume(values, node, {node: operation})
                 harm = float(kl_divergence(reference, logits).mean())
                 yield SensitivityCell(layer.name, operands, bits, harm)
-
-
-def worst_layers(harms: Mapping[str, float], count: int) -> list[str]:
-    """Return the `count` layers that suffer most, worst first."""
-    return sorted(harms, key=harms.__getitem__, reverse=True)[:count]

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,8 @@ class Store:
             StoreError: The folder cannot be written, or the database in it is damaged.
         """
         self.folder = Path(folder) if folder is not None else default_folder()
-        try:
-            (self.folder / "tensors").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        with self._connect() as database:
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS results (key TEXT, item TEXT, value TEXT, written REAL, "
-                "PRIMARY KEY (key, item))"
-            )
+        with self._connect():
+            pass
 
     def rows(self, key: str) -> dict[str, Any]:
         """Return all values saved under a key, by item, in the order they were first written."""
@@ -113,21 +105,26 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(contiguous, temporary, dict(metadata or {}))
+            size = temporary.stat().st_size
             temporary.replace(path)
         except OSError as error:
             raise self._unwritable(error) from error
-        self.put(key, f"tensors/{item}", path.stat().st_size)
+        self.put(key, f"tensors/{item}", size)
         self._prune()
 
     def size_bytes(self) -> int:
         """Return the bytes that the store takes on disk."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        total = 0
+        for file in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # the database's own side files come and go
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
     def clear(self) -> None:
         """Forget everything that was saved."""
         with self._connect() as database:
             database.execute("DELETE FROM results")
-        with closing(sqlite3.connect(self._database)) as database:
+        with self._connect() as database:
             database.execute("VACUUM")
         for folder in (self.folder / "tensors").iterdir():
             shutil.rmtree(folder, ignore_errors=True)
@@ -135,7 +132,8 @@ class Store:
     def _prune(self) -> None:
         with self._connect() as database:
             total = database.execute("SELECT SUM(value) FROM results WHERE item LIKE 'tensors/%'").fetchone()[0]
-            oldest = database.execute("SELECT key, MAX(written) FROM results GROUP BY key ORDER BY 2").fetchall()
+            query = "SELECT key, MAX(written) FROM results WHERE item LIKE 'tensors/%' GROUP BY key ORDER BY 2"
+            oldest = database.execute(query).fetchall()
             for key, _ in oldest[:-1]:
                 if (total or 0) <= LIMIT_BYTES:
                     break
@@ -153,13 +151,19 @@ class Store:
 
     @contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        """One short-lived connection per use: connections must not cross threads."""
+        """One short-lived connection per use: connections must not cross threads, and the files may be deleted."""
         try:
+            (self.folder / "tensors").mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self._database, timeout=30)) as database:
+                database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA synchronous=NORMAL")
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS results (key TEXT, item TEXT, value TEXT, written REAL, "
+                    "PRIMARY KEY (key, item))"
+                )
                 with database:
                     yield database
-        except sqlite3.OperationalError as error:
+        except (OSError, sqlite3.OperationalError) as error:
             raise self._unwritable(error) from error
         except sqlite3.DatabaseError as error:
             raise StoreError(

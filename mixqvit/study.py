@@ -11,15 +11,16 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor
 
 from mixqvit import outliers
-from mixqvit.allocation import Allocation, Budget, allocate, largest_uniform, predicted_harm
+from mixqvit.allocation import Allocation, Budget, allocate, bitops_ceiling, largest_uniform, predicted_harm
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.costs import cost
 from mixqvit.datasets import load_images
-from mixqvit.errors import CalibrationError, ImageError, MixQViTError
+from mixqvit.errors import CalibrationError, ImageError, MixQViTError, UnsupportedOperationError
 from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
@@ -28,6 +29,7 @@ from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps,
 from mixqvit.quantization.saving import from_tensors, to_tensors
 from mixqvit.records import ImageRelevance, Importance, Progress, Settings
 from mixqvit.relevance import propagate, propagate_steps, transformer_attribution
+from mixqvit.relevance.propagation import in_precision
 from mixqvit.sensitivity import SensitivityCell, sensitivity_steps
 from mixqvit.store import Store, code_version, fingerprint
 from mixqvit.zoo import Model, load_model
@@ -37,11 +39,12 @@ __all__ = ["ImageRelevance", "Importance", "Progress", "Settings", "Study"]
 Result = TypeVar("Result")
 
 # A stage's results are found again only by the very code that made them.
+_SHARED_CODE = ("study.py", "graph.py", "layer_table.py", "layers.py", "bits.py")
 _CODE = {
-    "relevance": ("relevance", "graph.py", "layer_table.py"),
-    "calibration": ("quantization", "graph.py", "layer_table.py"),
-    "sensitivity": ("quantization", "graph.py", "layer_table.py", "sensitivity.py", "evaluation.py"),
-    "evaluation": ("quantization", "graph.py", "layer_table.py", "evaluation.py"),
+    "relevance": ("relevance",),
+    "calibration": ("quantization",),
+    "sensitivity": ("quantization", "sensitivity.py", "evaluation.py"),
+    "evaluation": ("quantization", "evaluation.py"),
 }
 
 
@@ -86,16 +89,23 @@ class Study:
         self._lock = threading.RLock()
         self._memory: dict[Any, Any] = {}
 
-    @cached_property
+    @property
     def graph(self) -> Graph:
         """The traced model, with amplified outliers if the settings ask for them."""
-        example = self.calibration_images.pixels[:1]
-        module = self.model.module
-        if self.settings.outlier_factor != 1:
-            module = outliers.amplify_outliers(
-                module, example, self.settings.outlier_factor, self.settings.outlier_channels
-            )
-        return trace(module, example)
+
+        def compute() -> Graph:
+            example = self.calibration_images.pixels[:1]
+            module, settings = self.model.module, self.settings
+            if settings.outlier_factor != 1:
+                module = outliers.amplify_outliers(module, example, settings.outlier_factor, settings.outlier_channels)
+            return trace(module, example)
+
+        return self._remembered("graph", compute)
+
+    @property
+    def _double_precision_graph(self) -> Graph:
+        """Relevance divides by outputs near zero and needs double precision; converted once."""
+        return self._remembered("double precision graph", lambda: in_precision(self.graph, torch.float64))
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -109,10 +119,13 @@ class Study:
         key = self._key("relevance", self.settings.rules, self.settings.measure, self.settings.analysis_images)
         pixels = self._analysis_pixels
         total = len(pixels)
-        shares = [share for batch in self.store.rows(key).values() for share in batch]
+        saved = self.store.rows(key)
+        shares: list[list[float]] = []
+        while (batch := saved.get(f"images from {len(shares)}")) is not None:
+            shares += batch
         if len(shares) < total:
-            rules, measure = self.settings.rules, self.settings.measure
-            batches = propagate_steps(self.graph, pixels[len(shares) :], rules=rules, measure=measure, keep=())
+            rules, measure, graph = self.settings.rules, self.settings.measure, self._double_precision_graph
+            batches = propagate_steps(graph, pixels[len(shares) :], rules=rules, measure=measure, keep=())
             for batch in batches:
                 rows = torch.stack([batch.shares[layer.name] for layer in self.layers], dim=1).tolist()
                 self.store.put(key, f"images from {len(shares)}", rows)
@@ -148,7 +161,7 @@ class Study:
         target = predicted if target is None else target
         if not 0 <= target < self.graph.classes:
             raise MixQViTError(f"There is no class {target}; they are numbered 0 to {self.graph.classes - 1}.")
-        found = propagate(self.graph, pixels, target, rules=self.settings.rules, keep=())
+        found = propagate(self._double_precision_graph, pixels, target, rules=self.settings.rules, keep=())
         return ImageRelevance(
             image=images.display(index, index + 1)[0].numpy(),
             name=images.names[index],
@@ -161,10 +174,12 @@ class Study:
         )
 
     def _attribution(self, pixels: Tensor, target: int) -> np.ndarray | None:
-        if getattr(self.model.module, "cls_token", None) is None:
+        try:
+            patches = transformer_attribution(self._double_precision_graph, pixels, target)[0]
+        except UnsupportedOperationError:  # no class token whose attention could be followed
             return None
-        patches = transformer_attribution(self.graph, pixels, target)[0]
-        return patches.reshape(self.model.module.patch_embed.grid_size).numpy()
+        embedding = next(layer for layer in self.layers if layer.kind == "patch_embed")
+        return patches.reshape(embedding.output_shape[2:]).numpy()
 
     # Calibration
 
@@ -274,6 +289,10 @@ class Study:
         width = largest_uniform(self.layers, budget, self.graph.full_precision_parameters, BIT_WIDTHS)
         return None if width is None else self.uniform(width, gamma)
 
+    def bitops_ceiling(self, budget: Budget) -> float | None:
+        """Return the BitOps that a budget allows; None for any number."""
+        return bitops_ceiling(self.layers, budget)
+
     # Evaluation
 
     def evaluate_steps(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Iterator[Progress]:
@@ -359,9 +378,8 @@ class Study:
         return self.evaluation_images.fingerprint
 
     def _key(self, stage: str, *parts: Any) -> str:
-        return fingerprint(
-            stage, code_version(*_CODE[stage]), self.graph.fingerprint, self.calibration_images.fingerprint, *parts
-        )
+        code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)
+        return fingerprint(stage, *code, self.graph.fingerprint, self.calibration_images.fingerprint, *parts)
 
     def _remembered(self, name: Any, compute: Callable[[], Result]) -> Result:
         with self._lock:

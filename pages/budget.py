@@ -1,7 +1,7 @@
 """One slider: the best bits for every layer, what they cost, what they measure."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import streamlit as st
@@ -10,11 +10,27 @@ from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.errors import InfeasibleBudgetError
 from mixqvit.figures import budget as figures
 from mixqvit.figures import overview
+from mixqvit.figures.sensitivity import rising
 from pages import common
 
 DEFAULTS = {"average_bits": 4.0, "gamma": 1.0, "size_mb": None, "bitops_g": None, "cap_bitops": True}
 
 STATUS_HEIGHT = 56  # pixels, reserved for the progress bar so that nothing below it moves
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting and what was measured of it; neither depends on γ, which predicted harm does.
+
+    Attributes:
+        name: `mixed`, `uniform` or `full precision`.
+        bits: (weight bits, activation bits) by layer name.
+        evaluation: On all evaluation images.
+    """
+
+    name: str
+    bits: dict
+    evaluation: object
 
 
 @dataclass
@@ -23,23 +39,29 @@ class Memory:
 
     Attributes:
         allocation: The last allocation that fitted its budget.
+        wanted: What it was solved with: the arguments of `study.allocate`.
         previous: The bits before it, None at first.
         points: What was measured so far, by the setting's bits.
         uniforms: Whether all uniform settings are wanted.
     """
 
     allocation: object = None
+    wanted: dict | None = None
     previous: dict | None = None
     points: dict = field(default_factory=dict)
     uniforms: bool = False
 
-    def show(self, allocation):
+    def show(self, allocation, wanted):
         if self.allocation is not None and self.allocation.bits != allocation.bits:
             self.previous = self.allocation.bits
-        self.allocation = allocation
+        self.allocation, self.wanted = allocation, wanted
 
     def measured(self, allocation):
-        return self.points.get(_key(allocation))
+        found = self.points.get(_key(allocation))
+        return found and found.evaluation
+
+    def remember(self, name, allocation, evaluation):
+        self.points[_key(allocation)] = Measured(name, allocation.bits, evaluation)
 
 
 def _key(allocation):
@@ -95,7 +117,7 @@ def controls(study):
                 pinned = pins(study)
     return {
         "average_bits": average_bits,
-        "size_bytes": None if size is None else int(size * 1e6),
+        "size_bytes": None if size is None else round(size * 1e6),
         "bitops": None if bitops is None else bitops * 1e9,
         "cap_bitops": cap,
         "gamma": gamma,
@@ -205,16 +227,22 @@ def show_gauges(place, gauges):
 
 
 def solve(study, wanted, remembered):
-    """The allocation to show: the best within the budget; the last one that fitted where none does, None at first."""
+    """The allocation to show: the best within the budget; the last one that fitted where none does, None at first.
+
+    Its harm is predicted with the γ chosen now, as are those it is shown beside.
+    """
     try:
-        remembered.show(study.allocate(**wanted))
+        remembered.show(study.allocate(**wanted), wanted)
+        return remembered.allocation
     except InfeasibleBudgetError as error:
         known = remembered.allocation is not None
         st.warning(
             f"{error} " + ("Below is the last allocation that fitted its budget." if known else "Raise it to go on."),
             icon=":material/block:",
         )
-    return remembered.allocation
+    if remembered.allocation is None:
+        return None
+    return replace(remembered.allocation, harm=study.allocation(remembered.allocation.bits, wanted["gamma"]).harm)
 
 
 def measure(study, remembered, queue, show):
@@ -234,14 +262,24 @@ def measure(study, remembered, queue, show):
         )
         if found is None:
             return False
-        remembered.points[_key(allocation)] = figures.MeasuredPoint(name, allocation.cost, allocation.harm, found)
+        remembered.remember(name, allocation, found)
         new = True
     if new:
         st.rerun()  # so that figure, table and download, drawn before, show what is known now
     return True
 
 
-def points_section(study, remembered, allocation, full):
+def measured_points(study, remembered, gamma):
+    """What was measured in this session, full precision aside; every harm predicted with the γ chosen now."""
+    settings = [(point, study.allocation(point.bits, gamma)) for point in remembered.points.values()]
+    return [
+        figures.MeasuredPoint(point.name, setting.cost, setting.harm, point.evaluation)
+        for point, setting in settings
+        if point.name != "full precision"
+    ]
+
+
+def points_section(study, remembered, allocation, full, gamma):
     st.subheader("Measured so far", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         measure_name = st.segmented_control(
@@ -260,7 +298,7 @@ def points_section(study, remembered, allocation, full):
             disabled=remembered.uniforms,
             help=f"Uniform {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, each on all evaluation images.",
         )
-    points = [point for point in remembered.points.values() if point.name != "full precision"]
+    points = measured_points(study, remembered, gamma)
     common.chart(
         figures.measured_points(points, full, allocation.cost, measure_name),
         f"{measure_name} against average bits for {len(points)} settings measured in this session.",
@@ -273,8 +311,12 @@ def points_section(study, remembered, allocation, full):
     )
 
 
-def download(study, allocation, evaluation):
-    document = figures.recipe(study.model.name, study.settings.recipe, allocation, evaluation)
+def download(study, remembered, evaluation):
+    """Offer the allocation with what it was solved with, so that the file explains itself whatever is chosen now."""
+    allocation, solved_with = remembered.allocation, remembered.wanted
+    document = figures.recipe(
+        study.model.name, study.settings, allocation, solved_with["gamma"], solved_with["pinned"], evaluation
+    )
     st.download_button(
         "Allocation as JSON recipe",
         json.dumps(document, indent=2),
@@ -283,12 +325,13 @@ def download(study, allocation, evaluation):
         icon=":material/download:",
         type="tertiary",
         on_click="ignore",
-        help="model, recipe, budget, bits {layer: [weight bits, activation bits]}, predicted_harm, cost, measured.",
+        help="model, recipe, settings, budget, gamma, pinned, bits {layer: [weight bits, activation bits]}, "
+        "predicted_harm, cost, measured.",
     )
 
 
 def method(sensitivity):
-    rising = figures.non_monotone(sensitivity)
+    risen = len(rising(sensitivity))
     with st.expander("How this is computed"):
         st.latex(
             r"\min_{w,a}\ \sum_l \Omega_l^{\gamma}\,\Lambda_l(w_l, a_l)\quad\text{subject to}\quad"
@@ -303,12 +346,13 @@ def method(sensitivity):
             "arrive so.\n\n"
             "More bits can always be used as if they were fewer, so the predicted harm uses the **monotone "
             "envelope** of the measured sensitivity: the least harm at that many bits or fewer. Here the measured "
-            f"curve of {len(rising)} of {len(sensitivity)} layers rises somewhere with more bits. Sensitivity and "
+            f"curve of {risen} of {len(sensitivity)} layers rises somewhere with more bits. Sensitivity and "
             "importance come from calibration images only. The accuracy is measured on the evaluation images, with "
             "all layers quantized together, so predicted harm need not follow it exactly.\n\n"
             "The uniform setting beside it is the largest one within every ceiling. The recipe file is JSON: `model`, "
-            "`recipe` (quantization recipe), `budget` (ceilings), `bits` from layer name to [weight bits, activation "
-            "bits], `predicted_harm`, `cost` and `measured`."
+            "`recipe` (quantization recipe), `settings` (images, relevance rules, outlier amplification), `budget` "
+            "(ceilings), `gamma`, `pinned` from layer name to bits, `bits` from layer name to [weight bits, activation "
+            "bits], `predicted_harm` (with that γ), `cost` and `measured`."
         )
 
 
@@ -342,14 +386,14 @@ def main():
 
 def show(study, wanted, remembered, allocation, importance, sensitivity, numbers, costs, status):
     uniform = study.uniform_beside(allocation.budget, wanted["gamma"])
-    full = study.allocation(dict.fromkeys(allocation.bits, FULL_PRECISION))
+    full = study.uniform(FULL_PRECISION)
     settings = {"mixed": allocation, "uniform": uniform, "full precision": full}
     titles = {
         "mixed": "Mixed bits",
         "uniform": f"Uniform {round(uniform.cost.average_bits)} bits" if uniform else "No uniform fits",
         "full precision": "Full precision",
     }
-    show_gauges(costs, figures.gauges(study.layers, allocation, full.cost))
+    show_gauges(costs, figures.gauges(allocation, full.cost, study.bitops_ceiling(allocation.budget)))
     with numbers:
         harm = st.empty()
         places = {name: st.empty() for name in titles}
@@ -360,7 +404,7 @@ def show(study, wanted, remembered, allocation, importance, sensitivity, numbers
         f"uniform {uniform.harm:.3g}" if uniform else "no uniform fits",
         "Σ Ω^γ · Λ over all layers, from calibration images: what the allocation minimises. Smaller is better.",
     )
-    shown = {name: point and point.evaluation for name, point in measured_so_far(remembered, settings).items()}
+    shown = {name: setting and remembered.measured(setting) for name, setting in settings.items()}
     for name, found in shown.items():
         show_measured(places[name], titles[name], found, "–" if settings[name] is None else "not measured yet")
 
@@ -377,7 +421,7 @@ def show(study, wanted, remembered, allocation, importance, sensitivity, numbers
     with left:
         st.subheader("Beside uniform bits", anchor=False)
         beside = st.empty()
-        download(study, allocation, shown["mixed"])
+        download(study, remembered, shown["mixed"])
     with right:
         st.subheader("What changed", anchor=False)
         st.markdown(figures.changes(allocation.bits, remembered.previous))
@@ -395,7 +439,7 @@ def show(study, wanted, remembered, allocation, importance, sensitivity, numbers
             compare()
 
     compare()
-    points_section(study, remembered, allocation, shown["full precision"])
+    points_section(study, remembered, allocation, shown["full precision"], wanted["gamma"])
     method(sensitivity)
     with status:
         queue = [(name, name, settings[name]) for name in ("full precision", "mixed", "uniform")]
@@ -406,10 +450,6 @@ def show(study, wanted, remembered, allocation, importance, sensitivity, numbers
                 f"All measured on {len(study.evaluation_images)} evaluation images, which no choice has seen. "
                 "Quantization is simulated in floating point: the bits saved are real, the speed is not."
             )
-
-
-def measured_so_far(remembered, settings):
-    return {name: setting and remembered.measured(setting) for name, setting in settings.items()}
 
 
 main()

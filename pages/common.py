@@ -70,7 +70,7 @@ def sidebar() -> None:
             key="outliers",
             bind="query-params",
             format_func=lambda factor: "off" if factor == 1 else f"×{factor}",
-            help="Scales the two widest channels of every LayerNorm and divides the next layer's weights by as much: "
+            help="Scales two channels of every LayerNorm and divides the next layer's weights by as much: "
             "the full-precision model stays the same, its quantizers get a harder task.",
         )
         st.caption(
@@ -104,7 +104,7 @@ def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["P
     Returns:
         The last result; None while stopped.
     """
-    stopped = f"stopped {name}"
+    stopped = stop_flag(name)
     slot = st.empty()
     if st.session_state.get(stopped):
         with slot.container(horizontal=True, vertical_alignment="center"):
@@ -132,6 +132,11 @@ def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["P
             show(step)
     slot.empty()
     return result
+
+
+def stop_flag(name: str) -> str:
+    """Return the name in the session's state that says whether this work is stopped on the open study."""
+    return f"stopped {name} on {st.session_state.model} {st.session_state.outliers}"
 
 
 def _remaining(step: "Progress", first_done: int, seconds: float) -> str:

@@ -4,6 +4,8 @@ from functools import partial
 
 import streamlit as st
 
+from mixqvit.bits import FULL_PRECISION, uniform
+from mixqvit.costs import cost
 from mixqvit.figures import overview
 from pages import common
 
@@ -159,16 +161,16 @@ def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
     result.markdown(overview.breaks_first(sensitivity))
 
     result, progress, _ = gives
-    mixed, uniform = study.allocate(average_bits=AVERAGE_BITS), study.uniform(AVERAGE_BITS)
+    mixed, beside = study.allocate(average_bits=AVERAGE_BITS), study.uniform(AVERAGE_BITS)
     measured = {}
-    for name, allocation in (("Mixed bits", mixed), ("Uniform bits", uniform)):
+    for name, allocation in (("Mixed bits", mixed), ("Uniform bits", beside)):
         with progress:
             measured[name] = common.run(name, partial(study.evaluate_steps, allocation))
         if measured[name] is None:
             return
         result.markdown(
             overview.four_bits_give(
-                mixed, measured["Mixed bits"], measured.get("Uniform bits"), uniform.cost.size_bytes, full_bytes
+                mixed, measured["Mixed bits"], measured.get("Uniform bits"), beside.cost.size_bytes, full_bytes
             )
         )
 
@@ -179,7 +181,9 @@ with common.page(
     "which ones break, and a budget turns both into bits for every layer, measured on real images.",
 ):
     study = common.study()
-    full_bytes = overview.full_precision_cost(study.layers, study.graph.full_precision_parameters).size_bytes
+    # Not study.uniform: its predicted harm would wait for the sensitivity.
+    full = cost(study.layers, uniform(study.layers, FULL_PRECISION), study.graph.full_precision_parameters)
+    full_bytes = full.size_bytes
     accuracy_place = facts(study, full_bytes)
     show_accuracy(accuracy_place, None)
     images(study)

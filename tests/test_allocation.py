@@ -116,6 +116,33 @@ def test_the_optimum_is_that_of_brute_force_and_no_ceiling_is_exceeded(seed, ave
         assert found.cost.bitops <= budget.bitops
 
 
+def dynamic_programming(layers, harms, average_bits):
+    """Least harm within an average, by exact recursion over the weight bits spent (all layers of one size)."""
+    room = int(average_bits * len(layers))
+    best = {0: 0.0}
+    for one in layers:
+        envelope = monotone_envelope(harms[one.name])
+        following = {}
+        for spent, harm in best.items():
+            for bits, added in envelope.items():
+                total = spent + bits
+                if total <= room and harm + added < following.get(total, float("inf")):
+                    following[total] = harm + added
+        best = following
+    return min(best.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("average_bits", [3.0, 4.5, 7.0])
+def test_the_optimum_is_exact_when_harms_span_many_orders_of_magnitude(seed, average_bits):
+    random = np.random.default_rng(seed)
+    layers = [layer(index) for index in range(40)]
+    harms = {one.name: {bits: float(10 ** random.uniform(-1, 1) * 8.0**-bits) for bits in BIT_WIDTHS} for one in layers}
+    harms["layer7"][2] = 1.0
+    found = allocate(layers, harms, Budget(average_bits=average_bits, cap_bitops=False), REST)
+    assert found.harm == pytest.approx(dynamic_programming(layers, harms, average_bits), rel=1e-5)
+
+
 @pytest.mark.parametrize("bits", BIT_WIDTHS)
 def test_an_average_of_whole_bits_is_never_worse_than_uniform_at_its_cost(bits):
     layers, harms = table(20, seed=bits)
@@ -180,12 +207,23 @@ def test_an_impossible_budget_names_the_smallest_feasible_value_which_is_feasibl
 
 
 @pytest.mark.parametrize(
-    "budget", [Budget(), Budget(average_bits=0.0), Budget(size_bytes=-1), Budget(bitops=float("nan"))]
+    "budget",
+    [
+        *(Budget(), Budget(average_bits=0.0), Budget(size_bytes=-1), Budget(bitops=float("nan"))),
+        *(Budget(average_bits=float("inf")), Budget(bitops=float("inf"))),
+    ],
 )
 def test_unusable_budgets_are_refused(budget):
     layers, harms = table(3)
     with pytest.raises(AllocationError):
         allocate(layers, harms, budget, REST)
+
+
+@pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
+def test_unusable_exponents_are_refused(gamma):
+    layers, harms = table(3)
+    with pytest.raises(AllocationError, match="exponent of importance"):
+        allocate(layers, harms, Budget(average_bits=4.0), REST, gamma=gamma)
 
 
 def test_harm_curves_are_used_as_their_monotone_envelope():

@@ -27,6 +27,12 @@ def test_full_precision_costs_float32_and_no_scales():
     assert bitops(LINEAR, (32, 32)) == 700 * 1024
 
 
+def test_a_bias_that_reparameterization_creates_is_counted():
+    reduction = Layer("reduction", "reduction", None, 32, 4, 100, (1, 8), (1, 4), "reduction", "norm", has_bias=False)
+    assert scale_bytes(reduction, (4, 4)) == 5 * (4 + 1) + 4 * 4
+    assert scale_bytes(reduction, (4, 32)) == 5 * 4
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_uniform_bitops_are_the_cost_of_uniform_bits(bits):
     layers = [EMBEDDING, LINEAR, PRODUCT]

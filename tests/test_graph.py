@@ -146,6 +146,36 @@ def test_threads_share_a_graph():
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+def test_tracing_in_one_thread_disturbs_neither_running_nor_tracing_in_another():
+    """torch.fx changes nn.Module for the whole process while it traces."""
+    graph = trace(tiny_model("vit"), tiny_images(1))
+    images = tiny_images(2)
+    expected = graph(images)
+    failures = []
+
+    def run_graph():
+        for _ in range(150):
+            try:
+                assert torch.equal(graph(images), expected)
+            except Exception as error:
+                failures.append(error)
+
+    def trace_again(architecture):
+        try:
+            for _ in range(3):
+                trace(tiny_model(architecture), tiny_images(1))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run_graph) for _ in range(2)]
+    threads += [threading.Thread(target=trace_again, args=(architecture,)) for architecture in ("swin", "deit")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
 def test_the_fingerprint_follows_weights_and_structure():
     same = [trace(tiny_model("vit"), tiny_images(1)).fingerprint for _ in range(2)]
     changed = tiny_model("vit")
@@ -154,6 +184,9 @@ def test_the_fingerprint_follows_weights_and_structure():
     assert same[0] == same[1]
     assert trace(changed, tiny_images(1)).fingerprint != same[0]
     assert trace(tiny_model("deit"), tiny_images(1)).fingerprint != same[0]
+    other_epsilon = tiny_model("vit")
+    other_epsilon.norm.eps = 1e-3
+    assert trace(other_epsilon, tiny_images(1)).fingerprint != same[0]
 
 
 def test_images_of_another_shape_are_refused_with_both_shapes():
@@ -183,6 +216,18 @@ class Functional(nn.Module):
 def test_a_model_that_does_not_trace_is_refused_in_words(module, message):
     with pytest.raises(ModelError, match=message):
         trace(module, torch.randn(1, 1, 16, 16))
+
+
+def test_images_that_do_not_fit_and_outputs_that_are_no_logits_are_refused():
+    with pytest.raises(ModelError, match="does not run on the example images"):
+        trace(tiny_model("vit"), torch.zeros(1, 3, 16, 16).double())
+
+    class Pair(nn.Module):
+        def forward(self, images):
+            return images.flatten(1), images
+
+    with pytest.raises(ModelError, match="must return logits"):
+        trace(Pair(), torch.randn(1, 1, 4, 4))
 
 
 def test_a_model_without_layers_is_refused():

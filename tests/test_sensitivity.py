@@ -41,6 +41,7 @@ def test_finished_cells_are_not_measured_again(calibration):
 def test_operands_say_which_bits_are_swept(calibration):
     layers = {layer.kind: layer for layer in calibration.graph.layers}
     assert cell_bits(layers["qkv"], "both", 3) == (3, 3)
+    assert cell_bits(layers["patch_embed"], "both", 3) == (3, 8)  # as in every allocation
     assert cell_bits(layers["qkv"], "weights", 3) == (3, FULL_PRECISION)
     assert cell_bits(layers["qkv"], "activations", 3) == (FULL_PRECISION, 3)
     assert cell_bits(layers["matmul1"], "weights", 3) is None

@@ -1,4 +1,5 @@
 import os
+import shutil
 import sqlite3
 import tempfile
 import threading
@@ -74,6 +75,15 @@ def test_a_read_only_folder_is_refused_and_keeps_what_it_holds(read_only_folder)
         assert database.execute("SELECT item, value FROM results").fetchall() == [("item", "1")]
 
 
+def test_an_open_store_goes_on_when_its_files_are_deleted(tmp_path):
+    store = Store(tmp_path / "cache")
+    store.put("key", "item", 1)
+    shutil.rmtree(tmp_path / "cache")
+    assert store.rows("key") == {}
+    store.put("key", "item", 2)
+    assert store.rows("key") == {"item": 2}
+
+
 def test_threads_write_at_once(tmp_path):
     store = Store(tmp_path)
 
@@ -103,11 +113,13 @@ def test_clearing_forgets_everything_and_frees_the_space(tmp_path):
 def test_beyond_the_limit_the_oldest_results_go(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "LIMIT_BYTES", 250_000)
     store = Store(tmp_path)
+    store.put("numbers", "row", 1)
     for index in range(4):
         store.put_tensors(f"key{index}", "layer", {"x": torch.zeros(25_000)})
         store.put(f"key{index}", "row", index)
     assert store.tensors("key0", "layer") is None
     assert store.rows("key0") == {}
+    assert store.rows("numbers") == {"row": 1}  # takes next to nothing
     assert store.tensors("key3", "layer") is not None
     assert store.size_bytes() < 400_000
 

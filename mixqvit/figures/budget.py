@@ -1,15 +1,14 @@
 """What the Budget page shows: bits per layer, what changed, what it costs, what was measured, and the recipe."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
-from mixqvit.costs import Cost, bitops, code_bytes, uniform_bitops
+from mixqvit.costs import Cost, bitops, code_bytes
 from mixqvit.figures.grid import blocks_by_kinds, layer_frame
 from mixqvit.figures.overview import megabytes, percent
 from mixqvit.figures.style import BIT_COLOURS, bit_scale, finish
@@ -18,6 +17,7 @@ from mixqvit.layers import Layer
 if TYPE_CHECKING:
     from mixqvit.allocation import Allocation, Budget
     from mixqvit.evaluation import Evaluation
+    from mixqvit.records import Settings
 
 __all__ = [
     "MEASURES",
@@ -29,7 +29,6 @@ __all__ = [
     "gauges",
     "measured_frame",
     "measured_points",
-    "non_monotone",
     "pin_frame",
     "pins",
     "recipe",
@@ -57,7 +56,7 @@ class MeasuredPoint:
     Attributes:
         name: `mixed` or `uniform`.
         cost: Its cost.
-        harm: Its predicted harm.
+        harm: Its predicted harm; with the same γ for all points shown together.
         evaluation: What was measured, on all evaluation images.
     """
 
@@ -83,14 +82,15 @@ def bits_grid(
         previous: The allocation shown before, None for the first.
         importance: Ω by layer name.
         sensitivity: Λ by layer name and bit-width, as measured.
-        pinned: Bits fixed by hand, by layer name.
+        pinned: Bits fixed by hand, by layer name; ● marks those that `bits` has, which a budget too small may not.
     """
     before = previous or bits
+    held = {name for name, width in pinned.items() if bits[name][0] == width}
 
     def text(layer: Layer, value: float) -> str:
         now, then = bits[layer.name][0], before[layer.name][0]
         mark = "" if now == then else " ▲" if now > then else " ▼"
-        return f"{now}{mark}" + (" ●" if layer.name in pinned else "")
+        return f"{now}{mark}" + (" ●" if layer.name in held else "")
 
     def hover(layer: Layer, value: float) -> str:
         first, second = bits[layer.name]
@@ -100,7 +100,7 @@ def bits_grid(
             f"kind {layer.kind}" + ("" if layer.block is None else f", block {layer.block}"),
             f"{first} bits for the {names[0]}, {second} bits for the {names[1]}",
             *([f"before: {before[layer.name][0]} bits"] if before[layer.name] != bits[layer.name] else []),
-            *(["pinned by hand ●"] if layer.name in pinned else []),
+            *(["pinned by hand ●"] if layer.name in held else []),
             f"{layer.parameters:,} parameters, {layer.macs / 1e6:.3f} M MACs",
             f"importance Ω = {percent(importance[layer.name], 2)}",
             "full precision: no harm" if harm is None else f"sensitivity Λ = {harm:.3g} nats",
@@ -135,36 +135,23 @@ def changes(bits: Mapping[str, Bits], previous: Mapping[str, Bits] | None) -> st
     return "\n\n".join(f"**{title} ({len(names)}):** {', '.join(names)}" for title, names in groups if names)
 
 
-def non_monotone(sensitivity: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """Return the names of the layers whose measured sensitivity rises somewhere with more bits."""
-    rising = []
-    for name, harms in sensitivity.items():
-        ordered = [harms[bits] for bits in sorted(harms)]
-        if any(later > earlier for earlier, later in pairwise(ordered)):
-            rising.append(name)
-    return rising
-
-
-def gauges(layers: Sequence[Layer], allocation: "Allocation", full: Cost) -> list[tuple[str, float]]:
+def gauges(allocation: "Allocation", full: Cost, bitops_ceiling: float | None) -> list[tuple[str, float]]:
     """Return the costs of an allocation in words, each with the fraction used of what is allowed.
 
     Without a ceiling, the fraction is that of full precision.
 
     Args:
-        layers: The table of layers.
         allocation: Bits per layer with their cost and budget.
         full: Cost of full precision.
+        bitops_ceiling: The most BitOps that the budget allows, as `allocation.bitops_ceiling` says; None for no limit.
     """
     budget, spent = allocation.budget, allocation.cost
-    caps = [] if budget.bitops is None else [budget.bitops]
-    if budget.average_bits is not None and budget.cap_bitops:
-        caps.append(uniform_bitops(layers, budget.average_bits))
     return [
         _gauge("Average bits", spent.average_bits, budget.average_bits, full.average_bits, "{:.2f}"),
         _gauge(
             "Model size", spent.size_bytes / 1e6, _scaled(budget.size_bytes, 1e6), full.size_bytes / 1e6, "{:.3f} MB"
         ),
-        _gauge("BitOps", spent.bitops / 1e9, _scaled(min(caps, default=None), 1e9), full.bitops / 1e9, "{:.3f} G"),
+        _gauge("BitOps", spent.bitops / 1e9, _scaled(bitops_ceiling, 1e9), full.bitops / 1e9, "{:.3f} G"),
     ]
 
 
@@ -340,30 +327,43 @@ def pins(frame: pd.DataFrame) -> dict[str, int]:
     return {name: int(bits) for name, bits in zip(chosen["layer"], chosen[_PINNED], strict=True)}
 
 
-def recipe(model: str, recipe_name: str, allocation: "Allocation", evaluation: "Evaluation | None") -> dict[str, Any]:
-    """Return an allocation as a document that JSON can write.
+def recipe(
+    model: str,
+    settings: "Settings",
+    allocation: "Allocation",
+    gamma: float,
+    pinned: Mapping[str, int],
+    evaluation: "Evaluation | None",
+) -> dict[str, Any]:
+    """Return an allocation as a document that JSON can write, with all that it was solved with.
 
     Args:
         model: What `load_model` is called with.
-        recipe_name: The quantization recipe.
-        allocation: Bits per layer with their cost.
+        settings: What the study computed with.
+        allocation: Bits per layer with their cost, harm and budget.
+        gamma: Exponent of Ω that the allocation was solved with and its harm is predicted with.
+        pinned: Bits fixed by hand that the allocation was solved around, by layer name.
         evaluation: What was measured; None if nothing was.
 
     Returns:
-        `model`, `recipe`; `budget` with the ceilings, None where there was none; `bits`, from layer name to
-        [weight bits, activation bits]; `predicted_harm`; `cost` in bytes, BitOps and bits; `measured` with fractions
-        from 0 to 1 and KL in nats, or None.
+        `model`; `recipe`, the quantization recipe; `settings`, the fields of `Settings` by name, outlier amplification
+        included; `budget` with the ceilings, None where there was none; `gamma`; `pinned`, from layer name to bits;
+        `bits`, from layer name to [weight bits, activation bits]; `predicted_harm`, Σ Ω^gamma · Λ in nats; `cost` in
+        bytes, BitOps and bits; `measured` with fractions from 0 to 1 and KL in nats, or None.
     """
     budget: Budget = allocation.budget
     return {
         "model": model,
-        "recipe": recipe_name,
+        "recipe": settings.recipe,
+        "settings": asdict(settings),
         "budget": {
             "average_bits": budget.average_bits,
             "size_bytes": budget.size_bytes,
             "bitops": budget.bitops,
             "cap_bitops": budget.cap_bitops,
         },
+        "gamma": gamma,
+        "pinned": dict(pinned),
         "bits": {name: list(pair) for name, pair in allocation.bits.items()},
         "predicted_harm": allocation.harm,
         "cost": {

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mixqvit.bits import FULL_PRECISION, uniform
-from mixqvit.costs import Cost, cost
 from mixqvit.figures.grid import layer_frame
 from mixqvit.layers import Layer
 
@@ -20,7 +18,6 @@ __all__ = [
     "accuracy",
     "breaks_first",
     "four_bits_give",
-    "full_precision_cost",
     "layer_table",
     "matters_most",
     "megabytes",
@@ -51,16 +48,6 @@ def sample_images(images: "Images", count: int) -> tuple[list[np.ndarray], list[
     labels = [first.class_names[label] for label in first.labels.tolist()]
     alts = [f"Evaluation image {name}, labelled {label}" for name, label in zip(first.names, labels, strict=True)]
     return pictures, labels, alts
-
-
-def full_precision_cost(layers: Sequence[Layer], full_precision_parameters: int) -> Cost:
-    """Return the cost of the model with every operand in float32.
-
-    Args:
-        layers: The table of layers.
-        full_precision_parameters: Parameter elements outside the quantized weights.
-    """
-    return cost(layers, uniform(layers, FULL_PRECISION), full_precision_parameters)
 
 
 def megabytes(size_bytes: float) -> str:

@@ -55,7 +55,7 @@ class ReparameterizedQuantizer:
     """Per-channel quantization of a post-LayerNorm input, run per tensor (RepQ-ViT, arXiv 2212.08254, section 3.2).
 
     The input is moved to x' = x / ratio - shift, on which one scale and zero point serve all channels; the layer's
-    weight and bias undo the move (`reparameterize`). On hardware the move is part of the LayerNorm's own γ and β;
+    weight and bias undo the move (`fold`). On hardware the move is part of the LayerNorm's own γ and β;
     here the layer applies it to its input, which is the same function and leaves other readers of the LayerNorm and
     zero padding after it alone.
 

@@ -43,11 +43,6 @@ class Recipe:
     fit: Callable[[Graph, Layer, tuple[Tensor, ...], Bits | None], tuple[OperandQuantizers, ...]]
 
 
-def is_reparameterized(layer: Layer) -> bool:
-    """Whether the layer's input is post-LayerNorm and its outlier channels are folded away (METHOD.md)."""
-    return layer.norm is not None and layer.kind in ("qkv", "fc1", "reduction")
-
-
 def _fit_mix_qvit(
     graph: Graph, layer: Layer, operands: tuple[Tensor, ...], bits: Bits | None
 ) -> tuple[OperandQuantizers, ...]:
@@ -57,7 +52,7 @@ def _fit_mix_qvit(
         fit_first = ranges.fit_log_sqrt2 if layer.kind == "matmul2" else ranges.fit_per_tensor
         return _fit_all_bits(first, fit_first), _fit_all_bits(second, ranges.fit_per_tensor)
     (values,) = operands
-    if is_reparameterized(layer):
+    if layer.is_reparameterized:
         return (_fit_clipped_channels(graph, layer, values),)
     if layer.kind == "patch_embed" or values.dim() > 3:
         return (_fit_all_bits(values, ranges.fit_per_tensor),)
@@ -135,7 +130,7 @@ def _fit_repq_vit(
 ) -> tuple[OperandQuantizers, ...]:
     """Fit every operand as the published RepQ-ViT code does (arXiv 2212.08254), for one setting."""
     width = PATCH_EMBED_INPUT_BITS if layer.kind == "patch_embed" else bits[1]
-    if is_reparameterized(layer):
+    if layer.is_reparameterized:
         channels = ranges.fit_per_channel(operands[0].flatten(0, -2), width)
         return ({width: reparameterized_quantizer(channels, round_zero_point=False)},)
     fits = [ranges.fit_per_tensor for _ in operands]

@@ -1,30 +1,11 @@
 """Scale reparameterization of post-LayerNorm inputs (RepQ-ViT, arXiv 2212.08254, section 3.2; METHOD.md)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
 
-__all__ = ["FoldedParameters", "clip_ranges", "fold", "reparameterize", "reparameterized_quantizer"]
-
-
-@dataclass(frozen=True)
-class FoldedParameters:
-    """LayerNorm and layer parameters after reparameterization: together they compute the same function.
-
-    Attributes:
-        gamma: γ' = γ / r, `[C]`.
-        beta: β' = β / r - t, `[C]`.
-        weight: W' = W · diag(r), `[out, C]`.
-        bias: b' = b + W' · t, `[out]`; created where the layer had none.
-    """
-
-    gamma: Tensor
-    beta: Tensor
-    weight: Tensor
-    bias: Tensor
+__all__ = ["clip_ranges", "fold", "reparameterized_quantizer"]
 
 
 def reparameterized_quantizer(
@@ -54,24 +35,6 @@ def fold(weight: Tensor, bias: Tensor | None, quantizer: ReparameterizedQuantize
     folded = weight * quantizer.ratio
     moved = folded @ quantizer.shift
     return folded, moved if bias is None else bias + moved
-
-
-def reparameterize(
-    gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None, quantizer: ReparameterizedQuantizer
-) -> FoldedParameters:
-    """Fold the move into the LayerNorm before and the layer after it; the function computed stays the same.
-
-    Args:
-        gamma: LayerNorm scale γ, `[C]`.
-        beta: LayerNorm offset β, `[C]`.
-        weight: Layer weight, `[out, C]`.
-        bias: Layer bias, `[out]` or None.
-        quantizer: What `reparameterized_quantizer` returned.
-    """
-    folded_weight, folded_bias = fold(weight, bias, quantizer)
-    return FoldedParameters(
-        gamma / quantizer.ratio, beta / quantizer.ratio - quantizer.shift, folded_weight, folded_bias
-    )
 
 
 def clip_ranges(lower: Tensor, upper: Tensor, clip: float) -> tuple[Tensor, Tensor]:

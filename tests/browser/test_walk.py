@@ -4,10 +4,12 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,13 +30,19 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A dashboard on a free port with an empty cache; yields its address."""
+def cache(tmp_path_factory) -> Path:
+    """The server's cache folder, empty at first."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, cache):
+    """A dashboard on a free port; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    environment = os.environ | {"MIXQVIT_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    environment = os.environ | {"MIXQVIT_CACHE": str(cache)}
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -105,21 +113,36 @@ def test_every_page_shows_a_figure_and_no_error(page):
             expect(page.get_by_test_id("stPlotlyChart").first).to_be_visible()
 
 
-def test_moving_the_budget_slider_measures_a_new_accuracy(page):
+def metrics(page: Page) -> dict[str, str]:
+    """Names and values of the numbers at the top of the page."""
+    found = {}
+    for metric in page.get_by_test_id("stMetric").all():
+        name = metric.get_by_test_id("stMetricLabel").inner_text().strip()
+        found[name] = metric.get_by_test_id("stMetricValue").inner_text().strip()
+    return found
+
+
+def saved_evaluations(cache: Path) -> int:
+    """How many settings were measured on all 500 evaluation images."""
+    with closing(sqlite3.connect(cache / "results.sqlite")) as database:
+        query = "SELECT COUNT(*) FROM results WHERE value LIKE '%\"images\": 500%'"
+        return database.execute(query).fetchone()[0]
+
+
+def test_moving_the_budget_slider_measures_a_new_accuracy(page, cache):
     open_page(page, "Budget")
     wait_until_finished(page)
-    main = page.get_by_test_id("stMain")
-    before = main.inner_text()
+    before, evaluations = metrics(page), saved_evaluations(cache)
     slider = page.get_by_test_id("stMain").get_by_role("slider", name="Budget: average bits per weight")
     slider.focus()
     for _ in range(10):
         page.keyboard.press("ArrowLeft")
-    expect(main).not_to_have_text(before, timeout=MINUTES)
     wait_until_finished(page)
-    after = main.inner_text()
-    accuracies = re.findall(r"\d+\.\d+ ?%", after)
-    assert accuracies
-    assert accuracies != re.findall(r"\d+\.\d+ ?%", before)
+    after = metrics(page)
+    assert after["Predicted harm"] != before["Predicted harm"]
+    (mixed,) = [value for name, value in after.items() if "mixed" in name]
+    assert re.fullmatch(r"\d+\.\d %", mixed)  # measured, on all images
+    assert saved_evaluations(cache) > evaluations
     assert "average_bits=" in page.url
 
 

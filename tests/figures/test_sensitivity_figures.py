@@ -90,6 +90,7 @@ def test_words_name_the_worst_measured_layers():
 
 def test_rising_curves_are_found():
     assert figures.rising(HARMS) == ["blocks.0.attn.qkv"]
+    assert figures.rising({"falls": {4: 2.0, 2: 3.0, 3: 2.0}, "rises": {4: 1.5, 2: 3.0, 3: 1.0}}) == ["rises"]
 
 
 def test_a_sweep_of_weights_is_complete_without_attention_products():

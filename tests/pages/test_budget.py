@@ -1,5 +1,6 @@
 """The Budget page follows its slider: a new allocation, its cost, and its own measured accuracy."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,10 @@ def page() -> AppTest:
     """The Budget page; the Overview, which runs before it, is kept from computing anything."""
     at = AppTest.from_file(str(APP), default_timeout=600)
     for stage in STAGES:
-        at.session_state[f"stopped {stage}"] = True
+        at.session_state[f"stopped {stage} on digits_vit 1"] = True
     at.run()
     for stage in STAGES:
-        at.session_state[f"stopped {stage}"] = False
+        at.session_state[f"stopped {stage} on digits_vit 1"] = False
     at.switch_page("pages/budget.py").run()
     assert not at.exception
     return at
@@ -76,11 +77,42 @@ def test_an_impossible_budget_says_what_is_possible_and_keeps_the_last_allocatio
     assert numbers(page) == shown
 
 
+def hover_texts(at: AppTest) -> list[str]:
+    """What the measured points say on hover."""
+    figures = [json.loads(element.proto.spec) for element in at.get("plotly_chart")]
+    points = next(figure for figure in figures if any(trace.get("name") == "mixed bits" for trace in figure["data"]))
+    return [text for trace in points["data"] for text in trace.get("text", [])]
+
+
+def test_every_measured_point_shows_its_harm_with_the_gamma_chosen_now(page, study):
+    first = study.allocate(average_bits=4.0)
+    page.slider(key="gamma").set_value(0.5).run()
+    assert not page.exception
+    texts = "\n".join(hover_texts(page))
+    for allocation in (first, study.uniform(4)):
+        assert f"predicted harm {study.allocation(allocation.bits, 0.5).harm:.3g}" in texts
+        assert f"predicted harm {allocation.harm:.3g}" not in texts
+
+
+def test_an_impossible_budget_still_predicts_harm_with_the_gamma_chosen_now(page, study):
+    last = study.allocate(average_bits=4.0)
+    page.number_input(key="size_mb").set_value(0.01).run()
+    page.slider(key="gamma").set_value(0.0).run()
+    assert not page.exception
+    assert numbers(page)["Predicted harm"] == f"{study.allocation(last.bits, 0.0).harm:.3g}" != f"{last.harm:.3g}"
+
+
+def test_a_size_ceiling_is_rounded_to_bytes(page):
+    page.number_input(key="size_mb").set_value(1.001).run()  # 1.001 * 1e6 is a little below 1001000
+    assert not page.exception
+    assert next(iter(page.session_state["budgets"].values())).wanted["size_bytes"] == 1_001_000
+
+
 def test_all_uniform_settings_are_measured_on_request(page, study):
     button = next(button for button in page.button if button.label == "Measure all uniform settings")
     button.click().run()
     assert not page.exception
     points = next(iter(page.session_state["budgets"].values())).points.values()
-    measured = {point.cost.average_bits: point.evaluation for point in points if point.name == "uniform"}
+    measured = {point.bits["head"][0]: point.evaluation for point in points if point.name == "uniform"}
     assert sorted(measured) == [2, 3, 4, 5, 6, 7, 8]
     assert measured[3] == study.evaluate(3)

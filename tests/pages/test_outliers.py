@@ -22,7 +22,7 @@ def page() -> AppTest:
     """The Outliers page; the Overview, which runs before it, is kept from computing anything."""
     at = AppTest.from_file(str(APP), default_timeout=600)
     for stage in ELSEWHERE:
-        at.session_state[f"stopped {stage}"] = True
+        at.session_state[f"stopped {stage} on digits_vit 1"] = True
     at.run()
     at.switch_page("pages/outliers.py").run()
     assert not at.exception
@@ -77,7 +77,7 @@ def test_all_layers_are_measured_on_demand(page, study):
 
 
 def test_a_stopped_calibration_says_so(page):
-    page.session_state["stopped Calibration"] = True
+    page.session_state["stopped Calibration on digits_vit 1"] = True
     page.run()
     assert not page.exception
     assert any("quantizers" in element.value for element in page.info)

@@ -50,7 +50,7 @@ def empty_store(tmp_path, monkeypatch):
 def test_a_stopped_page_still_shows_model_and_layers_and_can_clear_saved_results(empty_store):
     at = AppTest.from_file(str(APP), default_timeout=180)
     for stage in STAGES:
-        at.session_state[f"stopped {stage}"] = True
+        at.session_state[f"stopped {stage} on digits_vit 1"] = True
     empty_store.put("some stage", "some item", 1)
     at.run()
     assert not at.exception

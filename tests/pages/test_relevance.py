@@ -21,9 +21,9 @@ def opened(model: str = "digits_vit", stopped: bool = False) -> AppTest:
     at = AppTest.from_file(str(APP), default_timeout=600)
     at.query_params["model"] = model
     for stage in ELSEWHERE:
-        at.session_state[f"stopped {stage}"] = True
+        at.session_state[f"stopped {stage} on digits_vit 1"] = True
     at.run()
-    at.session_state["stopped Relevance"] = stopped
+    at.session_state["stopped Relevance on digits_vit 1"] = stopped
     at.switch_page("pages/relevance.py").run()
     assert not at.exception
     return at

@@ -22,9 +22,9 @@ def page() -> AppTest:
     """The Sensitivity page; the Overview, which runs before it, is kept from computing anything."""
     at = AppTest.from_file(str(APP), default_timeout=600)
     for stage in ELSEWHERE:
-        at.session_state[f"stopped {stage}"] = True
+        at.session_state[f"stopped {stage} on digits_vit 1"] = True
     at.run()
-    at.session_state["stopped Sensitivity"] = False
+    at.session_state["stopped Sensitivity on digits_vit 1"] = False
     at.switch_page("pages/sensitivity.py").run()
     assert not at.exception
     return at
@@ -68,8 +68,8 @@ def test_no_layer_left_is_said(page):
 
 
 def test_a_stopped_sweep_shows_what_is_there_and_can_be_resumed(page):
-    page.session_state["stopped Calibration"] = True
-    page.session_state["stopped Sensitivity (weights only)"] = True
+    page.session_state["stopped Calibration on digits_vit 1"] = True
+    page.session_state["stopped Sensitivity (weights only) on digits_vit 1"] = True
     page.segmented_control(key="operands").set_value("weights").run()
     assert not page.exception
     assert any(button.label == "Resume" for button in page.button)

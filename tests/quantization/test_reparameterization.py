@@ -2,13 +2,11 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm, linear
 
+from mixqvit.graph import trace
+from mixqvit.quantization import calibrate
 from mixqvit.quantization.ranges import fit_per_channel, uniform_quantizer
-from mixqvit.quantization.reparameterization import (
-    clip_ranges,
-    fold,
-    reparameterize,
-    reparameterized_quantizer,
-)
+from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
+from tests.models import ARCHITECTURES, tiny_images, tiny_model
 
 
 @pytest.fixture
@@ -34,10 +32,37 @@ def test_the_full_precision_function_is_unchanged(parts, round_zero_point, with_
     bias = parts["bias"] if with_bias else None
     normed = layer_norm(parts["inputs"], (12,), parts["gamma"], parts["beta"])
     quantizer = reparameterized_quantizer(fit_per_channel(normed, bits), round_zero_point)
-    folded = reparameterize(parts["gamma"], parts["beta"], parts["weight"], bias, quantizer)
+    weight, folded_bias = fold(parts["weight"], bias, quantizer)
     before = linear(normed, parts["weight"], bias)
-    after = linear(layer_norm(parts["inputs"], (12,), folded.gamma, folded.beta), folded.weight, folded.bias)
-    assert float((after - before).abs().max() / before.abs().max()) < 1e-10
+    # As hardware would run it: the move is part of LayerNorm's own γ' = γ / r and β' = β / r - t ...
+    gamma, beta = parts["gamma"] / quantizer.ratio, parts["beta"] / quantizer.ratio - quantizer.shift
+    in_the_norm = linear(layer_norm(parts["inputs"], (12,), gamma, beta), weight, folded_bias)
+    # ... and as it runs here: the layer moves its own input.
+    at_the_input = linear(normed / quantizer.ratio - quantizer.shift, weight, folded_bias)
+    for after in (in_the_norm, at_the_input):
+        assert float((after - before).abs().max() / before.abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_whole_network_is_unchanged_when_nothing_is_rounded(architecture):
+    """Every post-LayerNorm layer moved and folded, with the quantizers' grids left out."""
+    graph = trace(tiny_model(architecture), tiny_images(1))
+    images = tiny_images(4)
+    calibration = calibrate(graph, images)
+    replace = {}
+    for layer in graph.layers:
+        if layer.is_reparameterized:
+            (quantizer,) = calibration.quantizers(layer, (4, 4))
+            weight, bias = fold(graph.weight(layer), graph.bias(layer), quantizer)
+
+            def moved(values, quantizer=quantizer, weight=weight, bias=bias):
+                return linear(values / quantizer.ratio - quantizer.shift, weight, bias)
+
+            replace[layer.node] = moved
+    expected = graph(images)
+    found, _ = graph.run(images, replace)
+    assert len(replace) >= 4
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-10
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
