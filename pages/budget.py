@@ -1,7 +1,7 @@
 """One slider: the best bits for every layer, what they cost, what they measure."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import streamlit as st
@@ -12,60 +12,11 @@ from mixqvit.figures import budget as figures
 from mixqvit.figures import overview
 from mixqvit.figures.sensitivity import rising
 from pages import common
+from pages.memory import Memory
 
 DEFAULTS = {"average_bits": 4.0, "gamma": 1.0, "size_mb": None, "bitops_g": None, "cap_bitops": True}
 
 STATUS_HEIGHT = 56  # pixels, reserved for the progress bar so that nothing below it moves
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One setting and what was measured of it; neither depends on γ, which predicted harm does.
-
-    Attributes:
-        name: `mixed`, `uniform` or `full precision`.
-        bits: (weight bits, activation bits) by layer name.
-        evaluation: On all evaluation images.
-    """
-
-    name: str
-    bits: dict
-    evaluation: object
-
-
-@dataclass
-class Memory:
-    """What this browser session remembers about one study.
-
-    Attributes:
-        allocation: The last allocation that fitted its budget.
-        wanted: What it was solved with: the arguments of `study.allocate`.
-        previous: The bits before it, None at first.
-        points: What was measured so far, by the setting's bits.
-        uniforms: Whether all uniform settings are wanted.
-    """
-
-    allocation: object = None
-    wanted: dict | None = None
-    previous: dict | None = None
-    points: dict = field(default_factory=dict)
-    uniforms: bool = False
-
-    def show(self, allocation, wanted):
-        if self.allocation is not None and self.allocation.bits != allocation.bits:
-            self.previous = self.allocation.bits
-        self.allocation, self.wanted = allocation, wanted
-
-    def measured(self, allocation):
-        found = self.points.get(_key(allocation))
-        return found and found.evaluation
-
-    def remember(self, name, allocation, evaluation):
-        self.points[_key(allocation)] = Measured(name, allocation.bits, evaluation)
-
-
-def _key(allocation):
-    return tuple(allocation.bits.values())
 
 
 def memory(study):

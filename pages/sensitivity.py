@@ -176,7 +176,9 @@ def method() -> None:
             "no labels are needed. The network runs once up to each layer and then only from there on for every "
             "bit-width, so a sweep costs far less than one evaluation per cell. KL divergence as the metric "
             "follows Mix-QViT (arXiv 2501.06357). A nat is the unit of information with the natural logarithm; 0 means "
-            "that quantizing the layer changes nothing."
+            "that quantizing the layer changes nothing. With *both*, the input of the patch embedding keeps 8 bits, as "
+            "it does in every allocation; with *weights* alone a post-LayerNorm input is not reparameterized, and so "
+            "neither is the weight."
         )
 
 
