@@ -145,24 +145,11 @@ def pins(study):
     return pinned
 
 
-def number(place, label, value, below, help_text=None):
-    place.metric(
-        label,
-        value,
-        delta=below,
-        delta_color="off",
-        delta_arrow="off",
-        border=True,
-        height="stretch",
-        help=help_text,
-    )
-
-
 def show_measured(place, label, evaluation, waiting="not measured yet"):
     value, interval = ("…", waiting) if evaluation is None else overview.accuracy(evaluation)
     if evaluation is not None and evaluation.images < evaluation.total:
         interval = f"{evaluation.images} of {evaluation.total} images"
-    number(
+    common.fact(
         place,
         f"Top-1, {label[0].lower()}{label[1:]}",
         value,
@@ -348,7 +335,7 @@ def show(study, wanted, remembered, allocation, importance, sensitivity, numbers
     with numbers:
         harm = st.empty()
         places = {name: st.empty() for name in titles}
-    number(
+    common.fact(
         harm,
         "Predicted harm",
         f"{allocation.harm:.3g}",

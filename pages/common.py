@@ -147,6 +147,20 @@ def _remaining(step: "Progress", first_done: int, seconds: float) -> str:
     return f"about {remaining:.0f} s left" if remaining < 90 else f"about {remaining / 60:.0f} min left"
 
 
+def fact(place: Any, label: str, value: str, below: str, help_text: str | None = None) -> None:
+    """Show one number in a frame, with a line below it."""
+    place.metric(
+        label,
+        value,
+        delta=below,
+        delta_color="off",
+        delta_arrow="off",
+        border=True,
+        height="stretch",
+        help=help_text,
+    )
+
+
 def chart(figure: Any, alt: str, data: pd.DataFrame, name: str, **options: Any) -> Any:
     """Show a figure with hover, PNG download (camera button) and the numbers as CSV; returns Streamlit's state."""
     state = st.plotly_chart(

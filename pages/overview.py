@@ -13,32 +13,18 @@ IMAGES_SHOWN = 16
 AVERAGE_BITS = 4
 
 
-def fact(place, label, value, below, help_text=None):
-    """One number about the model, with a line below it."""
-    place.metric(
-        label,
-        value,
-        delta=below,
-        delta_color="off",
-        delta_arrow="off",
-        border=True,
-        height="stretch",
-        help=help_text,
-    )
-
-
 def facts(study, full_bytes):
     """The model in numbers; returns the place where the measured accuracy goes."""
     with st.grid(4, min_column_width=190):
-        fact(st, "Model", study.model.name, type(study.model.module).__name__)
-        fact(
+        common.fact(st, "Model", study.model.name, type(study.model.module).__name__)
+        common.fact(
             st,
             "Parameters",
             f"{study.graph.parameters / 1e6:.3f} M",
             f"{overview.megabytes(full_bytes)} in full precision",
             "Weights, biases, norms and embeddings; four bytes each in full precision (float32).",
         )
-        fact(
+        common.fact(
             st,
             "MACs",
             f"{sum(layer.macs for layer in study.layers) / 1e6:.1f} M",
@@ -50,7 +36,7 @@ def facts(study, full_bytes):
 
 def show_accuracy(place, evaluation):
     value, interval = ("…", "not measured yet") if evaluation is None else overview.accuracy(evaluation)
-    fact(
+    common.fact(
         place,
         "Full-precision accuracy",
         value,

@@ -30,22 +30,21 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """The server's cache folder, empty at first."""
-    return tmp_path_factory.mktemp("cache")
+def cache() -> Path:
+    """The cache folder of this test run: what one test computed, the others find."""
+    return Path(os.environ["MIXQVIT_CACHE"])
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, cache):
+def server(tmp_path_factory):
     """A dashboard on a free port; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    environment = os.environ | {"MIXQVIT_CACHE": str(cache)}
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     for _ in range(120):
         try:
@@ -135,13 +134,13 @@ def test_moving_the_budget_slider_measures_a_new_accuracy(page, cache):
     before, evaluations = metrics(page), saved_evaluations(cache)
     slider = page.get_by_test_id("stMain").get_by_role("slider", name="Budget: average bits per weight")
     slider.focus()
-    for _ in range(10):
+    for _ in range(13):  # to 2.7 bits, which no other test asks for
         page.keyboard.press("ArrowLeft")
     wait_until_finished(page)
     after = metrics(page)
     assert after["Predicted harm"] != before["Predicted harm"]
     (mixed,) = [value for name, value in after.items() if "mixed" in name]
-    assert re.fullmatch(r"\d+\.\d %", mixed)  # measured, on all images
+    assert re.fullmatch(r"\d+\.\d\s%", mixed)  # measured, on all images
     assert saved_evaluations(cache) > evaluations
     assert "average_bits=" in page.url
 
@@ -156,13 +155,13 @@ def test_a_link_reproduces_the_view(browser, server):
     page.close()
 
 
-@pytest.mark.parametrize("width", [420, 1400])
-def test_nothing_is_wider_than_the_window(browser, server, width):
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    for name in ("", "relevance", "sensitivity", "budget", "outliers"):
-        page.goto(f"{server}/{name}")
-        expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=MINUTES)
+def test_nothing_is_wider_than_the_window(page):
+    overflow = "document.querySelector('[data-testid=stMain]').scrollWidth - window.innerWidth"
+    for name in HEADINGS:
+        open_page(page, name)
         wait_until_finished(page)
-        overflow = "document.querySelector('[data-testid=stMain]').scrollWidth - window.innerWidth"
-        assert page.evaluate(overflow) <= 1, name
-    page.close()
+        for width in (1400, 420):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_timeout(500)
+            assert page.evaluate(overflow) <= 1, (name, width)
+        page.set_viewport_size({"width": 1400, "height": 900})

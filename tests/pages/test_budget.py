@@ -1,36 +1,16 @@
 """The Budget page follows its slider: a new allocation, its cost, and its own measured accuracy."""
 
 import json
-from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.figures.overview import megabytes, percent
 
-APP = Path(__file__).resolve().parents[2] / "app.py"
-STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
-
-
-@pytest.fixture(scope="module")
-def study():
-    from mixqvit.study import Study
-
-    return Study("digits_vit")
-
 
 @pytest.fixture
-def page() -> AppTest:
-    """The Budget page; the Overview, which runs before it, is kept from computing anything."""
-    at = AppTest.from_file(str(APP), default_timeout=600)
-    for stage in STAGES:
-        at.session_state[f"stopped {stage} on digits_vit 1"] = True
-    at.run()
-    for stage in STAGES:
-        at.session_state[f"stopped {stage} on digits_vit 1"] = False
-    at.switch_page("pages/budget.py").run()
-    assert not at.exception
-    return at
+def page(open_page) -> AppTest:
+    return open_page("budget")
 
 
 def numbers(at: AppTest) -> dict[str, str]:

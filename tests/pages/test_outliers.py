@@ -1,32 +1,14 @@
 """The Outliers page: channels of a chosen layer, and outlier channels where the sidebar makes some."""
 
 import json
-from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-APP = Path(__file__).resolve().parents[2] / "app.py"
-ELSEWHERE = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
-
-
-@pytest.fixture(scope="module")
-def study():
-    from mixqvit.study import Study
-
-    return Study("digits_vit")
-
 
 @pytest.fixture
-def page() -> AppTest:
-    """The Outliers page; the Overview, which runs before it, is kept from computing anything."""
-    at = AppTest.from_file(str(APP), default_timeout=600)
-    for stage in ELSEWHERE:
-        at.session_state[f"stopped {stage} on digits_vit 1"] = True
-    at.run()
-    at.switch_page("pages/outliers.py").run()
-    assert not at.exception
-    return at
+def page(open_page) -> AppTest:
+    return open_page("outliers")
 
 
 def numbers(at: AppTest) -> dict[str, str]:

@@ -85,3 +85,13 @@ def test_words_order_layers_by_their_harm_at_the_fewest_bits():
 def test_accuracy_falls_back_to_agreement_without_labels():
     assert overview.accuracy(Evaluation(200, 200, 190, 100, 0.1))[0] == "95.0\u00a0%"
     assert overview.accuracy(Evaluation(200, 200, None, 100, 0.1))[0] == "50.0\u00a0%"
+
+
+def test_a_cache_that_cannot_be_written_is_a_message(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MIXQVIT_CACHE", str(tmp_path / "file" / "cache"))
+    st.cache_resource.clear()
+    at = AppTest.from_file(str(APP), default_timeout=180).run()
+    st.cache_resource.clear()
+    assert not at.exception
+    assert "MIXQVIT_CACHE" in at.error[0].value

@@ -1,32 +1,6 @@
 """The Relevance page: importance of the layers, and one image explained for the classes a person picks."""
 
-from pathlib import Path
-
-import pytest
 from streamlit.testing.v1 import AppTest
-
-APP = Path(__file__).resolve().parents[2] / "app.py"
-ELSEWHERE = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
-
-
-@pytest.fixture(scope="module")
-def study():
-    from mixqvit.study import Study
-
-    return Study("digits_vit")
-
-
-def opened(model: str = "digits_vit", stopped: bool = False) -> AppTest:
-    """The Relevance page; the Overview, which runs before it, is kept from computing anything."""
-    at = AppTest.from_file(str(APP), default_timeout=600)
-    at.query_params["model"] = model
-    for stage in ELSEWHERE:
-        at.session_state[f"stopped {stage} on digits_vit 1"] = True
-    at.run()
-    at.session_state["stopped Relevance on digits_vit 1"] = stopped
-    at.switch_page("pages/relevance.py").run()
-    assert not at.exception
-    return at
 
 
 def text(at: AppTest) -> str:
@@ -37,8 +11,8 @@ def charts(at: AppTest) -> list[str]:
     return [chart.proto.alt for chart in at.get("plotly_chart")]
 
 
-def test_importance_and_one_image_are_shown(study):
-    at = opened()
+def test_importance_and_one_image_are_shown(open_page, study):
+    at = open_page("relevance")
     assert f"over the {len(study.layers)} layers" in text(at)
     assert charts(at)[0].startswith("Importance of the layers of digits_vit")
     found = study.image_relevance(0)
@@ -49,8 +23,8 @@ def test_importance_and_one_image_are_shown(study):
     assert at.get("plotly_chart")[0].proto.spec != grid
 
 
-def test_next_previous_and_reset_choose_the_image(study):
-    at = opened()
+def test_next_previous_and_reset_choose_the_image(open_page, study):
+    at = open_page("relevance")
     buttons = {button.label: button for button in at.button}
     buttons["Previous"].click().run()
     assert at.number_input(key="image").value == len(study.evaluation_images) - 1
@@ -61,8 +35,8 @@ def test_next_previous_and_reset_choose_the_image(study):
     assert at.number_input(key="image").value == 0
 
 
-def test_two_classes_are_explained_side_by_side_on_one_scale(study):
-    at = opened()
+def test_two_classes_are_explained_side_by_side_on_one_scale(open_page, study):
+    at = open_page("relevance")
     predicted = study.image_relevance(0).predicted
     other = (predicted + 1) % 10
     before = len(charts(at))
@@ -74,24 +48,24 @@ def test_two_classes_are_explained_side_by_side_on_one_scale(study):
     assert "shown once" in text(at)
 
 
-def test_a_model_without_class_token_has_no_attribution():
-    at = opened("digits_swin", stopped=True)
+def test_a_model_without_class_token_has_no_attribution(open_page):
+    at = open_page("relevance", "digits_swin", ("Relevance",))
     assert "no class token" in text(at)
     assert not any(alt.startswith("Attribution") for alt in charts(at))
 
 
-def test_stopped_importance_leaves_the_image_usable():
-    at = opened(stopped=True)
+def test_stopped_importance_leaves_the_image_usable(open_page):
+    at = open_page("relevance", stopped=("Relevance",))
     assert "once all of them are through" in text(at)
     assert any(button.label == "Resume" for button in at.button)
     assert any(alt.startswith("Relevance of every pixel") for alt in charts(at))
 
 
-def test_an_error_of_the_image_is_a_message(monkeypatch):
+def test_an_error_of_the_image_is_a_message(open_page, monkeypatch):
     from mixqvit.errors import ImageError
     from mixqvit.study import Study
 
-    at = opened(stopped=True)
+    at = open_page("relevance", stopped=("Relevance",))
 
     def refuse(*_):
         raise ImageError("There is no evaluation image 7; they are numbered 0 to 3.")

@@ -1,33 +1,14 @@
 """The Sensitivity page: curves as measured, the layers that break first, and what its controls change."""
 
 import json
-from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-APP = Path(__file__).resolve().parents[2] / "app.py"
-ELSEWHERE = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
-
-
-@pytest.fixture(scope="module")
-def study():
-    from mixqvit.study import Study
-
-    return Study("digits_vit")
-
 
 @pytest.fixture
-def page() -> AppTest:
-    """The Sensitivity page; the Overview, which runs before it, is kept from computing anything."""
-    at = AppTest.from_file(str(APP), default_timeout=600)
-    for stage in ELSEWHERE:
-        at.session_state[f"stopped {stage} on digits_vit 1"] = True
-    at.run()
-    at.session_state["stopped Sensitivity on digits_vit 1"] = False
-    at.switch_page("pages/sensitivity.py").run()
-    assert not at.exception
-    return at
+def page(open_page) -> AppTest:
+    return open_page("sensitivity")
 
 
 def curves(at: AppTest) -> dict:
