@@ -181,6 +181,18 @@ def test_importance_moves_bits_to_the_layers_that_matter():
     assert found.bits["layer3"][0] > min(bits[0] for bits in found.bits.values())
 
 
+def test_predicted_harm_is_the_sum_over_layers_of_importance_to_the_gamma_times_sensitivity():
+    layers = [layer(0), layer(1, "matmul1"), layer(2, "patch_embed")]
+    harms = {"layer0": {2: 0.5, 3: 0.25}, "layer1": {2: 8.0, 3: 4.0}, "layer2": {2: 3.0, 3: 5.0}}
+    importance = {"layer0": 0.5, "layer1": 0.25, "layer2": 0.125}
+    bits = {"layer0": (2, 2), "layer1": (3, 3), "layer2": (3, 8)}
+    # The patch embedding's curve rises; its envelope at 3 bits is the 3.0 measured at 2.
+    assert predicted_harm(layers, bits, harms) == 0.5 + 4.0 + 3.0
+    assert predicted_harm(layers, bits, harms, importance, 1.0) == 0.5 * 0.5 + 0.25 * 4.0 + 0.125 * 3.0
+    assert predicted_harm(layers, bits, harms, importance, 2.0) == 0.25 * 0.5 + 0.0625 * 4.0 + 0.015625 * 3.0
+    assert predicted_harm(layers, bits, harms, importance, 0.0) == predicted_harm(layers, bits, harms)
+
+
 def test_pinned_layers_keep_their_bits():
     layers, harms = table(8)
     pinned = {"layer1": 8, "layer2": (2, 2), "layer3": 32, "layer0": 5}
