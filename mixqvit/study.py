@@ -26,6 +26,7 @@ from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
 from mixqvit.outliers import ChannelRanges
 from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps, quantize
+from mixqvit.quantization.recipes import find_recipe
 from mixqvit.quantization.saving import from_tensors, to_tensors
 from mixqvit.records import ImageRelevance, Importance, Progress, Settings
 from mixqvit.relevance import propagate, propagate_steps, transformer_attribution
@@ -71,7 +72,7 @@ class Study:
 
         Raises:
             ModelError, ImageError, StoreError: What was named cannot be opened.
-            CalibrationError: The recipe serves one bit setting only, so that no budget can be explored with it.
+            CalibrationError: Unknown recipe, or one that serves a single bit setting only.
         """
         self.settings = settings or Settings()
         self.store = store or Store()
@@ -81,9 +82,10 @@ class Study:
             raise ImageError(f"Say which images to use with {self.model.name}: a folder with one sub-folder per class.")
         self.calibration_images = load_images(source, "calibration", self.model)
         self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
-        if self.settings.recipe == "repq-vit":
+        recipe = find_recipe(self.settings.recipe)
+        if recipe.one_setting:
             raise CalibrationError(
-                "Recipe repq-vit is calibrated for one bit setting, so a study cannot compare bits with it. "
+                f"Recipe {recipe.name} is calibrated for one bit setting, so a study cannot compare bits with it. "
                 "Use recipe mix-qvit, or mixqvit.calibrate from Python."
             )
         self._lock = threading.RLock()

@@ -87,7 +87,7 @@ def ceilings():
         key="size_mb",
         bind="query-params",
         placeholder="no ceiling",
-        help="Decimal megabytes of the packed file: codes, scales and zero points, and what stays in full precision.",
+        help="Decimal megabytes: codes at their true width, scales and zero points, and what stays in full precision.",
     )
     bitops = st.number_input(
         "BitOps at most (G)",

@@ -73,9 +73,7 @@ def sidebar() -> None:
             help="Scales two channels of every LayerNorm and divides the next layer's weights by as much: "
             "the full-precision model stays the same, its quantizers get a harder task.",
         )
-        st.caption(
-            "Quantization is simulated here: the bits saved are real, the browser runs floating-point arithmetic."
-        )
+        st.caption("Quantization is simulated here: the bits saved are real, the arithmetic is floating-point.")
 
 
 def study() -> "Study":

@@ -62,7 +62,8 @@ def images(study):
     st.image(pictures, caption=captions, alt=alts, width=54)
     st.caption(
         f"The first {len(pictures)} of {len(study.evaluation_images)} evaluation images, with their labels. "
-        f"Everything is chosen on {len(study.calibration_images)} other images, for calibration."
+        f"Every choice is made on other images: {study.settings.calibration_images} to calibrate, "
+        f"{study.settings.analysis_images} for relevance and sensitivity."
     )
 
 

@@ -203,6 +203,8 @@ def test_bad_input_is_refused_and_loses_nothing(study):
         Study("digits_vitt")
     with pytest.raises(CalibrationError, match="one bit setting"):
         Study("digits_vit", settings=Settings(recipe="repq-vit"), store=study.store)
+    with pytest.raises(CalibrationError, match="no recipe 'best'"):
+        Study("digits_vit", settings=Settings(recipe="best"), store=study.store)
     assert Study("digits_vit", settings=SMALL, store=study.store).sensitivity() == before
 
 

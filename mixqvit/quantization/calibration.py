@@ -16,7 +16,7 @@ from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
 from mixqvit.quantization.ranges import fit_weight
-from mixqvit.quantization.recipes import RECIPES, OperandQuantizers, Recipe
+from mixqvit.quantization.recipes import OperandQuantizers, Recipe, find_recipe
 from mixqvit.quantization.reparameterization import fold
 
 __all__ = ["Calibration", "LayerCalibration", "calibrate", "calibrate_steps", "layer_operation", "prepare_weight"]
@@ -182,9 +182,7 @@ def calibrate_steps(
 
 
 def _checked_recipe(recipe: str, bits: Bits | None) -> Recipe:
-    if recipe not in RECIPES:
-        raise CalibrationError(f"There is no recipe {recipe!r}; choose one of {', '.join(RECIPES)}.")
-    chosen = RECIPES[recipe]
+    chosen = find_recipe(recipe)
     if chosen.one_setting and bits is None:
         raise CalibrationError(f"Recipe {recipe} is calibrated for one bit setting: give bits=(weight, activation).")
     if not chosen.one_setting and bits is not None:

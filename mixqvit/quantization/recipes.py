@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixqvit.bits import BIT_WIDTHS, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.errors import CalibrationError
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 from mixqvit.quantization import ranges
@@ -15,7 +16,7 @@ from mixqvit.quantization.quantizers import ActivationQuantizer, Reparameterized
 from mixqvit.quantization.ranges import PERCENTILES, tail_quantiles, uniform_quantizer
 from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
 
-__all__ = ["CLIPS", "RECIPES", "OperandQuantizers", "Recipe"]
+__all__ = ["CLIPS", "RECIPES", "OperandQuantizers", "Recipe", "find_recipe"]
 
 OperandQuantizers = Mapping[int, ActivationQuantizer]
 """Quantizers of one activation operand by bit-width."""
@@ -156,3 +157,14 @@ RECIPES: Mapping[str, Recipe] = {
     for recipe in (Recipe("mix-qvit", False, _fit_mix_qvit), Recipe("repq-vit", True, _fit_repq_vit))
 }
 """All recipes by name."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe of this name.
+
+    Raises:
+        CalibrationError: There is none.
+    """
+    if name not in RECIPES:
+        raise CalibrationError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
+    return RECIPES[name]
