@@ -1,59 +1,95 @@
-"""Calibrated layers as plain tensors and back, for the store."""
+"""Calibrated layers as plain tensors and back, for the store: every quantizer, by the fields of its class."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
+from mixqvit.errors import StoreError
 from mixqvit.quantization.calibration import LayerCalibration
-from mixqvit.quantization.quantizers import (
-    ActivationQuantizer,
-    LogSqrt2Quantizer,
-    ReparameterizedQuantizer,
-    UniformQuantizer,
-)
+from mixqvit.quantization.quantizers import ActivationQuantizer
 
-__all__ = ["from_tensors", "to_tensors"]
+__all__ = ["from_tensors", "quantizer_from_tensors", "quantizer_to_tensors", "to_tensors"]
+
+_CLASSES = {kind.__name__: kind for kind in get_args(ActivationQuantizer)}
 
 
 def to_tensors(piece: LayerCalibration) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the quantizers of a layer as tensors named `operand/bits/field`, and the class of each operand."""
+    """Return the quantizers of a layer as tensors named `operand/bits/field`, and what else they are made of, in words.
+
+    The words are JSON by `operand/bits`, and the number of operands: metadata of a safetensors file.
+    """
     tensors: dict[str, Tensor] = {}
-    classes: dict[str, str] = {}
+    descriptions = {"operands": str(len(piece.operands))}
     for index, quantizers in enumerate(piece.operands):
         for bits, quantizer in quantizers.items():
-            classes[str(index)] = type(quantizer).__name__
-            for name, tensor in _fields(quantizer).items():
-                tensors[f"{index}/{bits}/{name}"] = tensor
-    return tensors, classes
+            path = f"{index}/{bits}"
+            found, descriptions[path] = quantizer_to_tensors(quantizer)
+            tensors |= {f"{path}/{name}": tensor for name, tensor in found.items()}
+    return tensors, descriptions
 
 
-def from_tensors(layer: str, tensors: Mapping[str, Tensor], classes: Mapping[str, str]) -> LayerCalibration:
-    """Return what `to_tensors` was given."""
-    grouped: dict[int, dict[int, dict[str, Tensor]]] = {}
-    for path, tensor in tensors.items():
-        operand, bits, name = path.split("/")
-        grouped.setdefault(int(operand), {}).setdefault(int(bits), {})[name] = tensor
-    operands = tuple(
-        {bits: _quantizer(classes[str(index)], bits, fields) for bits, fields in sorted(by_bits.items())}
-        for index, by_bits in sorted(grouped.items())
-    )
-    return LayerCalibration(layer, operands)
+def from_tensors(layer: str, tensors: Mapping[str, Tensor], descriptions: Mapping[str, str]) -> LayerCalibration:
+    """Return what `to_tensors` was given.
+
+    Raises:
+        StoreError: A quantizer or one of its tensors is missing or unknown.
+    """
+    operands: list[dict[int, ActivationQuantizer]] = [{} for _ in range(int(descriptions.get("operands", 0)))]
+    for path, description in descriptions.items():
+        if path != "operands":
+            prefix = f"{path}/"
+            own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            index, bits = map(int, path.split("/"))
+            operands[index][bits] = quantizer_from_tensors(own, description)
+    return LayerCalibration(layer, tuple(dict(sorted(quantizers.items())) for quantizers in operands))
 
 
-def _fields(quantizer: ActivationQuantizer) -> dict[str, Tensor]:
-    if isinstance(quantizer, ReparameterizedQuantizer):
-        moved = {"ratio": quantizer.ratio, "shift": quantizer.shift, "clip": torch.tensor(quantizer.clip)}
-        return moved | _fields(quantizer.tensor)
-    if isinstance(quantizer, LogSqrt2Quantizer):
-        return {"scale": quantizer.scale}
-    return {"scale": quantizer.scale, "zero_point": quantizer.zero_point}
+def quantizer_to_tensors(quantizer: ActivationQuantizer) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a quantizer by field name (`field/field` where nested) and the rest of it as JSON."""
+    tensors: dict[str, Tensor] = {}
+    return tensors, json.dumps(_describe(quantizer, "", tensors))
 
 
-def _quantizer(kind: str, bits: int, fields: Mapping[str, Tensor]) -> ActivationQuantizer:
-    if kind == LogSqrt2Quantizer.__name__:
-        return LogSqrt2Quantizer(fields["scale"], bits)
-    uniform = UniformQuantizer(fields["scale"], fields["zero_point"], bits)
-    if kind == UniformQuantizer.__name__:
-        return uniform
-    return ReparameterizedQuantizer(fields["ratio"], fields["shift"], uniform, round(float(fields["clip"]), 6))
+def quantizer_from_tensors(tensors: Mapping[str, Tensor], description: str) -> ActivationQuantizer:
+    """Return what `quantizer_to_tensors` was given.
+
+    Raises:
+        StoreError: The class is unknown or a tensor is missing.
+    """
+    return _build(json.loads(description), "", tensors)
+
+
+def _describe(quantizer: ActivationQuantizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Put the tensors of a quantizer into `tensors` and return its class and its other fields."""
+    description: dict[str, Any] = {"class": type(quantizer).__name__}
+    for name in (field.name for field in fields(quantizer)):
+        value = getattr(quantizer, name)
+        if isinstance(value, Tensor):
+            # Safetensors refuses tensors that share memory, as views of one result do.
+            tensors[prefix + name] = value.detach().clone()
+        elif is_dataclass(value):
+            description[name] = _describe(value, f"{prefix}{name}/", tensors)
+        else:
+            description[name] = value
+    return description
+
+
+def _build(description: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> ActivationQuantizer:
+    kind = _CLASSES.get(description["class"])
+    if kind is None:
+        raise StoreError(
+            f"The saved calibration holds a quantizer {description['class']!r}, which this version does not know. "
+            "Clear the cache and calibrate again."
+        )
+    values = {}
+    for name in (field.name for field in fields(kind)):
+        if name not in description and prefix + name not in tensors:
+            raise StoreError(
+                f"The saved {kind.__name__} lacks its {prefix}{name}. Clear the cache and calibrate again."
+            )
+        value = description[name] if name in description else tensors[prefix + name]
+        values[name] = _build(value, f"{prefix}{name}/", tensors) if isinstance(value, dict) else value
+    return kind(**values)

@@ -1,5 +1,6 @@
-"""Quantizers and range search against slow, literal float64 re-implementations of the papers' formulas."""
+"""Every quantizer against its literal float64 formula, and the properties that quantizers have."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,150 +9,278 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixqvit.quantization.quantizers import LogSqrt2Quantizer, UniformQuantizer
-from mixqvit.quantization.ranges import (
-    PERCENTILES,
-    fit_log_sqrt2,
-    fit_per_channel,
-    fit_per_tensor,
-    fit_weight,
-    tail_quantiles,
-    uniform_quantizer,
+from mixqvit.quantization.quantizers import (
+    AdaptiveLogQuantizer,
+    Log2Quantizer,
+    LogSqrt2Quantizer,
+    PowerOfTwoFactorQuantizer,
+    ReparameterizedQuantizer,
+    TwinGeluQuantizer,
+    TwinSoftmaxQuantizer,
+    UniformQuantizer,
 )
+from tests.quantization import literal
 
 
-def literal_uniform(value, scale, zero_point, bits):
-    code = min(max(round_half_even(value / scale) + zero_point, 0), 2**bits - 1)
-    return (code - zero_point) * scale
+def number(value, dtype=torch.float64):
+    return torch.tensor(value, dtype=dtype)
 
 
-def literal_log_sqrt2(value, scale, bits):
-    if value == 0:
-        return 0.0
-    exponent = max(round_half_even(-2 * math.log2(value / scale)), 0)
-    return 0.0 if exponent >= 2**bits else scale * 2 ** (-exponent / 2)
+def quantizer_of(kind, bits, scale=0.37, dtype=torch.float64):
+    """A quantizer that is one number wide, and the same thing as a literal function of one number."""
+    wide = number(scale, dtype)
+    scale = float(wide)
+    match kind:
+        case "uniform":
+            made = UniformQuantizer(wide, number(2.0, dtype), bits)
+            return made, lambda value: literal.uniform(value, scale, 2.0, bits)
+        case "log2":
+            return Log2Quantizer(wide, bits), lambda value: literal.log2(value, scale, bits)
+        case "log√2":
+            return LogSqrt2Quantizer(wide, bits), lambda value: literal.log_sqrt2(value, scale, bits)
+        case "adaptive log" | "adaptive log with zero":
+            zero = kind.endswith("zero")
+            made = AdaptiveLogQuantizer(wide, number(0.625, dtype), 0.0, bits, zero)
+            return made, lambda value: literal.adaptive_log(value, scale, 0.625, 0.0, bits, zero)
+        case "shifted log" | "shifted log with zero":
+            zero, shift = kind.endswith("zero"), 0.25 * scale
+            made = AdaptiveLogQuantizer(wide, number(0.375, dtype), shift, bits, zero)
+            return made, lambda value: literal.adaptive_log(value, scale, 0.375, shift, bits, zero)
+        case "twin softmax" | "steep twin softmax":
+            exponent = 3 if kind == "twin softmax" else 12
+            made = TwinSoftmaxQuantizer(wide * 2.0**-exponent, number(float(exponent), dtype), bits)
+            return made, lambda value: literal.twin_softmax(value, scale * 2.0**-exponent, exponent, bits)
+        case "twin gelu":
+            made = TwinGeluQuantizer(wide / 8, number(3.0, dtype), bits)
+            return made, lambda value: literal.twin_gelu(value, scale / 8, 3, bits)
+        case "power-of-two factor":
+            made = PowerOfTwoFactorQuantizer(wide / 4, number(1.0, dtype), torch.tensor([2.0], dtype=dtype), bits)
+            return made, lambda value: literal.power_of_two_factor(value, scale / 4, 1.0, 2, bits)
+        case "reparameterized":
+            tensor = UniformQuantizer(wide, number(1.0, dtype), bits)
+            made = ReparameterizedQuantizer(torch.tensor([2.0], dtype=dtype), wide[None] * 0.25, tensor)
+            return made, lambda value: literal.reparameterized(value, 2.0, scale * 0.25, scale, 1.0, bits)
 
 
-def round_half_even(value):
-    return float(np.round(value))
+NON_NEGATIVE = ("log2", "log√2", "adaptive log", "adaptive log with zero", "twin softmax", "steep twin softmax")
+SIGNED = ("uniform", "shifted log", "shifted log with zero", "twin gelu", "power-of-two factor", "reparameterized")
+KINDS = (*NON_NEGATIVE, *SIGNED)
+# A reparameterized input is moved, so its quantized values are not near the input itself.
+UNMOVED = tuple(kind for kind in KINDS if kind != "reparameterized")
 
 
-def literal_range_search(values, bits):
-    """RepQ-ViT's published search: one quantile at a time, the least squared error wins."""
-    best = None
-    for percentile in PERCENTILES:
-        upper = float(np.quantile(values, percentile))
-        lower = float(np.quantile(values, 1 - percentile))
-        scale = (upper - lower) / (2**bits - 1)
-        zero_point = round_half_even(-lower / scale)
-        error = sum((literal_uniform(value, scale, zero_point, bits) - value) ** 2 for value in values)
-        if best is None or error < best[0]:
-            best = (error, scale, zero_point)
-    return best[1:]
-
-
-@pytest.fixture
-def values():
-    return torch.randn(300, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) ** 3 + 0.5
-
-
-@pytest.mark.parametrize("bits", [2, 3, 5, 8])
-def test_uniform_quantization_is_the_formula(values, bits):
-    quantizer = UniformQuantizer(torch.tensor(0.37, dtype=torch.float64), torch.tensor(2.0, dtype=torch.float64), bits)
-    expected = [literal_uniform(value, 0.37, 2.0, bits) for value in values.flatten().tolist()]
-    np.testing.assert_allclose(quantizer(values).flatten().numpy(), expected, rtol=1e-12)
+def samples(kind, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    if kind in NON_NEGATIVE:
+        values = torch.rand(600, dtype=torch.float64, generator=generator) ** 6
+        values[:5] = torch.tensor([0.0, -0.0, 1.0, 1e-30, 2.0])
+    else:
+        values = torch.randn(600, dtype=torch.float64, generator=generator) ** 3
+        values[:5] = torch.tensor([0.0, -0.0, 1.0, 1e-30, -2.0])
+    return values.to(dtype)[:, None]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_log_sqrt2_quantization_is_the_formula(bits):
-    values = torch.rand(500, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) ** 6
-    values[:3] = torch.tensor([0.0, 1.0, 1e-300])
-    quantizer = LogSqrt2Quantizer(torch.tensor(0.8, dtype=torch.float64), bits)
-    expected = [literal_log_sqrt2(value, 0.8, bits) for value in values.tolist()]
-    np.testing.assert_allclose(quantizer(values).numpy(), expected, rtol=1e-12)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantizer_is_its_formula(kind, bits):
+    quantizer, formula = quantizer_of(kind, bits)
+    values = samples(kind)
+    found = quantizer(values)
+    assert found.shape == values.shape
+    np.testing.assert_allclose(found[:, 0], [formula(value) for value in values[:, 0].tolist()], rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 999, 1001, 5000])
-def test_tail_quantiles_are_those_of_numpy(count):
-    values = torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
-    lower, upper = tail_quantiles(values, (*PERCENTILES, 1.0))
-    for index, percentile in enumerate((*PERCENTILES, 1.0)):
-        np.testing.assert_allclose(upper[index], np.quantile(values, percentile, axis=0), rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(lower[index], np.quantile(values, 1 - percentile, axis=0), rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_precision_differs_from_the_formula_at_ties_only(kind):
+    quantizer, formula = quantizer_of(kind, 4, dtype=torch.float32)
+    values = samples(kind, torch.float32)
+    found = quantizer(values)
+    assert found.dtype == torch.float32
+    expected = torch.tensor([formula(value) for value in values[:, 0].tolist()])
+    assert int((~torch.isclose(found[:, 0], expected, rtol=1e-5, atol=1e-7)).sum()) <= 1
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_the_range_search_is_the_published_one(values, bits):
-    per_channel = fit_per_channel(values, bits)
-    for channel in range(values.shape[1]):
-        scale, zero_point = literal_range_search(values[:, channel].tolist(), bits)
-        assert float(per_channel.scale[channel]) == pytest.approx(scale, rel=1e-9)
-        assert float(per_channel.zero_point[channel]) == zero_point
-    per_tensor = fit_per_tensor(values, bits)
-    scale, zero_point = literal_range_search(values.flatten().tolist(), bits)
-    assert float(per_tensor.scale) == pytest.approx(scale, rel=1e-9)
-    assert float(per_tensor.zero_point) == zero_point
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_input_is_left_alone(kind):
+    values = samples(kind)
+    before = values.clone()
+    quantizer, _ = quantizer_of(kind, 3)
+    quantizer(values)
+    assert torch.equal(values, before)
+    assert torch.equal(quantizer(values.expand(-1, 1).T), quantizer(values).T)
 
 
-def test_weights_are_fitted_per_output_channel_whatever_their_shape():
-    weight = torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    quantizer = fit_weight(weight, 4)
-    assert quantizer(weight).shape == weight.shape
-    for channel in range(4):
-        scale, zero_point = literal_range_search(weight[channel].flatten().tolist(), 4)
-        assert float(quantizer.scale[channel]) == pytest.approx(scale, rel=1e-9)
-        assert float(quantizer.zero_point[channel]) == zero_point
+def channel_quantizers(bits):
+    """Quantizers with parameters per channel of `[N, 3]`, and the literal quantizer of each channel."""
+    scales, steps = torch.tensor([0.1, 0.2, 0.7]).double(), torch.tensor([0.25, 0.5, 1.5]).double()
+    zero_points, exponents = torch.tensor([0.0, 2.0, 3.0]).double(), torch.tensor([0.0, 1.0, 3.0]).double()
+    tensor = UniformQuantizer(number(0.4), number(1.0), bits)
+    pairs = {
+        "uniform": (UniformQuantizer(scales, zero_points, bits), literal.uniform, (scales, zero_points)),
+        "log2": (Log2Quantizer(scales, bits), literal.log2, (scales,)),
+        "log√2": (LogSqrt2Quantizer(scales, bits), literal.log_sqrt2, (scales,)),
+        "twin softmax": (TwinSoftmaxQuantizer(scales, exponents, bits), literal.twin_softmax, (scales, exponents)),
+        "twin gelu": (TwinGeluQuantizer(scales, exponents, bits), literal.twin_gelu, (scales, exponents)),
+        "power-of-two factor": (
+            PowerOfTwoFactorQuantizer(number(0.1), number(2.0), exponents, bits),
+            literal.power_of_two_factor,
+            ([0.1] * 3, [2.0] * 3, exponents),
+        ),
+        "adaptive log": (
+            AdaptiveLogQuantizer(scales, steps, 0.17, bits, True),
+            lambda value, scale, step, bits: literal.adaptive_log(value, scale, step, 0.17, bits, True),
+            (scales, steps),
+        ),
+        "reparameterized": (
+            ReparameterizedQuantizer(scales, steps, tensor),
+            lambda value, ratio, shift, bits: literal.reparameterized(value, ratio, shift, 0.4, 1.0, bits),
+            (scales, steps),
+        ),
+    }
+    return pairs
 
 
-def test_the_logarithm_keeps_the_scale_of_least_error():
-    values = torch.rand(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(6)) ** 8
-    fitted = fit_log_sqrt2(values, 3)
-
-    def error(scale):
-        return sum((literal_log_sqrt2(value, scale, 3) - value) ** 2 for value in values.tolist())
-
-    candidates = [float(np.quantile(values, percentile)) for percentile in PERCENTILES]
-    assert float(fitted.scale) == pytest.approx(min(candidates, key=error), rel=1e-9)
-
-
-def test_more_bits_never_fit_worse(values):
-    errors = [float((fit_per_channel(values, bits)(values) - values).square().sum()) for bits in range(2, 9)]
-    assert errors == sorted(errors, reverse=True)
+@pytest.mark.parametrize("kind", channel_quantizers(4))
+def test_parameters_per_channel_serve_their_channel(kind):
+    quantizer, formula, parameters = channel_quantizers(4)[kind]
+    values = torch.rand(2, 40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    if kind not in NON_NEGATIVE:
+        values = values * 4 - 2
+    found = quantizer(values)
+    for channel in range(3):
+        own = [float(parameter[channel]) for parameter in parameters]
+        expected = [formula(value, *own, 4) for value in values[..., channel].flatten().tolist()]
+        np.testing.assert_allclose(found[..., channel].flatten(), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        torch.zeros(10, 2),
-        torch.full((10, 2), 3.5),
-        torch.full((10, 2), -1e-30),
-        torch.full((1, 2), 2.0),
-        torch.tensor([[0.0, 5.0]] * 9 + [[0.0, -5.0]]),
-    ],
-    ids=["zeros", "one value", "tiny value", "one row", "a constant channel"],
-)
-@pytest.mark.parametrize("bits", [2, 8])
-def test_degenerate_values_never_give_nan(values, bits):
-    quantized = fit_per_channel(values, bits)(values)
+def test_the_end_of_the_fine_range_belongs_to_the_coarse_one():
+    quantizer = TwinSoftmaxQuantizer(number(0.125), number(1.0), 3)
+    below, end, above = quantizer(number([0.499, 0.5, 0.51])).tolist()
+    assert (below, end, above) == (0.375, 0.5, 0.5)
+
+
+def test_a_reparameterized_quantizer_gives_back_its_channels():
+    tensor = UniformQuantizer(number(0.5), number(3.0), 4)
+    ratio = torch.tensor([0.5, 4.0], dtype=torch.float64)
+    zero_points = torch.tensor([1.0, 7.0], dtype=torch.float64)
+    channels = ReparameterizedQuantizer(ratio, (3.0 - zero_points) * 0.5, tensor).per_channel
+    torch.testing.assert_close(channels.scale, ratio * 0.5)
+    assert torch.equal(channels.zero_point, zero_points)
+
+
+def test_the_adaptive_logarithm_contains_the_fixed_ones():
+    values = samples("log2")
+    base_two = AdaptiveLogQuantizer(number(0.8), number(1.0), 0.0, 3)
+    assert torch.equal(base_two(values), Log2Quantizer(number(0.8), 3)(values))
+    root = AdaptiveLogQuantizer(number(0.8), number(0.5), 0.0, 3, zero_code=True)(values)
+    published = LogSqrt2Quantizer(number(0.8), 3)(values)
+    # The zero takes the place of the smallest power, so that 2^bits codes are enough.
+    kept = published > 0.8 * 2**-3.5 * 1.001
+    torch.testing.assert_close(root[kept], published[kept])
+    assert not root[~kept].any()
+
+
+finite = st.floats(-50, 50) | st.floats(-1e-3, 1e-3) | st.sampled_from([0.0, -0.0, 1e30, -1e30, 1e-38, -1e-38])
+lists = st.lists(finite, min_size=1, max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(KINDS), bits=st.integers(2, 8), scale=st.floats(1e-3, 20), values=lists)
+def test_quantized_values_are_finite_and_keep_the_order(kind, bits, scale, values):
+    quantizer, _ = quantizer_of(kind, bits, scale)
+    ordered = number(sorted(abs(value) if kind in NON_NEGATIVE else value for value in values))[:, None]
+    quantized = quantizer(ordered)
     assert torch.isfinite(quantized).all()
-    constant = values.amax(dim=0) == values.amin(dim=0)
-    torch.testing.assert_close(quantized[:, constant], values[:, constant], rtol=1e-6, atol=1e-20)
-    assert torch.isfinite(fit_log_sqrt2(values.abs(), bits)(values.abs())).all()
+    assert (quantized.diff(dim=0) >= 0).all()
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    lower=st.floats(-1e3, 1e3),
-    width=st.floats(1e-6, 1e3),
-    bits=st.integers(2, 8),
-    values=st.lists(st.floats(-2e3, 2e3), min_size=1, max_size=20),
-)
-def test_quantized_values_lie_on_a_grid_of_the_right_size_and_are_near_inside_the_range(lower, width, bits, values):
-    ends = torch.tensor([lower, lower + width], dtype=torch.float64)
-    quantizer = uniform_quantizer(ends[:1], ends[1:], bits)
-    quantized = quantizer(torch.tensor(values, dtype=torch.float64))
-    codes = quantized / quantizer.scale + quantizer.zero_point
-    assert float((codes - codes.round()).abs().max()) < 1e-6
-    assert float(codes.min()) > -0.5
-    assert float(codes.max()) < 2**bits - 0.5
-    torch.testing.assert_close(quantizer(quantized.clone()), quantized)
+@pytest.mark.parametrize("bits", [2, 3, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_are_as_many_values_as_bits_can_tell_apart(kind, bits):
+    """All of 2^bits are used; log√2 as published has the zero on top."""
+    quantizer, _ = quantizer_of(kind, bits)
+    powers = torch.logspace(-14, 2, 4001, dtype=torch.float64)
+    fine = torch.cat([torch.linspace(-20, 20, 40001, dtype=torch.float64), powers, powers - 0.25 * 0.37])
+    fine = fine.clamp(min=0) if kind in NON_NEGATIVE else fine
+    # The first codes of the coarse range lie inside the fine one and stay unused.
+    shared = {"twin softmax": {2: 3, 3: 7, 5: 30}, "steep twin softmax": {2: 3, 3: 7, 5: 31}}
+    expected = {"log√2": 2**bits + 1}.get(kind, shared.get(kind, {}).get(bits, 2**bits))
+    distinct = quantizer(fine[:, None]).unique()
+    apart = 1 + int((distinct.diff() > 1e-12 * distinct.abs().max()).sum())
+    assert apart == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(UNMOVED), bits=st.integers(2, 8), scale=st.floats(1e-3, 20), values=lists)
+def test_quantized_values_stay_where_they_are(kind, bits, scale, values):
+    quantizer, _ = quantizer_of(kind, bits, scale)
+    values = number(values)[:, None]
+    once = quantizer(values.abs() if kind in NON_NEGATIVE else values)
+    # A shift of one sign and back costs the digits of the smallest powers.
+    torch.testing.assert_close(quantizer(once), once, rtol=1e-9, atol=1e-13 * scale)
+
+
+@settings(max_examples=100, deadline=None)
+@given(kind=st.sampled_from(KINDS), bits=st.integers(2, 8), exponent=st.integers(-40, 40), values=lists)
+def test_scaling_the_input_and_the_quantizer_scales_the_output(kind, bits, exponent, values):
+    factor = 2.0**exponent
+    values = number(values)[:, None]
+    values = values.abs() if kind in NON_NEGATIVE else values
+    one, _ = quantizer_of(kind, bits, 0.37)
+    other, _ = quantizer_of(kind, bits, 0.37 * factor)
+    torch.testing.assert_close(other(values * factor), one(values) * factor, rtol=1e-9, atol=1e-13 * factor)
+
+
+@settings(max_examples=150, deadline=None)
+@given(share=st.floats(0, 1), scale=st.floats(1e-3, 20), bits=st.integers(2, 8))
+def test_inside_the_range_the_error_is_at_most_half_a_step(share, scale, bits):
+    last = 2**bits - 1
+    half = 2 ** (bits - 1)
+
+    def error(kind, low, high):
+        value = number([[low + share * (high - low)]])
+        return float((quantizer_of(kind, bits, scale)[0](value) - value).abs())
+
+    tolerance = 1e-9 * scale * last
+    assert error("uniform", -2 * scale, (last - 2) * scale) <= scale / 2 + tolerance
+    assert error("power-of-two factor", -scale, (last - 1) * scale) <= scale / 2 + tolerance
+    assert error("twin gelu", -half * scale / 8, 0) <= scale / 16 + tolerance
+    assert error("twin gelu", 0, (half - 1) * scale) <= scale / 2 + tolerance
+    # The last half step of the fine range belongs to the coarse one's first code, a whole step away.
+    assert error("twin softmax", 0, (half - 1) * scale / 8) <= scale / 16 + tolerance
+    if bits > 4:
+        assert error("twin softmax", half * scale / 8, (half - 1) * scale) <= scale / 2 + tolerance
+
+
+@settings(max_examples=150, deadline=None)
+@given(share=st.floats(0, 1), scale=st.floats(1e-3, 20), bits=st.integers(2, 6))
+def test_inside_the_range_a_logarithm_errs_by_at_most_half_a_step_of_the_exponent(share, scale, bits):
+    steps = {"log2": 1.0, "log√2": 0.5, "adaptive log": 0.625}
+    for kind, step in steps.items():
+        exponent = share * (2**bits - 1) * step
+        quantized = float(quantizer_of(kind, bits, scale)[0](number([[scale * 2**-exponent]])))
+        assert abs(math.log2(quantized / scale) + exponent) <= step / 2 + 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e30])
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_scales_and_values_never_give_nan(kind, scale, dtype):
+    extremes = number([0.0, -0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e30, 3e38], dtype)
+    values = extremes if kind in NON_NEGATIVE else torch.cat([extremes, -extremes])
+    for bits in (2, 8):
+        quantizer, _ = quantizer_of(kind, bits, scale, dtype)
+        assert torch.isfinite(quantizer(values[:, None])).all()
+
+
+@pytest.mark.parametrize("kind", ["log2", "adaptive log", "adaptive log with zero", "twin softmax"])
+def test_rounding_noise_below_zero_counts_as_zero(kind):
+    quantizer, _ = quantizer_of(kind, 4)
+    assert torch.equal(quantizer(number([[-1e-9], [-5.0]])), quantizer(number([[0.0], [0.0]])))
+
+
+def test_a_channel_whose_scale_underflows_is_quantized_to_something_finite():
+    tensor = UniformQuantizer(torch.tensor(1e20), torch.tensor(3.0), 4)
+    ratio = torch.tensor([1.0, 1e-44])
+    quantizer = ReparameterizedQuantizer(ratio, torch.zeros(2), dataclasses.replace(tensor, scale=torch.tensor(1e-3)))
+    assert torch.isfinite(quantizer(torch.tensor([[1.0, 0.0], [-0.0, 1e-45], [1e30, 1.0]]))).all()
