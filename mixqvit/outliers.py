@@ -1,70 +1,100 @@
 """Outlier channels after LayerNorm: looking at them, and amplifying them without changing the function."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from mixqvit.errors import MixQViTError
+from mixqvit.bits import BIT_WIDTHS
+from mixqvit.channels import (
+    CLIPS,
+    ChannelDistribution,
+    ChannelRanges,
+    ChannelStatistics,
+    ClipCurve,
+    TokenMap,
+    Variant,
+)
+from mixqvit.errors import BitWidthError, MixQViTError
+from mixqvit.evaluation import kl_divergence
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
-from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
-from mixqvit.quantization.ranges import fit_per_channel, fit_per_tensor, fit_weight
+from mixqvit.quantization.ranges import (
+    PERCENTILES,
+    fit_per_channel,
+    fit_per_tensor,
+    fit_weight,
+    tail_quantiles,
+    uniform_quantizer,
+)
 from mixqvit.quantization.recipes import channel_range, output_error
-from mixqvit.quantization.reparameterization import fold, reparameterized_quantizer
+from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
 
-__all__ = ["ChannelRanges", "amplify_outliers", "channel_ranges", "post_layer_norm_layers"]
+__all__ = [
+    "LayerInput",
+    "amplify_outliers",
+    "channel_distribution",
+    "channel_ranges",
+    "channel_statistics",
+    "clip_curve",
+    "clip_harm_steps",
+    "layer_input",
+    "layer_input_steps",
+    "post_layer_norm_layers",
+    "token_map",
+]
+
+# Ranges always come from all tokens; errors are compared on a sample of them.
+_SAMPLED_TOKENS = 2048
+_BINS = 60
 
 
-@dataclass(frozen=True)
-class ChannelRanges:
-    """Per-channel ranges of one post-LayerNorm input, and what quantization makes of them.
+@dataclass(frozen=True, eq=False)
+class LayerInput:
+    """A post-LayerNorm input on some images.
 
     Attributes:
-        layer: Name of the layer whose input this is.
-        bits: Bit-width of weights and activations in all that follows.
-        lower: Smallest value of each channel on the calibration images, `[C]`.
-        upper: Largest value of each channel, `[C]`.
-        grid_lower: Smallest value that each channel's grid reaches after clipping across channels, `[C]`.
-        grid_upper: Largest value that each channel's grid reaches, `[C]`.
-        moved_lower: Smallest value of each channel after reparameterization, `[C]`.
-        moved_upper: Largest value of each channel after reparameterization, `[C]`.
-        moved_grid: Smallest and largest value of the one grid that serves all channels then.
-        ratio: r = s_c / s*, `[C]`: what the channel is divided by and its weight column multiplied by.
-        clip: Fraction of channels clipped at either side, chosen by the layer's output error; 0 for none.
-        weight_before: Root mean square of each weight column, `[C]`.
-        weight_after: The same for the reparameterized weight, `[C]`.
-        errors: Squared error of the layer's output relative to the squared output, by variant.
+        layer: The layer that reads it.
+        values: `[images, tokens, C]`, the tokens in the order in which the layer sees them.
+        extra_tokens: How many tokens at the front are no patches.
+        patches_per_row: Patches in a row of the image where all other tokens are the patches in order, else 0.
+        windows: Windows that the tokens are grouped into.
     """
 
-    layer: str
-    bits: int
-    lower: np.ndarray
-    upper: np.ndarray
-    grid_lower: np.ndarray
-    grid_upper: np.ndarray
-    moved_lower: np.ndarray
-    moved_upper: np.ndarray
-    moved_grid: tuple[float, float]
-    ratio: np.ndarray
-    clip: float
-    weight_before: np.ndarray
-    weight_after: np.ndarray
-    errors: dict[str, float]
+    layer: Layer
+    values: Tensor
+    extra_tokens: int
+    patches_per_row: int
+    windows: int
 
-    @property
-    def spread(self) -> np.ndarray:
-        """Width of each channel's range, `[C]`."""
-        return self.upper - self.lower
+    @cached_property
+    def rows(self) -> Tensor:
+        """All tokens of all images, `[N, C]`."""
+        return self.values.flatten(0, 1)
 
-    @property
-    def max_to_median(self) -> float:
-        """Widest range of a channel over the median: 1 means no outlier channel."""
-        return float(self.spread.max() / max(np.median(self.spread), np.finfo(float).tiny))
+    @cached_property
+    def sample(self) -> Tensor:
+        """Some of the tokens `[N, C]`, the same ones every time."""
+        if len(self.rows) <= _SAMPLED_TOKENS:
+            return self.rows
+        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(0))
+        return self.rows[order[:_SAMPLED_TOKENS]]
+
+    @cached_property
+    def channel_tails(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper quantiles of every channel at `PERCENTILES`, `[percentiles, C]` each."""
+        return tail_quantiles(self.rows, PERCENTILES)
+
+    @cached_property
+    def tensor_tails(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper quantiles of all values at `PERCENTILES`, `[percentiles, 1]` each."""
+        return tail_quantiles(self.rows.reshape(-1, 1), PERCENTILES)
 
 
 def post_layer_norm_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -72,71 +102,214 @@ def post_layer_norm_layers(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(layer for layer in layers if layer.is_reparameterized)
 
 
-def channel_ranges(calibration: Calibration, layer: Layer, pixels: Tensor, bits: int) -> ChannelRanges:
-    """Measure the channels of a post-LayerNorm input and compare ways to quantize it.
-
-    Args:
-        calibration: Fitted quantizers.
-        layer: A layer of `post_layer_norm_layers`.
-        pixels: Calibration images `[N, C, H, W]`.
-        bits: Bit-width of weights and activations.
+def layer_input(graph: Graph, layer: Layer, pixels: Tensor) -> LayerInput:
+    """Return the input of one of the `post_layer_norm_layers` for images `[N, C, H, W]`.
 
     Raises:
-        CalibrationError: The calibration does not serve these bits.
         MixQViTError: The layer's input is not post-LayerNorm.
+        ImageError: The images do not fit the model.
     """
     if not layer.is_reparameterized:
         raise MixQViTError(f"The input of {layer.name} does not come from a LayerNorm; choose a qkv or fc1 layer.")
-    graph = calibration.graph
-    (quantizer,) = calibration.quantizers(layer, (bits, bits))
-    weight = graph.weight(layer)
+    return next(_inputs(graph, (layer,), pixels))
+
+
+def layer_input_steps(graph: Graph, pixels: Tensor) -> Iterator[LayerInput]:
+    """Run the images `[N, C, H, W]` through the network once; yields the input of every post-LayerNorm layer."""
+    yield from _inputs(graph, post_layer_norm_layers(graph.layers), pixels)
+
+
+def _inputs(graph: Graph, layers: Sequence[Layer], pixels: Tensor) -> Iterator[LayerInput]:
+    by_node = {layer.node: layer for layer in layers}
+    patches = next((layer.output_shape[-2:] for layer in graph.layers if layer.kind == "patch_embed"), (0, 0))
     with torch.no_grad():
-        (_, values) = next(graph.walk(pixels, [layer.node]))
-        rows = graph.operands(layer, values)[0].flatten(0, -2)
-        lower, upper = rows.amin(dim=0), rows.amax(dim=0)
-        moved = rows / quantizer.ratio - quantizer.shift
-        grid_lower, grid_upper = channel_range(quantizer.per_channel)
-        return ChannelRanges(
-            layer=layer.name,
-            bits=bits,
-            lower=lower.numpy(),
-            upper=upper.numpy(),
-            grid_lower=grid_lower.numpy(),
-            grid_upper=grid_upper.numpy(),
-            moved_lower=moved.amin(dim=0).numpy(),
-            moved_upper=moved.amax(dim=0).numpy(),
-            moved_grid=tuple(float(end) for end in channel_range(quantizer.tensor)),
-            ratio=quantizer.ratio.numpy(),
-            clip=quantizer.clip,
-            weight_before=_column_size(weight),
-            weight_after=_column_size(fold(weight, None, quantizer)[0]),
-            errors=_errors(graph, layer, rows, quantizer, bits),
-        )
+        for node, values in graph.walk(pixels, list(by_node)):
+            (found,) = graph.operands(by_node[node], values)
+            # Swin's windows come image by image, each with its tokens, so flattening keeps every image together.
+            tokens = found.reshape(len(pixels), -1, found.shape[-1])
+            extra = max(0, tokens.shape[1] - patches[0] * patches[1])
+            windows = len(found) // len(pixels)
+            in_order = windows == 1 and tokens.shape[1] - extra == patches[0] * patches[1]
+            yield LayerInput(by_node[node], tokens, extra, patches[1] if in_order else 0, windows)
 
 
-def _column_size(weight: Tensor) -> np.ndarray:
-    return weight.square().mean(dim=0).sqrt().numpy()
+def channel_statistics(found: LayerInput) -> ChannelStatistics:
+    """Return range, mean, standard deviation and kurtosis of every channel over all tokens, in double precision."""
+    rows = found.rows.double()
+    lower, upper = rows.aminmax(dim=0)
+    mean = rows.mean(dim=0)
+    centred = rows - mean
+    squares = centred.square()
+    variance = squares.mean(dim=0)
+    fourth = squares.square().mean(dim=0)
+    # Where all values are equal, rounding of the mean must not pass for a spread.
+    is_constant = upper == lower
+    kurtosis = torch.where(is_constant, 0, fourth / torch.where(is_constant, 1, variance).square())
+    deviation = torch.where(is_constant, 0, variance).sqrt()
+    arrays = (tensor.numpy() for tensor in (lower, upper, mean, deviation, kurtosis))
+    return ChannelStatistics(found.layer.name, len(rows), *arrays)
 
 
-def _errors(
-    graph: Graph, layer: Layer, rows: Tensor, quantizer: ReparameterizedQuantizer, bits: int
-) -> dict[str, float]:
-    weight = graph.weight(layer)
+def channel_ranges(graph: Graph, found: LayerInput, bits: int, clip: float = 0.0) -> ChannelRanges:
+    """Quantize a post-LayerNorm input and the weight that reads it in all `VARIANTS`; compare them by channel.
+
+    Ranges are fitted as RepQ-ViT does (arXiv 2212.08254), by percentile search on the full-precision input.
+
+    Args:
+        graph: The traced model.
+        found: The layer's input on calibration images.
+        bits: Bit-width of weights and activations.
+        clip: Fraction of channels whose range is clipped at either side in variant `clipped`.
+
+    Raises:
+        BitWidthError: The bit-width is not 2 to 8.
+        MixQViTError: The fraction is not from 0 up to 0.5.
+    """
+    if not 0 <= clip < 0.5:
+        raise MixQViTError(f"The clipped fraction of channels a side must lie from 0 up to 0.5, not {clip!r}.")
+    with torch.no_grad():
+        weight = graph.weight(found.layer)
+        channels = _fit_channels(found, bits)
+        plain = fit_per_tensor(found.sample, bits, found.tensor_tails)
+        folded = reparameterized_quantizer(channels)
+        variants = {
+            "per tensor": _plain_variant(found, weight, plain),
+            "per channel": _plain_variant(found, weight, channels),
+            "reparameterized": _moved_variant(found, weight, folded),
+            "clipped": _moved_variant(found, weight, _clipped(channels, clip)),
+        }
+        return ChannelRanges(found.layer.name, bits, clip, channel_statistics(found), variants)
+
+
+def _fit_channels(found: LayerInput, bits: int) -> UniformQuantizer:
+    if bits not in BIT_WIDTHS:
+        raise BitWidthError(f"{bits!r} bits are not possible: use {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}.")
+    return fit_per_channel(found.sample, bits, found.channel_tails)
+
+
+def _clipped(channels: UniformQuantizer, clip: float) -> ReparameterizedQuantizer:
+    lower, upper = clip_ranges(*channel_range(channels), clip)
+    return reparameterized_quantizer(uniform_quantizer(lower, upper, channels.bits), clip=clip)
+
+
+def _plain_variant(found: LayerInput, weight: Tensor, quantizer: UniformQuantizer) -> Variant:
+    ones = torch.ones(weight.shape[1], dtype=weight.dtype)
+    lower, upper = (end * ones for end in channel_range(quantizer))
+    return _variant(found.sample, quantizer(found.sample), weight, quantizer.bits, lower, upper, ones, 0 * ones)
+
+
+def _moved_variant(found: LayerInput, weight: Tensor, quantizer: ReparameterizedQuantizer) -> Variant:
+    lower, upper = channel_range(quantizer.per_channel)
+    ratio, shift = quantizer.ratio, quantizer.shift
+    moved = found.sample / ratio - shift
+    return _variant(moved, quantizer(found.sample), weight, quantizer.tensor.bits, lower, upper, ratio, shift)
+
+
+def _variant(
+    values: Tensor,
+    quantized: Tensor,
+    weight: Tensor,
+    bits: int,
+    grid_lower: Tensor,
+    grid_upper: Tensor,
+    ratio: Tensor,
+    shift: Tensor,
+) -> Variant:
+    """Compare a layer on `values` `[N, C]`, moved already, with the same on `quantized` values and weights."""
+    weight = weight * ratio
     quantized_weight = fit_weight(weight, bits)(weight)
-    exact = rows @ weight.T
-    per_tensor = fit_per_tensor(rows, bits)
-    unclipped = reparameterized_quantizer(fit_per_channel(rows, bits))
-    total = float(exact.square().sum()) or 1.0
+    offset = weight @ shift
+    exact = functional.linear(values, weight, offset)
+    error = functional.linear(quantized, quantized_weight, offset) - exact
+    size = float(exact.square().sum(dim=1).mean()) or 1.0
+    value_error = (quantized - values).square().mean(dim=0)
+    weight_error = (quantized_weight - weight).square().sum(dim=0)
+    contribution = value_error * weight.square().sum(dim=0) + weight_error * quantized.square().mean(dim=0)
+    arrays = (
+        grid_lower,
+        grid_upper,
+        ratio,
+        shift,
+        value_error * ratio.square(),
+        weight_error / ratio.square(),
+        contribution / size,
+    )
+    return Variant(
+        *(array.numpy() for array in arrays),
+        output_error=float(error.square().sum(dim=1).mean()) / size,
+        weight_columns=weight.square().mean(dim=0).sqrt().numpy(),
+        weight_rows=(weight.amax(dim=1) - weight.amin(dim=1)).numpy(),
+    )
 
-    def plain(activation: UniformQuantizer) -> float:
-        return float((activation(rows) @ quantized_weight.T - exact).square().sum())
 
-    return {
-        "one scale for all channels": plain(per_tensor) / total,
-        "one scale per channel": plain(unclipped.per_channel) / total,
-        "reparameterized": output_error(graph, layer, rows, unclipped, bits) / total,
-        "clipped and reparameterized": output_error(graph, layer, rows, quantizer, bits) / total,
-    }
+def clip_curve(graph: Graph, found: LayerInput, bits: int) -> ClipCurve:
+    """Measure the error of the layer's output at every one of `CLIPS`, weights and input quantized to `bits`."""
+    with torch.no_grad():
+        channels = _fit_channels(found, bits)
+        exact = functional.linear(found.sample, graph.weight(found.layer))
+        total = float(exact.square().sum()) or 1.0
+        errors = {
+            clip: output_error(graph, found.layer, found.sample, _clipped(channels, clip), bits) / total
+            for clip in CLIPS
+        }
+    return ClipCurve(found.layer.name, bits, errors)
+
+
+def clip_harm_steps(
+    graph: Graph, found: LayerInput, pixels: Tensor, bits: int, finished: Collection[float] = ()
+) -> Iterator[tuple[float, float]]:
+    """Measure what clipping does to the network's output, the layer alone quantized to `bits`.
+
+    Args:
+        graph: The traced model.
+        found: The layer's input on calibration images.
+        pixels: The images to measure on, `[N, C, H, W]`.
+        bits: Bit-width of weights and activations.
+        finished: Clips that are known already and are not measured again.
+
+    Yields:
+        Each of `CLIPS` with KL(full precision ‖ quantized) of the class probabilities, mean per image, in nats.
+    """
+    layer, todo = found.layer, [clip for clip in CLIPS if clip not in finished]
+    if not todo:
+        return
+    with torch.no_grad():
+        reference = graph(pixels)
+        channels = _fit_channels(found, bits)
+        _, values = next(graph.walk(pixels, [layer.node]))
+        for clip in todo:
+            quantizer = _clipped(channels, clip)
+            weight, bias = fold(graph.weight(layer), graph.bias(layer), quantizer)
+            logits = graph.resume(
+                values, layer.node, {layer.node: _linear(quantizer, fit_weight(weight, bits)(weight), bias)}
+            )
+            yield clip, float(kl_divergence(reference, logits).mean())
+
+
+def _linear(quantizer: ReparameterizedQuantizer, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda values: functional.linear(quantizer(values), weight, bias)
+
+
+def channel_distribution(found: LayerInput, channel: int) -> ChannelDistribution:
+    """Return the histogram of one channel over all tokens, extra tokens counted apart.
+
+    Raises:
+        MixQViTError: There is no such channel.
+    """
+    count = found.values.shape[-1]
+    if not 0 <= channel < count:
+        raise MixQViTError(f"There is no channel {channel}; they are numbered 0 to {count - 1}.")
+    values = found.values[..., channel].double().numpy()
+    edges = np.histogram_bin_edges(values, _BINS)
+    extra, _ = np.histogram(values[:, : found.extra_tokens], edges)
+    patches, _ = np.histogram(values[:, found.extra_tokens :], edges)
+    return ChannelDistribution(found.layer.name, channel, edges, patches, extra, found.extra_tokens)
+
+
+def token_map(found: LayerInput) -> TokenMap:
+    """Return the input of the first image as `[tokens, C]`."""
+    values = found.values[0].numpy()
+    return TokenMap(found.layer.name, values, found.extra_tokens, found.patches_per_row, found.windows)
 
 
 def amplify_outliers(module: nn.Module, example_images: Tensor, factor: float, channels: int) -> nn.Module:

@@ -7,7 +7,7 @@ numbers and NumPy arrays, so that pages and the command line need no torch.
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,13 +18,14 @@ from torch import Tensor
 from mixqvit import outliers
 from mixqvit.allocation import Allocation, Budget, allocate, bitops_ceiling, largest_uniform, predicted_harm
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
+from mixqvit.channels import CLIPS, ChannelDistribution, ChannelRanges, ChannelStatistics, ClipCurve, TokenMap
 from mixqvit.costs import cost
 from mixqvit.datasets import load_images
 from mixqvit.errors import CalibrationError, ImageError, MixQViTError, UnsupportedOperationError
 from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
-from mixqvit.outliers import ChannelRanges
+from mixqvit.outliers import LayerInput
 from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps, quantize
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.quantization.saving import from_tensors, to_tensors
@@ -38,6 +39,9 @@ from mixqvit.zoo import Model, load_model
 __all__ = ["ImageRelevance", "Importance", "Progress", "Settings", "Study"]
 
 Result = TypeVar("Result")
+
+# Bounds of what the Outliers page keeps in memory: inputs of whole layers are large, ranges are many.
+LAYER_INPUTS, CHANNEL_RANGES = 4, 64
 
 # A stage's results are found again only by the very code that made them.
 _SHARED_CODE = ("study.py", "graph.py", "layer_table.py", "layers.py", "bits.py")
@@ -346,28 +350,84 @@ class Study:
 
     # Outliers
 
-    def channel_ranges(self, layer: str, bits: int) -> ChannelRanges:
-        """Return the channels of a post-LayerNorm input and what quantization at `bits` makes of them."""
-        found = self.graph.by_name.get(layer)
-        if found is None:
-            raise MixQViTError(f"There is no layer {layer!r} in this model.")
-        pixels = self.calibration_images.subset(self.settings.calibration_images).pixels
-        return self._remembered(
-            ("channels", layer, bits), lambda: outliers.channel_ranges(self.calibration(), found, pixels, bits)
-        )
-
-    def outlier_steps(self, bits: int) -> Iterator[Progress]:
-        """Measure the channels of every post-LayerNorm layer; every `result` is the widest over the median so far."""
-        layers = self.post_layer_norm_layers
-        widest: dict[str, float] = {}
-        for done, layer in enumerate(layers, 1):
-            widest[layer.name] = self.channel_ranges(layer.name, bits).max_to_median
-            yield Progress(done, len(layers), f"channels of {layer.name}", dict(widest))
-
     @property
     def post_layer_norm_layers(self) -> tuple[Layer, ...]:
         """The layers whose input is post-LayerNorm and gets reparameterized."""
         return outliers.post_layer_norm_layers(self.layers)
+
+    def outlier_steps(self) -> Iterator[Progress]:
+        """Look at the channels of every post-LayerNorm input; every `result` is the statistics by layer so far."""
+        layers = self.post_layer_norm_layers
+        found: dict[str, ChannelStatistics] = dict(self._memory.get("channel statistics", {}))
+        if len(found) < len(layers):
+            for done, piece in enumerate(outliers.layer_input_steps(self.graph, self._calibration_pixels), 1):
+                found[piece.layer.name] = outliers.channel_statistics(piece)
+                yield Progress(done, len(layers), f"channels of {piece.layer.name}", dict(found))
+            self._memory["channel statistics"] = found
+        yield Progress(len(layers), len(layers), "channels", dict(found))
+
+    def channel_statistics(self) -> dict[str, ChannelStatistics]:
+        """Return the statistics of the channels of every post-LayerNorm input by layer name."""
+        return dict(self._finished("channel statistics", self.outlier_steps))
+
+    def channel_ranges(self, layer: str, bits: int, clip: float = 0.0) -> ChannelRanges:
+        """Return the channels of a post-LayerNorm input and what quantization at `bits` makes of them.
+
+        Args:
+            layer: Name of one of `post_layer_norm_layers`.
+            bits: Bit-width of weights and activations, 2 to 8.
+            clip: Fraction of channels whose range is clipped at either side in variant `clipped`.
+        """
+        return self._channel_ranges(layer, bits, clip)
+
+    def clip_curve(self, layer: str, bits: int) -> ClipCurve:
+        """Return the error of the layer's output against the clipped fraction of channels."""
+        return self._remembered(
+            ("clip curve", layer, bits), lambda: outliers.clip_curve(self.graph, self._layer_input(layer), bits)
+        )
+
+    def clip_harm_steps(self, layer: str, bits: int) -> Iterator[Progress]:
+        """Measure the network's harm against the clipped fraction; every `result` is KL in nats by clip so far."""
+        harms: dict[float, float] = self._remembered(("clip harms", layer, bits), dict)
+        found, pixels = self._layer_input(layer), self._calibration_pixels
+        for clip, harm in outliers.clip_harm_steps(self.graph, found, pixels, bits, finished=set(harms)):
+            harms[clip] = harm
+            yield Progress(len(harms), len(CLIPS), f"{layer} clipped at {100 * clip:g} %", dict(harms))
+        yield Progress(len(CLIPS), len(CLIPS), "clipping", dict(harms))
+
+    def channel_distribution(self, layer: str, channel: int) -> ChannelDistribution:
+        """Return how often a channel of a post-LayerNorm input takes which values."""
+        return outliers.channel_distribution(self._layer_input(layer), channel)
+
+    def token_map(self, layer: str, index: int) -> TokenMap:
+        """Return a post-LayerNorm input for the evaluation image at this position."""
+        images = self.evaluation_images
+        if not 0 <= index < len(images):
+            raise ImageError(f"There is no evaluation image {index}; they are numbered 0 to {len(images) - 1}.")
+        pixels = images.pixels[index : index + 1]
+        return outliers.token_map(outliers.layer_input(self.graph, self._layer(layer), pixels))
+
+    @cached_property
+    def _layer_input(self) -> Callable[[str], LayerInput]:
+        """From a layer's name to its input on the calibration images; those looked at last are kept."""
+        return lru_cache(LAYER_INPUTS)(
+            lambda layer: outliers.layer_input(self.graph, self._layer(layer), self._calibration_pixels)
+        )
+
+    @cached_property
+    def _channel_ranges(self) -> Callable[[str, int, float], ChannelRanges]:
+        return lru_cache(CHANNEL_RANGES)(
+            lambda layer, bits, clip: outliers.channel_ranges(self.graph, self._layer_input(layer), bits, clip)
+        )
+
+    def _layer(self, name: str) -> Layer:
+        if name not in self.graph.by_name:
+            raise MixQViTError(f"There is no layer {name!r} in this model.")
+        return self.graph.by_name[name]
+
+    @property
+    def _calibration_pixels(self) -> Tensor:
+        return self.calibration_images.subset(self.settings.calibration_images).pixels
 
     # Shared
 

@@ -1,44 +1,79 @@
 import streamlit as st
 
 from mixqvit.bits import BIT_WIDTHS
+from mixqvit.channels import CLIPS, OUTLIER_TIMES, VARIANTS
+from mixqvit.figures import outlier_errors, outlier_tokens
 from mixqvit.figures import outliers as figures
-from pages import common
+from mixqvit.figures.relevance import thumbnail
+from pages import common, outlier_texts
 
-TOP = 10
-DEFAULTS = {"outlier_layer": None, "outlier_bits": 4, "stage": "before", "channel_order": "network"}
-DASHED = {
-    "before": "Dashed: the ends of one grid for all channels, which has to reach the widest of them.",
-    "clipped grid": "Grey ends: the grid each channel gets for itself after clipping across channels; what a bar shows "
-    "beyond them is cut.",
+DEFAULTS = {
+    "outlier_layer": None,
+    "outlier_bits": 4,
+    "outlier_variant": "per tensor",
+    "outlier_clip": 1.0,
+    "outlier_channel": None,
+    "channel_order": "network",
+    "outlier_measure": figures.MEASURES[0],
+    "outlier_image": 0,
+    "outlier_error": outlier_errors.ERRORS[0],
+    "outlier_harm": False,
+    "outlier_count": 10,
+}
+GRIDS = {
+    "per tensor": "Dashed: the ends of the one grid for all channels.",
+    "per channel": "Yellow ends: the grid each channel gets for itself. Kind to the values, but a matrix product in "
+    "hardware wants one scale per tensor.",
     "reparameterized": "Every channel divided by its ratio r and shifted. Dashed: the ends of the one grid that now "
     "fits them all.",
+    "clipped": "Yellow ends: the grid each channel gets after clipping across channels; what a bar shows beyond them "
+    "is cut.",
 }
+ERRORS = {
+    "in the output": "What each channel adds to the squared error of the layer's output, by its values and by its "
+    "weight column together, as if channels erred independently; relative to the squared output.",
+    "of the values": "Root mean square error of each channel's values relative to their root mean square. "
+    "Reparameterization leaves every channel the grid it has per channel, so these two coincide: where they differ is "
+    "in the weights.",
+    "of the weights": "Root mean square error of the weight column that reads each channel relative to the column's "
+    "root mean square. Per tensor and per channel quantize the same weights.",
+}
+ALL = "all"
 
 
 def main() -> None:
     with common.page(
         "Outliers",
-        "The range of every channel that LayerNorm hands to a linear layer, and what quantization makes of it: as it "
-        "is, with a grid per channel clipped across channels, and after reparameterization. Ranges are measured on the "
-        "calibration images; errors are those of the layer's output.",
+        "Which channels LayerNorm hands to a linear layer with a wider range than the rest, and what a quantizer makes "
+        "of them: with one grid for all, one per channel, after reparameterization and with clipping. Measured on the "
+        "calibration images, each layer by itself on full-precision inputs.",
     ):
         study = common.study()
-        layer, bits, stage, widest_first = controls(study)
-        if common.run("Calibration", study.calibration_steps) is None:
-            st.info("The ranges appear here once the quantizers of all layers are fitted.")
+        layer, bits, clip, variant, order = controls(study)
+        found = common.run("Channels", study.outlier_steps)
+        if found is None:
+            st.info("The channels appear here once every layer's input was looked at.")
             return
-        with st.spinner(f"Measuring the channels of {layer} …"):
-            ranges = study.channel_ranges(layer, bits)
-        headline(study, ranges, stage, widest_first)
-        errors_and_weights(study, ranges)
-        top_channels(ranges)
-        overview(study, bits)
-        texts()
-        method()
+        with st.spinner(f"Quantizing {layer} in {len(VARIANTS)} ways …"):
+            ranges = study.channel_ranges(layer, bits, clip)
+        chosen = chosen_channel(ranges)
+        headline(study, ranges, variant, order, chosen)
+        overview(study, found)
+        left, right = st.columns(2, gap="medium")
+        with left:
+            channel_section(study, ranges, variant, chosen)
+        with right:
+            image_section(study, ranges, order, chosen)
+        error_section(study, ranges, order, chosen)
+        clip_section(study, ranges)
+        weight_section(study, ranges, order, chosen)
+        outlier_texts.trades()
+        top_section(ranges, order)
+        outlier_texts.method()
 
 
-def controls(study) -> tuple[str, int, str, bool]:
-    """Show what chooses the figure; returns layer, bit-width, stage and whether the widest channels come first."""
+def controls(study) -> tuple[str, int, float, str, str]:
+    """Show what chooses the figures; returns layer, bit-width, clipped fraction, variant and order of the channels."""
     names = [layer.name for layer in study.post_layer_norm_layers]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         layer = st.selectbox(
@@ -46,8 +81,18 @@ def controls(study) -> tuple[str, int, str, bool]:
             names,
             key="outlier_layer",
             bind="query-params",
-            width=260,
+            width=230,
             help="Every layer whose input comes straight from a LayerNorm: qkv, fc1 and patch merging.",
+        )
+        st.number_input(
+            "Channel",
+            min_value=0,
+            value=None,
+            placeholder="widest",
+            key="outlier_channel",
+            bind="query-params",
+            width=130,
+            help="Its number; empty for the widest. Clicking a channel in a figure sets it too.",
         )
         bits = st.segmented_control(
             "Bit-width",
@@ -58,23 +103,37 @@ def controls(study) -> tuple[str, int, str, bool]:
             bind="query-params",
             help="Of weights and activations, for the grids and the errors.",
         )
-        stage = st.segmented_control(
-            "Ranges",
-            figures.STAGES,
-            default=DEFAULTS["stage"],
-            required=True,
-            key="stage",
+        percent = st.slider(
+            "Clipping (% of channels a side)",
+            min_value=0.0,
+            max_value=100 * CLIPS[-1],
+            value=DEFAULTS["outlier_clip"],
+            step=100 * CLIPS[1],
+            format="%.1f",
+            key="outlier_clip",
             bind="query-params",
-            help="Reparameterization moves the differences between channels out of the activations into LayerNorm and "
-            "the weights.",
+            width=200,
+            help="For the variant *clipped*: lower ends below this percentile of all channels' lower ends, and upper "
+            "ends beyond the mirrored one, are cut. 0 is no clipping. Further down its effect is measured.",
+        )
+        variant = st.pills(
+            "Grid",
+            VARIANTS,
+            default=DEFAULTS["outlier_variant"],
+            required=True,
+            key="outlier_variant",
+            bind="query-params",
+            help="Whose grid is marked: one scale for all channels; one per channel; that moved into LayerNorm and "
+            "the next layer's weights; the same after clipping ranges across channels.",
         )
         order = st.segmented_control(
             "Order of the channels",
-            ["network", "widest first"],
+            figures.ORDERS,
             default=DEFAULTS["channel_order"],
             required=True,
             key="channel_order",
             bind="query-params",
+            help="In all figures with an axis of channels.",
         )
         st.button(
             "Reset",
@@ -82,11 +141,25 @@ def controls(study) -> tuple[str, int, str, bool]:
             on_click=st.session_state.update,
             args=(DEFAULTS | {"outlier_layer": names[0]},),
         )
-    return layer, bits, stage, order == "widest first"
+    return layer, bits, CLIPS[round(percent / 100 / CLIPS[1])], variant, order
 
 
-def headline(study, ranges, stage: str, widest_first: bool) -> None:
-    spread = [figures.weight_spread(sizes) for sizes in (ranges.weight_before, ranges.weight_after)]
+def chosen_channel(ranges) -> int:
+    """Return the channel chosen by click or number, the widest where none is or the layer has no such channel."""
+    channel = st.session_state.get("outlier_channel")
+    known = channel is not None and 0 <= channel < len(ranges.statistics.width)
+    return int(channel) if known else ranges.statistics.widest_channel
+
+
+def choose_clicked(key: str) -> None:
+    channel = figures.clicked_channel(st.session_state[key].selection.points)
+    if channel is not None:
+        st.session_state["outlier_channel"] = channel
+
+
+def headline(study, ranges, variant: str, order: str, chosen: int) -> None:
+    statistics = ranges.statistics
+    sharpest = int(statistics.kurtosis.argmax())
     with st.container(horizontal=True):
         st.metric(
             "Widest channel",
@@ -95,30 +168,34 @@ def headline(study, ranges, stage: str, widest_first: bool) -> None:
         )
         st.metric(
             "Outlier channels",
-            f"{len(figures.outlier_channels(ranges))} of {len(ranges.lower)}",
-            help=f"Channels more than {figures.OUTLIER_TIMES:g} times as wide as the median channel.",
+            f"{int(statistics.is_outlier.sum())} of {len(statistics.width)}",
+            help=f"Channels more than {OUTLIER_TIMES:g} times as wide as the median channel: a grid that covers them "
+            "costs the median channel at least one bit.",
         )
         st.metric(
-            "Clipping",
-            f"{100 * ranges.clip:g} % a side" if ranges.clip else "none",
-            help="Percentage of channels at either end whose range is cut, chosen by the least output error.",
+            "Highest kurtosis",
+            f"{statistics.kurtosis[sharpest]:.1f} in channel {sharpest}",
+            help="Kurtosis of a channel over all tokens: 3 for a bell curve; high where a few tokens are far from the "
+            "rest, which is where cutting a range costs least.",
         )
         st.metric(
-            "Largest weight column",
-            f"{spread[0]:.1f} → {spread[1]:.1f} × median",
-            help="Spread of the next layer's weight columns before and after reparameterization, which multiplies "
-            "column c by r_c.",
+            "Steps for the median channel",
+            f"{figures.median_steps(ranges):.1f} of {2**ranges.bits - 1}",
+            help="How many steps of one grid for all channels the median channel's range spans.",
         )
+    name = f"{study.model.name} {ranges.layer} channels at {ranges.bits} bits"
     common.chart(
-        figures.range_figure(ranges, stage, widest_first),
-        f"Range of every channel at the input of {ranges.layer}, {stage}; the widest is "
+        figures.range_figure(ranges, variant, order, chosen),
+        f"Range of every channel at the input of {ranges.layer}, grid {variant}; the widest is "
         f"{ranges.max_to_median:.1f} times the median",
-        figures.channel_frame(ranges),
-        f"{study.model.name} {ranges.layer} channels at {ranges.bits} bits",
+        figures.channel_frame(ranges, variant),
+        name,
+        on_select=lambda: choose_clicked(f"chart {name}"),
+        selection_mode="points",
     )
-    st.caption(DASHED[stage])
-    st.markdown(f"{figures.outlier_words(ranges)} {figures.clip_words(ranges)}")
-    if not figures.outlier_channels(ranges):
+    st.caption(f"{GRIDS[variant]} Click a bar to choose its channel.")
+    st.markdown(figures.outlier_words(ranges))
+    if not statistics.is_outlier.any() and st.session_state.outliers == 1:
         st.info(
             "Small models trained on digits have mild outliers. Turn up *Outlier amplification* in the sidebar: the "
             "full-precision model stays the same, two channels of every LayerNorm become outliers.",
@@ -126,38 +203,166 @@ def headline(study, ranges, stage: str, widest_first: bool) -> None:
         )
 
 
-def errors_and_weights(study, ranges) -> None:
+def channel_section(study, ranges, variant: str, chosen: int) -> None:
+    statistics = ranges.statistics
+    st.subheader(f"Channel {chosen} over the tokens", help="All tokens of all calibration images.")
+    st.caption(
+        f"{statistics.times_median[chosen]:.2f} × median width, kurtosis {statistics.kurtosis[chosen]:.1f}, mean "
+        f"{statistics.mean[chosen]:.2f}, standard deviation {statistics.deviation[chosen]:.2f}"
+    )
+    asked = st.session_state["outlier_channel"]
+    if asked is not None and asked != chosen:
+        st.warning(
+            f"{ranges.layer} has no channel {asked}; they are numbered 0 to {len(statistics.width) - 1}. The widest "
+            "is shown.",
+            icon=":material/warning:",
+        )
+    pair = [study.channel_distribution(ranges.layer, number) for number in (chosen, statistics.median_channel)]
+    common.chart(
+        outlier_tokens.distribution_figure(ranges, variant, *pair),
+        f"Distribution of channel {chosen} over the tokens beside that of channel {statistics.median_channel}, whose "
+        f"width is the median, with the grid {variant}",
+        outlier_tokens.distribution_table(pair),
+        f"{study.model.name} {ranges.layer} channel {chosen} distribution",
+    )
+    st.caption(
+        f"Both channels on one axis, with the levels of the grid *{variant}* at {ranges.bits} bits. Bars: "
+        + ("patch tokens. Diamonds: class and other extra tokens." if pair[0].extra_tokens else "all tokens.")
+    )
+
+
+@st.fragment
+def image_section(study, ranges, order: str, chosen: int) -> None:
+    st.subheader("One image: tokens × channels", help="The input of this layer for one evaluation image.")
+    with common.errors():
+        images = study.evaluation_images
+        with st.container(horizontal=True, vertical_alignment="bottom"):
+            index = st.number_input(
+                "Evaluation image",
+                min_value=0,
+                max_value=len(images) - 1,
+                value=0,
+                key="outlier_image",
+                bind="query-params",
+                width=130,
+                help=f"Its number, 0 to {len(images) - 1}.",
+            )
+            st.button("Previous", on_click=step_image, args=(-1, len(images)))
+            st.button("Next", on_click=step_image, args=(1, len(images)))
+            st.image(thumbnail(images.display(index, index + 1)[0].numpy()), width=40)
+        found = study.token_map(ranges.layer, int(index))
+        limit = outlier_tokens.map_limit(found)
+        common.chart(
+            outlier_tokens.token_figure(found, figures.channel_order(ranges.statistics, order), chosen, limit),
+            f"Input of {ranges.layer} for {images.names[index]}, tokens by channels",
+            outlier_tokens.map_frame(found),
+            f"{study.model.name} {ranges.layer} {images.names[index]} tokens",
+        )
+        st.caption(f"{images.names[index]}. {outlier_tokens.map_words(found, limit)}")
+
+
+def step_image(by: int, images: int) -> None:
+    st.session_state["outlier_image"] = (st.session_state["outlier_image"] + by) % images
+
+
+def error_section(study, ranges, order: str, chosen: int) -> None:
+    st.subheader("Quantization error by channel", help="All variants at the chosen bits.")
+    where = st.segmented_control(
+        "Error",
+        outlier_errors.ERRORS,
+        default=outlier_errors.ERRORS[0],
+        required=True,
+        key="outlier_error",
+        bind="query-params",
+    )
+    name = f"{study.model.name} {ranges.layer} errors by channel at {ranges.bits} bits"
+    common.chart(
+        outlier_errors.error_figure(ranges, where, order, chosen),
+        f"Quantization error {where} of every channel of {ranges.layer} at {ranges.bits} bits in four variants",
+        outlier_errors.error_frame(ranges),
+        name,
+        on_select=lambda: choose_clicked(f"chart {name}"),
+        selection_mode="points",
+    )
+    st.caption(ERRORS[where])
+
+
+@st.fragment
+def clip_section(study, ranges) -> None:
     left, right = st.columns(2, gap="medium")
+    with right, common.errors():
+        st.subheader("Clipping across channels", help="How much to clip is the slider at the top.")
+        curve, harms = study.clip_curve(ranges.layer, ranges.bits), None
+        if st.toggle(
+            "Measure the network's output too",
+            key="outlier_harm",
+            bind="query-params",
+            help="Runs the calibration images through the network with this layer alone quantized, once for every "
+            "clipping: a second on a digit model, about half a minute on DeiT-Tiny.",
+        ):
+            harms = common.run("Clipping", lambda: study.clip_harm_steps(ranges.layer, ranges.bits))
+        common.chart(
+            outlier_errors.clip_figure(curve, ranges.clip, harms),
+            f"Output error of {ranges.layer} at {ranges.bits} bits against clipping; least at {100 * curve.least:g} %",
+            outlier_errors.clip_frame(curve, harms),
+            f"{study.model.name} {ranges.layer} clipping at {ranges.bits} bits",
+        )
     with left:
         st.subheader("Output error by variant", help="Weights are quantized to the same bits in all four.")
         common.chart(
-            figures.error_bars(ranges),
+            outlier_errors.error_bars(ranges),
             f"Output error of {ranges.layer} at {ranges.bits} bits by variant",
-            figures.error_frame(ranges),
-            f"{study.model.name} {ranges.layer} errors at {ranges.bits} bits",
+            outlier_errors.output_error_frame(ranges),
+            f"{study.model.name} {ranges.layer} output errors at {ranges.bits} bits",
+        )
+        st.markdown(outlier_errors.clip_words(curve, ranges.clip, harms))
+
+
+def weight_section(study, ranges, order: str, chosen: int) -> None:
+    st.subheader("Weights of the layer", help="What reparameterization does to the weights that read the channels.")
+    left, right = st.columns(2, gap="medium")
+    with left:
+        common.chart(
+            outlier_errors.weight_columns(ranges, order, chosen),
+            f"Root mean square of every weight column of {ranges.layer} before and after reparameterization",
+            outlier_errors.weight_frame(ranges),
+            f"{study.model.name} {ranges.layer} weight columns at {ranges.bits} bits",
         )
     with right:
-        st.subheader("Weight columns", help="Root mean square of the weights that read each channel.")
         common.chart(
-            figures.weight_columns(ranges),
-            f"Size of the weight columns of {ranges.layer} before and after reparameterization",
-            figures.channel_frame(ranges)[["channel", "weight before", "weight after", "ratio r"]],
-            f"{study.model.name} {ranges.layer} weight columns",
+            outlier_errors.weight_rows(ranges),
+            f"Width of every weight row's range of {ranges.layer} after reparameterization against before",
+            outlier_errors.weight_row_frame(ranges),
+            f"{study.model.name} {ranges.layer} weight rows at {ranges.bits} bits",
         )
+    st.caption(outlier_errors.weight_words(ranges))
 
 
-def top_channels(ranges) -> None:
-    st.subheader(f"The {TOP} widest channels")
+def top_section(ranges, order: str) -> None:
+    kind = "sharpest" if order == figures.ORDERS[2] else "widest"
+    st.subheader(f"The {kind} channels", help="By width, or by kurtosis where that is the order of the channels.")
+    count = st.segmented_control(
+        "Channels",
+        [10, 30, ALL],
+        default=10,
+        required=True,
+        key="outlier_count",
+        bind="query-params",
+    )
     number = st.column_config.NumberColumn
+    after = f"After reparameterization, clipped at {100 * ranges.clip:g} % a side"
     st.dataframe(
-        figures.widest_channels(ranges, TOP),
+        figures.top_channels(ranges, order, len(ranges.statistics.width) if count == ALL else count),
         hide_index=True,
         column_order=[
             "channel",
             "outlier",
             "times the median",
+            "kurtosis",
             "smallest",
             "largest",
+            "mean",
+            "standard deviation",
             "ratio r",
             "weight before",
             "weight after",
@@ -165,75 +370,41 @@ def top_channels(ranges) -> None:
         column_config={
             "outlier": st.column_config.CheckboxColumn(help="Wider than the threshold"),
             "times the median": number(format="%.2f", help="Width of its range over the median channel's"),
+            "kurtosis": number(format="%.1f", help="Over all tokens; 3 for a bell curve"),
             "smallest": number(format="%.3f", help="On the calibration images"),
             "largest": number(format="%.3f", help="On the calibration images"),
-            "ratio r": number(format="%.3f", help="What the channel is divided by and its weight column multiplied by"),
+            "mean": number(format="%.3f"),
+            "standard deviation": number(format="%.3f"),
+            "ratio r": number(format="%.3f", help=f"What the channel is divided by. {after}"),
             "weight before": number(format="%.4f", help="Root mean square of its weight column"),
-            "weight after": number(format="%.4f", help="The same after multiplication by r"),
+            "weight after": number(format="%.4f", help=after),
         },
     )
 
 
-def overview(study, bits: int) -> None:
-    st.subheader("All layers")
-    if not st.toggle(
-        "Measure the widest channel of every layer",
-        key="all_layers",
-        bind="query-params",
-        help="Takes a few seconds the first time.",
-    ):
-        return
-    widest = common.run("Widest channels", lambda: study.outlier_steps(bits))
-    if widest is None:
-        return
-    common.chart(
-        figures.overview_strip(study.post_layer_norm_layers, widest),
-        f"Widest channel over the median channel by layer of {study.model.name}",
-        figures.overview_frame(study.post_layer_norm_layers, widest),
-        f"{study.model.name} widest channels",
-    )
-    st.caption(f"Dashed: {figures.OUTLIER_TIMES:g} times the median, above which a channel is called an outlier here.")
-
-
-def texts() -> None:
+def overview(study, found) -> None:
     left, right = st.columns(2, gap="medium")
-    left.markdown(
-        "**What an outlier channel is.** LayerNorm makes all tokens alike in size, but not all channels: some are "
-        "scaled up by its weights, and their values are many times as large as the others'. Large vision transformers "
-        "have such channels in almost every block.\n\n"
-        "**Why one scale for all channels fails.** A quantizer has 2ᵇ steps for its whole range. If one channel "
-        "needs a range ten times as wide, the steps get ten times as coarse for all, and the ordinary channels are "
-        "left with a few steps: at 4 bits sometimes with one."
-    )
-    right.markdown(
-        "**What reparameterization does.** A scale per channel would help, but hardware wants one scale per tensor in "
-        "a matrix product. So the differences are moved elsewhere: LayerNorm's own weights divide every channel by r, "
-        "the next layer's weight column is multiplied by r, and the product stays the same. Now one scale fits all "
-        "channels.\n\n"
-        "**What clipping trades.** The differences are not gone, they are in the weights now: a severe outlier gives "
-        "its weight column a large r, and the weights get harder to quantize. Clipping the widest ranges before makes "
-        "r milder and cuts off a few values instead. No clipping is always among the candidates."
-    )
-
-
-def method() -> None:
-    with st.expander("How this is computed", icon=":material/functions:"):
-        st.markdown("Scale and zero point of every channel become a common scale and zero point, a ratio and a shift:")
-        st.latex(
-            r"s^* = \operatorname{mean}_c s_c,\quad z^* = \operatorname{mean}_c z_c,\quad "
-            r"r_c = \frac{s_c}{s^*},\quad t_c = (z^* - z_c)\, s^*"
+    with left:
+        st.subheader(
+            "All layers", help="Every layer with a post-LayerNorm input; the layer shown is chosen at the top."
         )
-        st.markdown("They are folded into LayerNorm (γ, β) and the layer after it (W, b), which compute the same:")
-        st.latex(
-            r"\gamma' = \gamma / r,\quad \beta' = \beta / r - t,\quad W' = W \operatorname{diag}(r),\quad b' = b + W' t"
+        measure = st.segmented_control(
+            "Show",
+            figures.MEASURES,
+            default=figures.MEASURES[0],
+            required=True,
+            key="outlier_measure",
+            bind="query-params",
         )
-        st.markdown(
-            "Source: RepQ-ViT (arXiv 2212.08254, section 3.2). Clipping across channels is the clipped channel-wise "
-            "quantization of Mix-QViT (arXiv 2501.06357); its percentile is chosen here from a small grid that "
-            "includes no clipping, by the least squared error of the layer's output on the calibration images (this "
-            "project's definition). The error of a variant is"
+        layers = study.post_layer_norm_layers
+        common.chart(
+            figures.overview_grid(layers, found, measure),
+            f"{measure} by layer of {study.model.name}",
+            figures.overview_frame(layers, found),
+            f"{study.model.name} outliers by layer",
         )
-        st.latex(r"\lVert W x - \hat W \hat x \rVert^2 \,/\, \lVert W x \rVert^2")
+    with right:
+        outlier_texts.definition()
 
 
 main()

@@ -1,12 +1,35 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from mixqvit.errors import MixQViTError
+from mixqvit.channels import CLIPS, VARIANTS
+from mixqvit.errors import BitWidthError, MixQViTError
+from mixqvit.evaluation import kl_divergence
 from mixqvit.graph import trace
-from mixqvit.outliers import amplify_outliers, channel_ranges, post_layer_norm_layers
-from mixqvit.quantization import calibrate
+from mixqvit.outliers import (
+    amplify_outliers,
+    channel_distribution,
+    channel_ranges,
+    channel_statistics,
+    clip_curve,
+    clip_harm_steps,
+    layer_input,
+    layer_input_steps,
+    post_layer_norm_layers,
+    token_map,
+)
+from mixqvit.quantization.ranges import fit_per_channel, fit_weight, uniform_quantizer
+from mixqvit.quantization.recipes import channel_range, output_error
+from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
+
+
+def graph_and_input(architecture="vit", images=5, layer="blocks.1.attn.qkv"):
+    pixels = tiny_images(images)
+    graph = trace(tiny_model(architecture), pixels)
+    return graph, layer_input(graph, graph.by_name[layer], pixels), pixels
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -32,30 +55,158 @@ def test_amplified_outliers_are_outliers_and_hurt_one_scale_per_tensor(architect
     found = []
     for factor in (1.0, 16.0):
         graph = trace(amplify_outliers(tiny_model(architecture), images, factor, 2), images)
-        layer = post_layer_norm_layers(graph.layers)[0]
-        found.append(channel_ranges(calibrate(graph, images), layer, images, 6))
+        first = post_layer_norm_layers(graph.layers)[0]
+        found.append(channel_ranges(graph, layer_input(graph, first, images), 6))
     mild, strong = found
     assert strong.max_to_median > 8 * mild.max_to_median
-    one_scale = "one scale for all channels"
-    assert strong.errors[one_scale] > 10 * mild.errors[one_scale]
-    assert strong.errors["clipped and reparameterized"] < strong.errors[one_scale] / 10
+    error = {variant: strong.variants[variant].output_error for variant in VARIANTS}
+    assert error["per tensor"] > 10 * mild.variants["per tensor"].output_error
+    assert error["reparameterized"] < error["per tensor"] / 10
 
 
-def test_channel_ranges_are_those_of_the_layers_input():
-    images = tiny_images(5)
-    graph = trace(tiny_model("vit"), images)
-    layer = graph.by_name["blocks.1.attn.qkv"]
-    found = channel_ranges(calibrate(graph, images), layer, images, 4)
-    _, kept = graph.run(images, keep={layer.norm})
-    rows = kept[layer.norm].flatten(0, 1).numpy()
-    np.testing.assert_allclose(found.lower, rows.min(axis=0))
-    np.testing.assert_allclose(found.upper, rows.max(axis=0))
-    np.testing.assert_allclose(found.spread, rows.max(axis=0) - rows.min(axis=0))
-    np.testing.assert_allclose(found.weight_after, found.weight_before * found.ratio)
-    assert found.max_to_median >= 1
-    # After the move one grid covers every channel about as well as its own did.
-    assert found.moved_grid[0] < 0 < found.moved_grid[1]
-    assert np.median(found.moved_upper - found.moved_lower) > 0.5 * (found.moved_grid[1] - found.moved_grid[0])
+def test_statistics_are_those_of_a_literal_loop():
+    graph, found, pixels = graph_and_input()
+    statistics = channel_statistics(found)
+    _, kept = graph.run(pixels, keep={found.layer.norm})
+    rows = kept[found.layer.norm].flatten(0, 1).tolist()
+    assert statistics.tokens == len(rows) == 5 * 17
+    for channel in range(16):
+        values = [row[channel] for row in rows]
+        mean = sum(values) / len(values)
+        second = sum((value - mean) ** 2 for value in values) / len(values)
+        fourth = sum((value - mean) ** 4 for value in values) / len(values)
+        assert statistics.lower[channel] == min(values)
+        assert statistics.upper[channel] == max(values)
+        assert statistics.mean[channel] == pytest.approx(mean, abs=1e-12)
+        assert statistics.deviation[channel] == pytest.approx(math.sqrt(second), rel=1e-12)
+        assert statistics.kurtosis[channel] == pytest.approx(fourth / second**2, rel=1e-10)
+    widths = sorted(statistics.width)
+    assert statistics.max_to_median == pytest.approx(widths[-1] / ((widths[7] + widths[8]) / 2))
+    assert statistics.width[statistics.median_channel] == widths[7]
+
+
+def test_constant_channels_have_no_kurtosis_and_no_nan():
+    model = tiny_model("vit", torch.float32)
+    with torch.no_grad():
+        model.blocks[0].norm1.weight[3:5] = 0
+        model.blocks[0].norm1.bias[3] = 0.1
+        model.blocks[0].norm1.bias[4] = 0
+    images = tiny_images(3, torch.float32)
+    graph = trace(model, images)
+    ranges = channel_ranges(graph, layer_input(graph, graph.by_name["blocks.0.attn.qkv"], images), 4, 0.05)
+    assert ranges.statistics.kurtosis[3:5].tolist() == [0, 0]
+    assert ranges.statistics.deviation[3:5].tolist() == [0, 0]
+    assert (ranges.statistics.kurtosis[:3] >= 1).all()
+    for variant in ranges.variants.values():
+        assert all(np.isfinite(value).all() for value in vars(variant).values())
+    assert ranges.variants["per channel"].value_error[3:5] == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_every_layer_is_seen_in_one_pass():
+    for architecture in ARCHITECTURES:
+        images = tiny_images(2)
+        graph = trace(tiny_model(architecture), images)
+        pieces = list(layer_input_steps(graph, images))
+        assert [piece.layer for piece in pieces] == list(post_layer_norm_layers(graph.layers))
+        for piece in pieces:
+            alone = layer_input(graph, piece.layer, images)
+            assert torch.equal(piece.values, alone.values)
+            assert {"vit": 1, "deit": 2, "swin": 0}[architecture] == piece.extra_tokens
+
+
+def test_errors_by_channel_are_those_of_a_literal_quantizer():
+    graph, found, _ = graph_and_input()
+    bits = 3
+    ranges = channel_ranges(graph, found, bits, 0.05)
+    rows, weight = found.rows.numpy(), graph.weight(found.layer).numpy()
+    quantized_weight = fit_weight(graph.weight(found.layer), bits)(graph.weight(found.layer)).numpy()
+    size = (np.square(rows @ weight.T)).sum(axis=1).mean()
+    for name in ("per tensor", "per channel"):
+        variant = ranges.variants[name]
+        step = (variant.grid_upper - variant.grid_lower) / (2**bits - 1)
+        codes = np.clip(np.round((rows - variant.grid_lower) / step), 0, 2**bits - 1)
+        quantized = variant.grid_lower + codes * step
+        value_error = np.square(quantized - rows).mean(axis=0)
+        weight_error = np.square(quantized_weight - weight).sum(axis=0)
+        np.testing.assert_allclose(variant.value_error, value_error, rtol=1e-9)
+        np.testing.assert_allclose(variant.weight_error, weight_error, rtol=1e-9)
+        share = value_error * np.square(weight).sum(axis=0) + weight_error * np.square(quantized).mean(axis=0)
+        np.testing.assert_allclose(variant.contribution, share / size, rtol=1e-9)
+        error = np.square(quantized @ quantized_weight.T - rows @ weight.T).sum(axis=1).mean() / size
+        assert variant.output_error == pytest.approx(error, rel=1e-9)
+        np.testing.assert_allclose(variant.weight_rows, np.ptp(weight, axis=1))
+    assert np.ptp(ranges.variants["per tensor"].grid_upper) == 0
+    assert np.ptp(ranges.variants["per channel"].grid_upper) > 0
+
+
+def test_reparameterization_leaves_the_values_their_grid_and_changes_the_weights():
+    graph, found, _ = graph_and_input()
+    ranges = channel_ranges(graph, found, 4, 0.05)
+    own, moved, clipped = (ranges.variants[name] for name in VARIANTS[1:])
+    np.testing.assert_allclose(moved.grid_lower, own.grid_lower, atol=1e-12)
+    np.testing.assert_allclose(moved.value_error, own.value_error, rtol=1e-6)
+    np.testing.assert_allclose(moved.weight_columns, own.weight_columns * moved.ratio)
+    # Moved, every channel has the same grid.
+    np.testing.assert_allclose(np.ptp(moved.grid_lower / moved.ratio - moved.shift), 0, atol=1e-12)
+    assert clipped.grid_upper.max() < moved.grid_upper.max()
+    total = float((found.rows @ graph.weight(found.layer).T).square().sum())
+    quantizer = reparameterized_quantizer(fit_per_channel(found.rows, 4))
+    assert moved.output_error == pytest.approx(output_error(graph, found.layer, found.rows, quantizer, 4) / total)
+
+
+def test_the_clip_curve_belongs_to_the_clipped_variant():
+    graph, found, _ = graph_and_input()
+    curve = clip_curve(graph, found, 4)
+    assert tuple(curve.output_errors) == CLIPS
+    for clip in (0.0, 0.02, 0.1):
+        clipped = channel_ranges(graph, found, 4, clip).variants["clipped"]
+        assert curve.output_errors[clip] == pytest.approx(clipped.output_error, rel=1e-9)
+    assert curve.output_errors[curve.least] == min(curve.output_errors.values())
+
+
+def test_harm_of_clipping_is_that_of_the_layer_quantized_alone():
+    graph, found, pixels = graph_and_input()
+    layer, harms = found.layer, {}
+    for clip, harm in clip_harm_steps(graph, found, pixels, 3, finished=CLIPS[1:-1]):
+        harms[clip] = harm
+    assert tuple(harms) == (0.0, 0.1)
+    lower, upper = clip_ranges(*channel_range(fit_per_channel(found.rows, 3)), 0.1)
+    quantizer = reparameterized_quantizer(uniform_quantizer(lower, upper, 3))
+    weight, bias = fold(graph.weight(layer), graph.bias(layer), quantizer)
+    weight = fit_weight(weight, 3)(weight)
+    logits, _ = graph.run(pixels, {layer.node: lambda values: quantizer(values) @ weight.T + bias})
+    assert harms[0.1] == pytest.approx(float(kl_divergence(graph(pixels), logits).mean()), rel=1e-6)
+    assert list(clip_harm_steps(graph, found, pixels, 3, finished=CLIPS)) == []
+
+
+def test_a_distribution_counts_every_token_once():
+    _, found, _ = graph_and_input("deit")
+    counted = channel_distribution(found, 7)
+    values = found.values[..., 7].numpy()
+    assert counted.extra_tokens == 2
+    assert (counted.patches.sum(), counted.extra.sum()) == (5 * 16, 5 * 2)
+    inside = (values[:, :2] >= counted.edges[20]) & (values[:, :2] < counted.edges[30])
+    assert counted.extra[20:30].sum() == inside.sum()
+    assert (counted.edges[0], counted.edges[-1]) == (values.min(), values.max())
+
+
+def test_a_map_keeps_the_tokens_of_an_image_together():
+    graph, found, pixels = graph_and_input("swin", 3, "layers.0.blocks.1.attn.qkv")
+    single = token_map(layer_input(graph, found.layer, pixels[1:2]))
+    np.testing.assert_allclose(single.values, found.values[1].numpy())
+    assert (single.windows, single.extra_tokens, single.patches_per_row) == (4, 0, 0)
+    graph, found, pixels = graph_and_input("vit", 2)
+    single = token_map(found)
+    assert single.values.shape == (17, 16)
+    assert (single.windows, single.extra_tokens, single.patches_per_row) == (1, 1, 4)
+
+
+def test_errors_come_from_a_sample_and_ranges_from_all_tokens():
+    _, found, _ = graph_and_input("vit", 130)
+    assert found.rows.shape == (130 * 17, 16)
+    assert found.sample.shape == (2048, 16)
+    rows = {tuple(row) for row in found.rows.tolist()}
+    assert all(tuple(row) in rows for row in found.sample[:5].tolist())
 
 
 def test_bad_requests_are_refused_in_words():
@@ -66,6 +217,12 @@ def test_bad_requests_are_refused_in_words():
             amplify_outliers(model, images, factor, 2)
     with pytest.raises(MixQViTError, match="16 channels; 17"):
         amplify_outliers(model, images, 2.0, 17)
-    graph = trace(model, images)
+    graph, found, _ = graph_and_input()
     with pytest.raises(MixQViTError, match="does not come from a LayerNorm"):
-        channel_ranges(calibrate(graph, images), graph.by_name["head"], images, 4)
+        layer_input(graph, graph.by_name["head"], images)
+    with pytest.raises(MixQViTError, match="from 0 up to"):
+        channel_ranges(graph, found, 4, 0.5)
+    with pytest.raises(BitWidthError, match="9 bits"):
+        channel_ranges(graph, found, 9)
+    with pytest.raises(MixQViTError, match="numbered 0 to 15"):
+        channel_distribution(found, 16)

@@ -1,121 +1,164 @@
-"""Figures of the Outliers page: channels of a post-LayerNorm input, and what quantization makes of them."""
+"""Figures of the Outliers page: the ranges of all channels of a post-LayerNorm input, and an overview of all layers."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixqvit.figures.labels import short_labels
-from mixqvit.figures.style import KIND_COLOURS, KIND_SYMBOLS, finish
+from mixqvit.channels import OUTLIER_TIMES, ChannelRanges, ChannelStatistics, Variant
+from mixqvit.figures.grid import blocks_by_kinds, layer_frame
+from mixqvit.figures.style import SEQUENTIAL, finish
 from mixqvit.layers import Layer
 
-if TYPE_CHECKING:
-    from mixqvit.outliers import ChannelRanges
-
 __all__ = [
-    "OUTLIER_TIMES",
-    "STAGES",
+    "CHOSEN",
+    "MEASURES",
+    "ORDERS",
+    "channel_axis",
     "channel_frame",
-    "clip_words",
-    "error_bars",
-    "error_frame",
-    "outlier_channels",
+    "channel_order",
+    "clicked_channel",
+    "mark_channel",
+    "median_steps",
     "outlier_words",
     "overview_frame",
-    "overview_strip",
+    "overview_grid",
     "range_figure",
-    "weight_columns",
-    "weight_spread",
-    "widest_channels",
+    "top_channels",
 ]
 
-OUTLIER_TIMES = 3.0
-"""A channel is called an outlier where its range is this many times as wide as the median channel's."""
+ORDERS = ("network", "widest first", "highest kurtosis first")
+"""How channels may be ordered."""
 
-STAGES = ("before", "clipped grid", "reparameterized")
-"""What the ranges are shown of: as measured, with the grid each channel gets, moved onto one grid."""
+MEASURES = ("widest ÷ median", "outlier channels", "highest kurtosis")
+"""What the overview may show of a layer."""
 
-_ORDINARY, _OUTLIER, _GRID = "#0072b2", "#d55e00", "#7a868d"
-_HEIGHT, _SMALL_HEIGHT = 400, 260  # pixels
+CHOSEN = "#cc79a7"
+"""Colour of the chosen channel's mark."""
+
+_ORDINARY, _OUTLIER, _GRID = "#0072b2", "#d55e00", "#e69f00"
+_HEIGHT = 400  # pixels
+_NUMBERED = 12  # outlier channels that carry their number
 
 
-def channel_frame(ranges: "ChannelRanges") -> pd.DataFrame:
-    """Return one row per channel: ranges before and after, ratio r, size of the weight column before and after."""
-    median = _median(ranges)
+def channel_order(statistics: ChannelStatistics, order: str) -> np.ndarray:
+    """Return the channels in one of `ORDERS`, `[C]`."""
+    if order == "network":
+        return np.arange(len(statistics.width))
+    values = statistics.width if order == "widest first" else statistics.kurtosis
+    return np.argsort(-values, kind="stable")
+
+
+def channel_frame(ranges: ChannelRanges, variant: str = "clipped") -> pd.DataFrame:
+    """Return one row per channel in network order: its values, its grid in one of `VARIANTS`, and ratio r."""
+    statistics, found = ranges.statistics, ranges.variants[variant]
+    before = ranges.variants["per channel"]
     return pd.DataFrame(
         {
-            "channel": np.arange(len(ranges.lower)),
-            "smallest": ranges.lower,
-            "largest": ranges.upper,
-            "width": ranges.spread,
-            "times the median": ranges.spread / median,
-            "grid from": ranges.grid_lower,
-            "grid to": ranges.grid_upper,
-            "moved smallest": ranges.moved_lower,
-            "moved largest": ranges.moved_upper,
-            "ratio r": ranges.ratio,
-            "weight before": ranges.weight_before,
-            "weight after": ranges.weight_after,
-            "outlier": ranges.spread > OUTLIER_TIMES * median,
+            "channel": np.arange(len(statistics.width)),
+            "outlier": statistics.is_outlier,
+            "smallest": statistics.lower,
+            "largest": statistics.upper,
+            "width": statistics.width,
+            "times the median": statistics.times_median,
+            "mean": statistics.mean,
+            "standard deviation": statistics.deviation,
+            "kurtosis": statistics.kurtosis,
+            "grid from": found.grid_lower,
+            "grid to": found.grid_upper,
+            "ratio r": found.ratio,
+            "weight before": before.weight_columns,
+            "weight after": found.weight_columns,
         }
     )
 
 
-def outlier_channels(ranges: "ChannelRanges") -> list[int]:
-    """Return the outlier channels, widest first."""
-    frame = widest_channels(ranges, len(ranges.lower))
-    return frame.loc[frame["outlier"], "channel"].tolist()
+def top_channels(ranges: ChannelRanges, order: str, count: int, variant: str = "clipped") -> pd.DataFrame:
+    """Return the first rows of `channel_frame` by width or kurtosis, as `order` says; network order means width."""
+    order = ORDERS[1] if order == "network" else order
+    return channel_frame(ranges, variant).iloc[channel_order(ranges.statistics, order)[:count]]
 
 
-def widest_channels(ranges: "ChannelRanges", count: int) -> pd.DataFrame:
-    """Return the rows of `channel_frame` of the widest channels, widest first."""
-    return channel_frame(ranges).sort_values("width", ascending=False, kind="stable").head(count)
+def median_steps(ranges: ChannelRanges) -> float:
+    """Return how many steps of one grid for all channels the median channel's range spans."""
+    plain = ranges.variants["per tensor"]
+    step = float(plain.grid_upper[0] - plain.grid_lower[0]) / (2**ranges.bits - 1)
+    return float(np.median(ranges.statistics.width)) / step
 
 
-def outlier_words(ranges: "ChannelRanges") -> str:
-    """Say how many outlier channels there are and what one scale for all channels would leave to the others."""
-    channels = outlier_channels(ranges)
-    levels = 2**ranges.bits - 1
-    whole = float(ranges.upper.max() - ranges.lower.min())
-    used = _median(ranges) / whole * levels if whole else 0.0
-    if channels:
-        first = f"{len(channels)} of {len(ranges.lower)} channels are more than {OUTLIER_TIMES:g} times as wide as the "
-        first += f"median channel, the widest {ranges.max_to_median:.1f} times."
+def outlier_words(ranges: ChannelRanges) -> str:
+    """Say how many outlier channels there are, what one grid leaves to the others, and where few tokens stand out."""
+    statistics = ranges.statistics
+    count = int(statistics.is_outlier.sum())
+    widest = f"channel {statistics.widest_channel} is {statistics.max_to_median:.1f} times as wide."
+    if count:
+        verb = "is" if count == 1 else "are"
+        first = f"{count} of {len(statistics.width)} channels {verb} more than {OUTLIER_TIMES:g} times as wide as the "
+        first += f"median channel; {widest}"
     else:
-        first = f"No channel is more than {OUTLIER_TIMES:g} times as wide as the median channel; the widest is "
-        first += f"{ranges.max_to_median:.1f} times as wide."
+        first = f"No channel is more than {OUTLIER_TIMES:g} times as wide as the median channel; {widest}"
+    sharpest = int(statistics.kurtosis.argmax())
     return (
-        f"{first} With one scale for all channels at {ranges.bits} bits, the median channel uses {used:.1f} of the "
-        f"{levels} steps between the smallest and the largest code."
+        f"{first} One grid for all channels at {ranges.bits} bits has {2**ranges.bits - 1} steps; the median channel's "
+        f"range spans {median_steps(ranges):.1f} of them. Highest kurtosis: {statistics.kurtosis[sharpest]:.1f} in "
+        f"channel {sharpest}; the more above 3, the fewer the tokens that make the range wide."
     )
 
 
-def clip_words(ranges: "ChannelRanges") -> str:
-    """Say which clipping across channels was chosen."""
-    if ranges.clip == 0:
-        return "No clipping across channels was chosen for this layer: every channel keeps its whole range."
-    return (
-        f"Ranges are clipped across channels at the percentile pair {100 * ranges.clip:g} / "
-        f"{100 * (1 - ranges.clip):g}: minima below that percentile of all channels' minima, and maxima above that of "
-        "all maxima, are cut."
+def channel_axis(figure: go.Figure, order: Sequence[int], title: str) -> None:
+    """Give a figure an axis of channels in this order; every channel is named by its number."""
+    names = [str(channel) for channel in order]
+    figure.update_xaxes(
+        type="category",
+        categoryorder="array",
+        categoryarray=names,
+        range=[-0.8, len(names) - 0.2],
+        title=title,
+        showgrid=False,
+        tickangle=0,
+        nticks=16,
     )
 
 
-def range_figure(ranges: "ChannelRanges", stage: str, widest_first: bool) -> go.Figure:
-    """Draw the range of every channel at one of `STAGES`, outlier channels marked.
+def mark_channel(figure: go.Figure, order: Sequence[int], channel: int, label: bool = True) -> None:
+    """Mark one channel on an axis of channels."""
+    place = list(order).index(channel)
+    figure.add_vrect(x0=place - 0.5, x1=place + 0.5, fillcolor=CHOSEN, opacity=0.35, line_width=0, layer="below")
+    if label:
+        figure.add_annotation(
+            x=place,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            text=f"channel {channel}",
+            showarrow=False,
+            font={"color": CHOSEN},
+            xanchor="left" if place < len(order) / 8 else "right" if place > len(order) * 7 / 8 else "center",
+        )
+
+
+def clicked_channel(points: Sequence[Mapping]) -> int | None:
+    """Return the channel of the first of the clicked points of a figure with an axis of channels."""
+    return int(points[0]["x"]) if points else None
+
+
+def range_figure(ranges: ChannelRanges, variant: str, order: str, chosen: int) -> go.Figure:
+    """Draw the range of every channel with the grid that it gets.
 
     Args:
         ranges: Measured channels.
-        stage: One of `STAGES`.
-        widest_first: Order of the channels: by width, else as in the network.
+        variant: One of `VARIANTS`. For `reparameterized` the ranges are drawn after the move onto one common grid.
+        order: One of `ORDERS`.
+        chosen: The channel to mark.
     """
-    frame = channel_frame(ranges)
-    if widest_first:
-        frame = frame.sort_values("width", ascending=False, kind="stable")
-    frame = frame.assign(place=np.arange(len(frame)))
-    lower, upper = ("moved smallest", "moved largest") if stage == "reparameterized" else ("smallest", "largest")
+    statistics, found = ranges.statistics, ranges.variants[variant]
+    places = channel_order(statistics, order)
+    frame = channel_frame(ranges, variant)
+    is_moved = variant == "reparameterized"
+    if is_moved:
+        frame["smallest"], frame["largest"] = (_moved(end, found) for end in (statistics.lower, statistics.upper))
+    frame = frame.iloc[places]
     figure = go.Figure()
     for name, colour, rows in (
         ("ordinary channel", _ORDINARY, frame[~frame["outlier"]]),
@@ -125,152 +168,116 @@ def range_figure(ranges: "ChannelRanges", stage: str, widest_first: bool) -> go.
             continue
         figure.add_bar(
             name=name,
-            x=rows["place"],
-            base=rows[lower],
+            x=rows["channel"].astype(str),
+            base=rows["smallest"],
+            y=rows["largest"] - rows["smallest"],
             width=0.85,
-            y=rows[upper] - rows[lower],
             marker={"color": colour, "line": {"width": 0}},
-            customdata=rows[["channel", lower, upper, "times the median", "ratio r"]],
-            hovertemplate="<b>channel %{customdata[0]}</b><br>%{customdata[1]:.4g} to %{customdata[2]:.4g}<br>"
-            "measured width: %{customdata[3]:.2f} times the median<br>ratio r = %{customdata[4]:.3f}<extra></extra>",
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
+            customdata=rows[["smallest", "largest", "times the median", "kurtosis", "ratio r"]],
+            hovertemplate="<b>channel %{x}</b><br>%{customdata[0]:.4g} to %{customdata[1]:.4g}<br>"
+            "measured width: %{customdata[2]:.2f} times the median<br>kurtosis %{customdata[3]:.2f}<br>"
+            "ratio r = %{customdata[4]:.3f}<br>click to choose it<extra></extra>",
         )
-    outliers = frame[frame["outlier"]]
-    if not outliers.empty:
+    widest = (
+        frame[frame["outlier"] & (frame["channel"] != chosen)].sort_values("width", ascending=False).head(_NUMBERED)
+    )
+    if not widest.empty and not is_moved:  # moved, all reach equally far and hide the numbers
         figure.add_scatter(
             name="its number",
-            x=outliers["place"],
-            y=outliers[upper],
-            text=outliers["channel"],
+            x=widest["channel"].astype(str),
+            y=widest["largest"],
+            text=widest["channel"],
             mode="markers+text",
             textposition="top center",
+            textfont={"size": 11},
             marker={"symbol": "triangle-down", "color": _OUTLIER, "size": 8},
             cliponaxis=False,
             hoverinfo="skip",
             showlegend=False,
         )
-    if stage == "clipped grid":
-        _channel_grid(figure, frame)
-    else:
-        ends = ranges.moved_grid if stage == "reparameterized" else (ranges.lower.min(), ranges.upper.max())
-        for end in ends:
-            figure.add_hline(y=float(end), line={"color": _GRID, "dash": "dash", "width": 1.5})
-    order = "channels, widest first" if widest_first else "channels, in network order"
-    figure.update_xaxes(title=order, range=[-0.8, len(frame) - 0.2], showgrid=False, showticklabels=not widest_first)
-    figure.update_yaxes(title="value after division by r" if stage == "reparameterized" else "value", zeroline=True)
-    return finish(figure, _HEIGHT, barmode="overlay", margin={"l": 10, "r": 10, "t": 50, "b": 10})
+    _grid_ends(figure, frame, found, variant)
+    mark_channel(figure, places, chosen)
+    channel_axis(figure, places, f"channel, {'in network order' if order == 'network' else order}")
+    figure.update_yaxes(title="value after division by r and shift" if is_moved else "value", zeroline=True)
+    return finish(
+        figure,
+        _HEIGHT,
+        barmode="overlay",
+        margin={"l": 10, "r": 10, "t": 70, "b": 10},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.08, "x": 0},
+    )
 
 
-def _channel_grid(figure: go.Figure, frame: pd.DataFrame) -> None:
-    """Mark the two ends of each channel's own grid."""
+def _moved(values: np.ndarray, variant: Variant) -> np.ndarray:
+    return values / variant.ratio - variant.shift
+
+
+def _grid_ends(figure: go.Figure, frame: pd.DataFrame, found: Variant, variant: str) -> None:
+    """Mark the two ends of the common grid, or of each channel's own."""
+    if variant in ("per tensor", "reparameterized"):
+        for ends in (found.grid_lower, found.grid_upper):
+            figure.add_hline(y=float(_moved(ends, found)[0]), line={"color": _GRID, "dash": "dash", "width": 2})
+        return
     for column in ("grid to", "grid from"):
         figure.add_scatter(
             name="ends of its grid",
             legendgroup="grid",
             showlegend=column == "grid to",
-            x=frame["place"],
+            x=frame["channel"].astype(str),
             y=frame[column],
             mode="markers",
-            marker={"symbol": "line-ew", "size": 5, "line": {"width": 2, "color": _GRID}},
-            customdata=frame["channel"],
-            hovertemplate=f"channel %{{customdata}}: {column} %{{y:.4g}}<extra></extra>",
+            marker={"symbol": "line-ew", "size": 6, "line": {"width": 3, "color": _GRID}},
+            hovertemplate=f"channel %{{x}}: {column} %{{y:.4g}}<extra></extra>",
         )
 
 
-def error_bars(ranges: "ChannelRanges") -> go.Figure:
-    """Draw the relative squared error of the layer's output by variant."""
-    frame = error_frame(ranges)
-    best = frame["relative error"].idxmin()
-    bars = go.Bar(
-        orientation="h",
-        x=100 * frame["relative error"],
-        y=[name.replace(" and ", "<br>and ").replace(" for ", "<br>for ") for name in frame["variant"]],
-        customdata=frame["variant"],
-        marker={"color": [_ORDINARY if index == best else "#9aa5ab" for index in frame.index]},
-        text=[
-            f"{100 * value:.3g} %" + (" least" if index == best else "")
-            for index, value in frame["relative error"].items()
-        ],
-        textposition="auto",
-        hovertemplate="<b>%{customdata}</b><br>%{x:.4f} % of the squared output<extra></extra>",
-    )
-    figure = finish(go.Figure(bars), _SMALL_HEIGHT, bargap=0.25)
-    figure.update_xaxes(title="squared error of the output (%)", rangemode="tozero")
-    figure.update_yaxes(autorange="reversed", type="category")
-    return figure
-
-
-def error_frame(ranges: "ChannelRanges") -> pd.DataFrame:
-    """Return the relative squared error of the layer's output by variant."""
-    return pd.DataFrame(
-        {
-            "variant": list(ranges.errors),
-            "relative error": list(ranges.errors.values()),
-        }
-    )
-
-
-def weight_columns(ranges: "ChannelRanges") -> go.Figure:
-    """Draw the root mean square of every weight column before and after reparameterization."""
-    figure = go.Figure()
-    channels = np.arange(len(ranges.ratio))
-    for name, values, symbol, colour in (
-        ("before", ranges.weight_before, "circle-open", _GRID),
-        ("after", ranges.weight_after, "diamond", _ORDINARY),
-    ):
-        figure.add_scatter(
-            name=name,
-            x=channels,
-            y=values,
-            mode="markers",
-            marker={"symbol": symbol, "color": colour, "size": 6},
-            hovertemplate=f"channel %{{x}}, {name}: %{{y:.4g}}<extra></extra>",
-        )
-    figure.update_xaxes(title="channel", showgrid=False)
-    figure.update_yaxes(title="size of its weight column", rangemode="tozero")
-    return finish(figure, _SMALL_HEIGHT, margin={"l": 10, "r": 10, "t": 40, "b": 10})
-
-
-def weight_spread(column_sizes: np.ndarray) -> float:
-    """Return the largest weight column over the median one."""
-    return float(column_sizes.max() / max(np.median(column_sizes), np.finfo(float).tiny))
-
-
-def overview_strip(layers: Sequence[Layer], widest: Mapping[str, float]) -> go.Figure:
-    """Draw how many times the median the widest channel of every layer is, in network order.
+def overview_grid(layers: Sequence[Layer], found: Mapping[str, ChannelStatistics], measure: str) -> go.Figure:
+    """Draw one of `MEASURES` of every post-LayerNorm layer as blocks × kinds.
 
     Args:
         layers: The layers with a post-LayerNorm input.
-        widest: `ChannelRanges.max_to_median` by layer name.
+        found: Statistics by layer name.
+        measure: One of `MEASURES`.
     """
-    labels = short_labels(layers)
-    shown = [layer for layer in layers if layer.name in widest]
-    figure = go.Figure()
-    for kind in dict.fromkeys(layer.kind for layer in shown):
-        rows = [layer for layer in shown if layer.kind == kind]
-        figure.add_scatter(
-            name=kind,
-            x=[labels[layer.name] for layer in rows],
-            y=[widest[layer.name] for layer in rows],
-            mode="markers",
-            marker={"symbol": KIND_SYMBOLS[kind], "color": KIND_COLOURS[kind], "size": 10},
-            customdata=[layer.name for layer in rows],
-            hovertemplate="<b>%{customdata}</b><br>widest channel: %{y:.2f} times the median<extra></extra>",
+    frame = overview_frame(layers, found).set_index("layer")
+    digits = 0 if measure == "outlier channels" else 1
+    values = frame[measure].dropna().to_dict()
+
+    def hover(layer: Layer, _: float) -> str:
+        row = frame.loc[layer.name]
+        return (
+            f"widest channel: {row['widest channel']}, {row['widest ÷ median']:.2f} times the median<br>"
+            f"outlier channels: {row['outlier channels']}<br>"
+            f"highest kurtosis: {row['highest kurtosis']:.2f} in channel {row['channel of highest kurtosis']}<br>"
         )
-    figure.add_hline(y=OUTLIER_TIMES, line={"color": _OUTLIER, "dash": "dash", "width": 1.5})
-    figure.update_xaxes(
-        type="category", categoryorder="array", categoryarray=[labels[layer.name] for layer in layers], showgrid=False
-    )
-    figure.update_yaxes(title="widest ÷ median width", rangemode="tozero")
-    return finish(figure, _SMALL_HEIGHT + 60, margin={"l": 10, "r": 10, "t": 40, "b": 10})
 
-
-def overview_frame(layers: Sequence[Layer], widest: Mapping[str, float]) -> pd.DataFrame:
-    """Return the widest channel over the median one by layer."""
-    shown = [layer for layer in layers if layer.name in widest]
-    return pd.DataFrame(
-        {"layer": [layer.name for layer in shown], "widest over median": [widest[layer.name] for layer in shown]}
+    lowest = {"widest ÷ median": 1, "outlier channels": 0, "highest kurtosis": 3}[measure]
+    return blocks_by_kinds(
+        layers,
+        values,
+        colours=SEQUENTIAL,
+        title=measure,
+        text=lambda _, value: f"{value:.{digits}f}",
+        hover=hover,
+        limits=(lowest, max([lowest + 1, *values.values()])),
     )
 
 
-def _median(ranges: "ChannelRanges") -> float:
-    return max(float(np.median(ranges.spread)), np.finfo(float).tiny)
+def overview_frame(layers: Sequence[Layer], found: Mapping[str, ChannelStatistics]) -> pd.DataFrame:
+    """Return one row per layer: its widest channel and the one with the highest kurtosis, and how far they go."""
+
+    def column(value) -> dict[str, object]:
+        return {name: value(statistics) for name, statistics in found.items()}
+
+    return layer_frame(
+        layers,
+        {
+            "widest ÷ median": column(lambda statistics: statistics.max_to_median),
+            "widest channel": column(lambda statistics: statistics.widest_channel),
+            "outlier channels": column(lambda statistics: int(statistics.is_outlier.sum())),
+            "highest kurtosis": column(lambda statistics: float(statistics.kurtosis.max())),
+            "channel of highest kurtosis": column(lambda statistics: int(statistics.kurtosis.argmax())),
+        },
+    )

@@ -5,9 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mixqvit.channels import (
+    VARIANTS,
+    ChannelDistribution,
+    ChannelRanges,
+    ChannelStatistics,
+    ClipCurve,
+    TokenMap,
+    Variant,
+)
+from mixqvit.figures import outlier_errors, outlier_tokens
 from mixqvit.figures import outliers as figures
 from mixqvit.layers import Layer
-from mixqvit.outliers import ChannelRanges
 
 LAYERS = tuple(
     Layer(f"blocks.{block}.mlp.fc1", "fc1", block, 8, 2, 16, (1, 4), (1, 2), f"fc1_{block}", f"norm_{block}")
@@ -15,26 +24,38 @@ LAYERS = tuple(
 )
 
 
+def variant(reach: np.ndarray, **given) -> Variant:
+    fields = {
+        "grid_lower": -reach,
+        "grid_upper": reach,
+        "ratio": np.ones(5),
+        "shift": np.zeros(5),
+        "value_error": np.full(5, 0.01),
+        "weight_error": np.full(5, 0.08),
+        "contribution": np.array([0.001, 0.002, 0.1, 0, 0.003]),
+        "output_error": 0.5,
+        "weight_columns": np.ones(5),
+        "weight_rows": np.array([1.0, 2]),
+    }
+    return Variant(**(fields | given))
+
+
 @pytest.fixture
 def ranges() -> ChannelRanges:
-    """Four channels of width 2 and, as number 2, one of width 20."""
-    lower, upper = np.array([-1.0, -1, -10, -1, -1]), np.array([1.0, 1, 10, 1, 1])
-    return ChannelRanges(
-        layer="blocks.0.mlp.fc1",
-        bits=4,
-        lower=lower,
-        upper=upper,
-        grid_lower=lower / 2,
-        grid_upper=upper / 2,
-        moved_lower=np.full(5, -3.0),
-        moved_upper=np.full(5, 3.0),
-        moved_grid=(-3.5, 3.25),
-        ratio=np.array([0.4, 0.4, 3.4, 0.4, 0.4]),
-        clip=0.01,
-        weight_before=np.ones(5),
-        weight_after=np.array([1.0, 1, 4, 1, 1]),
-        errors={"one scale for all channels": 0.5, "reparameterized": 0.02, "clipped and reparameterized": 0.01},
+    """Four channels of width 2 and, as number 2, one of width 20; channel 4 has the highest kurtosis."""
+    reach = np.array([1.0, 1, 10, 1, 1])
+    statistics = ChannelStatistics(
+        "blocks.0.mlp.fc1", 100, -reach, reach, np.zeros(5), reach / 2, np.array([3.0, 2, 4, 3, 9])
     )
+    ratio = np.array([0.5, 0.5, 5, 0.5, 0.5])
+    moved = {"ratio": ratio, "weight_columns": ratio, "weight_rows": np.array([2.0, 5])}
+    variants = (
+        variant(np.full(5, 7.5)),
+        variant(reach, output_error=0.03),
+        variant(reach, output_error=0.02, **moved),
+        variant(reach.clip(max=6), output_error=0.01, **moved),
+    )
+    return ChannelRanges("blocks.0.mlp.fc1", 4, 0.01, statistics, dict(zip(VARIANTS, variants, strict=True)))
 
 
 def trace(figure, name):
@@ -43,75 +64,145 @@ def trace(figure, name):
 
 
 def test_outliers_are_measured_against_the_median(ranges):
-    assert figures.outlier_channels(ranges) == [2]
+    assert ranges.statistics.is_outlier.tolist() == [False, False, True, False, False]
     assert figures.channel_frame(ranges)["times the median"].tolist() == [1, 1, 10, 1, 1]
-    assert figures.outlier_channels(replace(ranges, lower=ranges.lower.clip(-1), upper=ranges.upper.clip(max=1))) == []
+    mild = replace(ranges.statistics, lower=ranges.statistics.lower.clip(-1), upper=ranges.statistics.upper.clip(max=1))
+    assert not mild.is_outlier.any()
 
 
-def test_words_say_what_one_scale_leaves(ranges):
+def test_words_say_what_one_grid_leaves_and_where_few_tokens_stand_out(ranges):
     sentence = figures.outlier_words(ranges)
-    assert "1 of 5 channels" in sentence
-    assert "10.0 times" in sentence
-    assert "uses 1.5 of the 15 steps" in sentence  # 2 / 20 of 15
+    assert "1 of 5 channels is" in sentence
+    assert "channel 2 is 10.0 times" in sentence
+    assert "spans 2.0 of them" in sentence  # a width of 2 in steps of 15 / 15
+    assert "9.0 in channel 4" in sentence
 
 
-def test_words_say_which_clipping_was_chosen(ranges):
-    assert "1 / 99" in figures.clip_words(ranges)
-    assert "No clipping" in figures.clip_words(replace(ranges, clip=0.0))
-
-
-def test_before_shows_the_measured_ranges_and_one_grid(ranges):
-    figure = figures.range_figure(ranges, "before", widest_first=False)
+def test_per_tensor_shows_the_measured_ranges_and_one_grid(ranges):
+    figure = figures.range_figure(ranges, "per tensor", "network", chosen=0)
     outlier = trace(figure, "outlier channel")
-    assert (list(outlier.x), list(outlier.base), list(outlier.y)) == ([2], [-10], [20])
-    assert [line.y0 for line in figure.layout.shapes] == [-10, 10]
+    assert (list(outlier.x), list(outlier.base), list(outlier.y)) == (["2"], [-10], [20])
+    assert [line.y0 for line in figure.layout.shapes if line.type == "line"] == [-7.5, 7.5]
 
 
-def test_widest_first_moves_the_outlier_to_the_front(ranges):
-    figure = figures.range_figure(ranges, "before", widest_first=True)
-    assert list(trace(figure, "outlier channel").x) == [0]
-    assert trace(figure, "outlier channel").customdata[0][0] == 2
+def test_orders_and_the_chosen_channel(ranges):
+    orders = {order: figures.channel_order(ranges.statistics, order).tolist() for order in figures.ORDERS}
+    assert orders["network"] == [0, 1, 2, 3, 4]
+    assert orders["widest first"] == [2, 0, 1, 3, 4]
+    assert orders["highest kurtosis first"] == [4, 2, 0, 3, 1]
+    figure = figures.range_figure(ranges, "per channel", "widest first", chosen=3)
+    assert list(figure.layout.xaxis.categoryarray) == ["2", "0", "1", "3", "4"]
+    (mark,) = (shape for shape in figure.layout.shapes if shape.type == "rect")
+    assert (mark.x0, mark.x1) == (2.5, 3.5)
+    assert figures.clicked_channel([{"x": "4", "y": 1.0}]) == 4
+    assert figures.clicked_channel([]) is None
 
 
 def test_the_clipped_grid_is_marked_per_channel(ranges):
-    figure = figures.range_figure(ranges, "clipped grid", widest_first=False)
+    figure = figures.range_figure(ranges, "clipped", "network", chosen=0)
     ends = [list(found.y) for found in figure.data if found.name == "ends of its grid"]
-    assert ends == [(ranges.upper / 2).tolist(), (ranges.lower / 2).tolist()]
-    assert not figure.layout.shapes
+    assert ends == [[1, 1, 6, 1, 1], [-1, -1, -6, -1, -1]]
 
 
 def test_after_reparameterization_one_grid_serves_all(ranges):
-    figure = figures.range_figure(ranges, "reparameterized", widest_first=False)
-    assert list(trace(figure, "outlier channel").y) == [6]
-    assert [line.y0 for line in figure.layout.shapes] == [-3.5, 3.25]
+    figure = figures.range_figure(ranges, "reparameterized", "network", chosen=0)
+    assert list(trace(figure, "outlier channel").y) == [4]
+    assert list(trace(figure, "ordinary channel").y) == [4, 4, 4, 4]
+    assert [line.y0 for line in figure.layout.shapes if line.type == "line"] == [-2, 2]
+
+
+def test_top_channels_follow_the_order(ranges):
+    assert figures.top_channels(ranges, "network", 2)["channel"].tolist() == [2, 0]
+    assert figures.top_channels(ranges, "highest kurtosis first", 2)["channel"].tolist() == [4, 2]
+
+
+def test_the_overview_shows_every_measured_layer(ranges):
+    found = {LAYERS[0].name: ranges.statistics}
+    shown = {measure: figures.overview_grid(LAYERS, found, measure).data[0].text[0][0] for measure in figures.MEASURES}
+    assert shown == {"widest ÷ median": "10.0", "outlier channels": "1", "highest kurtosis": "9.0"}
+    frame = figures.overview_frame(LAYERS, found)
+    assert frame["widest channel"].tolist()[0] == 2
+    assert frame["channel of highest kurtosis"].tolist()[0] == 4
+
+
+def test_errors_are_relative_to_the_channel(ranges):
+    # 0.1 of a standard deviation of 0.5 and of 5; a column of two weights of size 1
+    assert outlier_errors.channel_errors(ranges, "clipped", "of the values") == pytest.approx([20, 20, 2, 20, 20])
+    assert outlier_errors.channel_errors(ranges, "clipped", "of the weights") == pytest.approx(np.full(5, 20.0))
+    figure = outlier_errors.error_figure(ranges, "in the output", "widest first", chosen=2)
+    shown = trace(figure, "reparameterized")
+    assert list(shown.x) == ["2", "0", "1", "3", "4"]
+    assert list(shown.y)[:3] == pytest.approx([10, 0.1, 0.2])
+    assert np.isnan(shown.y[3])
+    assert len(outlier_errors.error_frame(ranges).columns) == 1 + 3 * len(VARIANTS)
 
 
 def test_the_least_error_is_named_in_words_too(ranges):
-    bars = figures.error_bars(ranges).data[0]
-    assert list(bars.text) == ["50 %", "2 %", "1 % least"]
-    assert list(bars.x) == pytest.approx([50, 2, 1])
+    bars = outlier_errors.error_bars(ranges).data[0]
+    assert list(bars.text) == ["50 %", "3 %", "2 %", "1 % least"]
+    assert list(bars.x) == pytest.approx([50, 3, 2, 1])
 
 
-def test_weight_columns_before_and_after(ranges):
-    figure = figures.weight_columns(ranges)
-    assert list(trace(figure, "before").y) == ranges.weight_before.tolist()
-    assert list(trace(figure, "after").y) == ranges.weight_after.tolist()
-    assert figures.weight_spread(ranges.weight_after) == 4
+def test_clipping_is_described_as_measured():
+    curve = ClipCurve("blocks.0.mlp.fc1", 4, {0.0: 0.02, 0.005: 0.01, 0.01: 0.03})
+    words = outlier_errors.clip_words(curve, 0.01)
+    assert "2 % without clipping, 3 % at the chosen 1 %" in words
+    assert "least with 0.5 % clipped (1 %)" in words
+    harms = {0.0: 0.001, 0.005: 0.002, 0.01: 0.003}
+    assert "no clipping does the least harm" in outlier_errors.clip_words(curve, 0.01, harms)
+    assert "is not the network's: it does 0.002" in outlier_errors.clip_words(curve, 0.0, harms)
+    figure = outlier_errors.clip_figure(curve, 0.01, harms)
+    least, chosen = ([list(found.x) for found in figure.data if found.name == name] for name in ("least", "chosen"))
+    assert (least, chosen) == ([[0.5], [0.0]], [[1.0], [1.0]])
+    assert len(outlier_errors.clip_figure(curve, 0.01, {}).data) == 4
 
 
-def test_the_widest_channels_come_first(ranges):
-    assert figures.widest_channels(ranges, 2)["channel"].tolist() == [2, 0]
+def test_weights_before_and_after(ranges):
+    figure = outlier_errors.weight_columns(ranges, "widest first", chosen=2)
+    assert list(trace(figure, "before").y) == [1] * 5
+    assert list(trace(figure, "reparameterized").y) == [5, 0.5, 0.5, 0.5, 0.5]
+    rows = trace(outlier_errors.weight_rows(ranges), "clipped")
+    assert (list(rows.x), list(rows.y)) == ([1, 2], [2, 5])
+    words = outlier_errors.weight_words(ranges)
+    assert "1.0 times the median one before, 10.0 times after" in words
+    assert "median row becomes 2.33 times as wide" in words
 
 
-def test_the_overview_shows_every_measured_layer():
-    widest = {"blocks.0.mlp.fc1": 1.5}
-    figure = figures.overview_strip(LAYERS, widest)
-    assert list(figure.data[0].x) == ["block 0 · fc1"]
-    assert list(figure.layout.xaxis.categoryarray) == ["block 0 · fc1", "block 1 · fc1"]
-    assert figures.overview_frame(LAYERS, widest).values.tolist() == [["blocks.0.mlp.fc1", 1.5]]
+def test_a_distribution_is_drawn_above_the_median_channels_with_the_grids_levels(ranges):
+    wide = ChannelDistribution("fc1", 2, np.array([-10.0, 0, 10]), np.array([3, 1]), np.array([0, 2]), 1)
+    median = ChannelDistribution("fc1", 0, np.array([-1.0, 0, 1]), np.array([2, 2]), np.array([1, 1]), 1)
+    figure = outlier_tokens.distribution_figure(ranges, "clipped", wide, median)
+    bars = [found for found in figure.data if found.type == "bar"]
+    assert [list(found.y) for found in bars] == [[75, 25], [50, 50]]
+    tokens = [list(found.x) for found in figure.data if found.name == "class token"]
+    assert tokens == [[5], [-0.5, 0.5]]
+    levels = [found for found in figure.data if found.name == "its grid's levels"]
+    assert [found.x[::3][-1] for found in levels] == [6, 1]
+    assert all(len(found.x) == 3 * 16 for found in levels)
+    table = outlier_tokens.distribution_table([wide, median])
+    assert table["extra (%)"].tolist() == [0, 100, 50, 50]
+
+
+def test_a_map_names_tokens_and_follows_the_order():
+    values = np.arange(10.0).reshape(5, 2) - 9
+    found = TokenMap("fc1", values, extra_tokens=1, patches_per_row=2, windows=1)
+    names = outlier_tokens.token_names(found)
+    assert names[0] == "class token"
+    assert names[-1] == "patch in row 1, column 1"
+    heatmap = outlier_tokens.token_figure(found, [1, 0], chosen=0, limit=2.0).data[0]
+    assert list(heatmap.x) == ["1", "0"]
+    assert np.array(heatmap.z)[0].tolist() == [-8, -9]
+    assert (heatmap.zmin, heatmap.zmax) == (-2, 2)
+    assert "-9 in channel 0, class token" in outlier_tokens.map_words(found, 2.0)
+    windows = TokenMap("fc1", values[:4], extra_tokens=0, patches_per_row=0, windows=2)
+    assert outlier_tokens.token_names(windows)[2] == "window 1, token 0"
+    assert outlier_tokens.map_frame(windows).shape == (4, 3)
 
 
 def test_channels_without_any_range_do_not_divide_by_zero(ranges):
-    flat = replace(ranges, lower=np.zeros(5), upper=np.zeros(5))
+    zeros = np.zeros(5)
+    flat = replace(ranges.statistics, lower=zeros, upper=zeros, deviation=zeros, kurtosis=zeros)
+    flat = replace(ranges, statistics=flat)
     assert np.isfinite(figures.channel_frame(flat)["times the median"]).all()
-    assert "0.0 of the 15 steps" in figures.outlier_words(flat)
+    assert "spans 0.0 of them" in figures.outlier_words(flat)
+    assert np.isfinite(outlier_errors.channel_errors(flat, "clipped", "of the values")).all()
