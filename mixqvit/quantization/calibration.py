@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mixqvit.bits import FULL_PRECISION, Bits
 from mixqvit.errors import CalibrationError
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
+from mixqvit.quantization.operations import (
+    PreparedWeight,
+    QuantizedLayer,
+    QuantizedMatmul,
+    QuantizedOperation,
+    convolution_arguments,
+)
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
 from mixqvit.quantization.ranges import fit_weight
 from mixqvit.quantization.recipes import OperandQuantizers, Recipe, find_recipe
@@ -37,19 +43,6 @@ class LayerCalibration:
 
     layer: str
     operands: tuple[OperandQuantizers, ...]
-
-
-@dataclass(frozen=True)
-class PreparedWeight:
-    """A weight ready to run: reparameterized where the input is, quantized, with the bias that goes with it."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that the tensors take in memory."""
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
 class _PreparedWeights:
@@ -190,17 +183,18 @@ def _checked_recipe(recipe: str, bits: Bits | None) -> Recipe:
     return chosen
 
 
-def _initialisation_operation(graph: Graph, layer: Layer, piece: LayerCalibration, bits: Bits) -> Callable[..., Tensor]:
+def _initialisation_operation(graph: Graph, layer: Layer, piece: LayerCalibration, bits: Bits) -> QuantizedOperation:
     """How the published code runs a layer while later ones are calibrated: quantized, but not yet reparameterized."""
+    quantizers = [next(iter(by_bits.values())) for by_bits in piece.operands]
     if layer.is_matmul:
-        return _matmul(*(next(iter(quantizers.values())) for quantizers in piece.operands))
-    quantizer = next(iter(piece.operands[0].values()))
+        return QuantizedMatmul(*quantizers)
+    (quantizer,) = quantizers
     weight = graph.weight(layer)
-    quantized = fit_weight(weight, bits[0])(weight)
-    prepared = PreparedWeight(quantized, graph.bias(layer))
+    fitted = fit_weight(weight, bits[0])
+    prepared = PreparedWeight(fitted(weight), graph.bias(layer), fitted)
     if isinstance(quantizer, ReparameterizedQuantizer):
         quantizer = quantizer.per_channel
-    return lambda values: _apply(graph, layer, prepared, quantizer(values))
+    return QuantizedLayer(prepared, quantizer, convolution_arguments(graph, layer))
 
 
 def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> PreparedWeight:
@@ -219,39 +213,22 @@ def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> Prepar
         weight, bias = calibration.graph.weight(layer), calibration.graph.bias(layer)
         if reparameterized:
             weight, bias = fold(weight, bias, quantizer)
+        fitted = None
         if bits[0] != FULL_PRECISION:
-            weight = fit_weight(weight, bits[0])(weight)
-        return PreparedWeight(weight, bias)
+            fitted = fit_weight(weight, bits[0])
+            weight = fitted(weight)
+        return PreparedWeight(weight, bias, fitted)
 
     return calibration._prepared.get(key, make)
 
 
-def layer_operation(calibration: Calibration, layer: Layer, bits: Bits) -> Callable[..., Tensor] | None:
+def layer_operation(calibration: Calibration, layer: Layer, bits: Bits) -> QuantizedOperation | None:
     """Return what to run instead of the layer at these bits, None where all its operands stay in full precision."""
     if bits == (FULL_PRECISION, FULL_PRECISION):
         return None
     quantizers = calibration.quantizers(layer, bits)
     if layer.is_matmul:
-        return _matmul(*quantizers)
+        return QuantizedMatmul(*quantizers)
     with torch.no_grad():
         prepared = prepare_weight(calibration, layer, bits)
-    quantizer = quantizers[0] or _unchanged
-    return lambda values: _apply(calibration.graph, layer, prepared, quantizer(values))
-
-
-def _matmul(first: ActivationQuantizer | None, second: ActivationQuantizer | None) -> Callable[..., Tensor]:
-    quantize_first, quantize_second = first or _unchanged, second or _unchanged
-    return lambda left, right: torch.matmul(quantize_first(left), quantize_second(right))
-
-
-def _unchanged(values: Tensor) -> Tensor:
-    return values
-
-
-def _apply(graph: Graph, layer: Layer, prepared: PreparedWeight, values: Tensor) -> Tensor:
-    if prepared.weight.dim() == 2:
-        return functional.linear(values, prepared.weight, prepared.bias)
-    module = graph.operation(layer)
-    return functional.conv2d(
-        values, prepared.weight, prepared.bias, module.stride, module.padding, module.dilation, module.groups
-    )
+    return QuantizedLayer(prepared, quantizers[0], convolution_arguments(calibration.graph, layer))

@@ -1,6 +1,6 @@
 """The quantized model: quantization simulated in floating-point arithmetic at any bits per layer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from mixqvit.bits import Bits, BitsPerLayer, resolve_bits
 from mixqvit.graph import Graph
 from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.operations import QuantizedOperation
 
 __all__ = ["QuantizedModel", "quantize"]
 
@@ -20,17 +21,17 @@ class QuantizedModel:
     Attributes:
         graph: The traced model underneath.
         bits: (weight bits, activation bits) per layer, 32 for full precision.
-        replacements: The quantized operation of each layer by graph node.
+        operations: What runs instead of each quantized layer, by graph node.
     """
 
     graph: Graph
     bits: BitsPerLayer
-    replacements: Mapping[str, Callable[..., Tensor]]
+    operations: Mapping[str, QuantizedOperation]
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the logits `[B, classes]` of images `[B, C, H, W]`."""
         with torch.no_grad():
-            return self.graph.run(pixels, self.replacements)[0]
+            return self.graph.run(pixels, self.operations)[0]
 
 
 def quantize(calibration: Calibration, bits: int | Mapping[str, int | Bits]) -> QuantizedModel:
@@ -47,9 +48,9 @@ def quantize(calibration: Calibration, bits: int | Mapping[str, int | Bits]) -> 
         CalibrationError: The calibration serves other bits only.
     """
     resolved = resolve_bits(calibration.graph.layers, bits)
-    replacements = {}
+    operations = {}
     for layer in calibration.graph.layers:
         operation = layer_operation(calibration, layer, resolved[layer.name])
         if operation is not None:
-            replacements[layer.node] = operation
-    return QuantizedModel(calibration.graph, resolved, replacements)
+            operations[layer.node] = operation
+    return QuantizedModel(calibration.graph, resolved, operations)

@@ -97,7 +97,7 @@ def test_quantizing_one_layer_changes_its_output_as_the_formula_says():
     expected = ((codes - zero) * scale) @ ((weight_codes - fitted.zero_point) * fitted.scale).T
     expected = expected + graph.bias(layer) + weight @ quantizer.shift
     bits = {layer.name: (3, 4)}
-    _, kept = graph.run(tiny_images(2), quantize(calibration, bits).replacements, keep={layer.node})
+    _, kept = graph.run(tiny_images(2), quantize(calibration, bits).operations, keep={layer.node})
     torch.testing.assert_close(kept[layer.node], expected, rtol=1e-9, atol=1e-9)
 
 
