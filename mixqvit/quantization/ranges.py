@@ -47,9 +47,11 @@ FixedBaseLogQuantizer = TypeVar("FixedBaseLogQuantizer", Log2Quantizer, LogSqrt2
 
 
 def tail_quantiles(values: Tensor, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return lower and upper quantiles along dimension 0, linearly interpolated as `torch.quantile` does.
+    """Return lower and upper quantiles along dimension 0, to the last bit what `torch.quantile` returns.
 
-    Only the tails are sorted, which makes high percentiles of large tensors cheap.
+    Only the tails are sorted, which makes high percentiles of large tensors cheap. The published RepQ-ViT code calls
+    `torch.quantile`, which rounds the percentile to the tensor's own type before it takes the rank. In a quantized
+    network whole groups of values may lie exactly halfway between two codes, and the last bit of a scale moves them.
 
     Args:
         values: `[N, ...]`.
@@ -59,18 +61,24 @@ def tail_quantiles(values: Tensor, percentiles: Sequence[float]) -> tuple[Tensor
         Two tensors `[len(percentiles), ...]`: the (1 - p)- and the p-quantiles.
     """
     last = values.shape[0] - 1
-    depth = min(int((1 - min(percentiles)) * last) + 2, last + 1)
-    descending = values.topk(depth, dim=0).values
-    ascending = values.topk(depth, dim=0, largest=False).values
-    lower, upper = [], []
-    for percentile in percentiles:
-        position = min((1 - percentile) * last, depth - 1)
-        index = int(position)
-        following = min(index + 1, depth - 1)
-        fraction = position - index
-        upper.append(torch.lerp(descending[index], descending[following], fraction))
-        lower.append(torch.lerp(ascending[index], ascending[following], fraction))
+    lower_ranks = [_rank(1.0 - percentile, last, values.dtype) for percentile in percentiles]
+    upper_ranks = [_rank(percentile, last, values.dtype) for percentile in percentiles]
+    ascending = values.topk(math.ceil(max(lower_ranks)) + 1, dim=0, largest=False).values
+    descending = values.topk(last - math.floor(min(upper_ranks)) + 1, dim=0).values
+    lower = [
+        torch.lerp(ascending[math.floor(rank)], ascending[math.ceil(rank)], rank - math.floor(rank))
+        for rank in lower_ranks
+    ]
+    upper = [
+        torch.lerp(descending[last - math.floor(rank)], descending[last - math.ceil(rank)], rank - math.floor(rank))
+        for rank in upper_ranks
+    ]
     return torch.stack(lower), torch.stack(upper)
+
+
+def _rank(quantile: float, last: int, dtype: torch.dtype) -> float:
+    """Return the position of a quantile among sorted values 0 to `last`; the quantile is rounded to `dtype` first."""
+    return float(torch.tensor(quantile, dtype=dtype)) * last
 
 
 def uniform_quantizer(lower: Tensor, upper: Tensor, bits: int) -> UniformQuantizer:

@@ -25,9 +25,7 @@ def reparameterized_quantizer(
     zero_point = channels.zero_point.mean()
     if round_zero_point:
         zero_point = zero_point.round()
-    ratio = channels.scale / scale
-    shift = (zero_point - channels.zero_point) * scale
-    return ReparameterizedQuantizer(ratio, shift, UniformQuantizer(scale, zero_point, channels.bits), clip)
+    return ReparameterizedQuantizer(channels, UniformQuantizer(scale, zero_point, channels.bits), clip)
 
 
 def fold(weight: Tensor, bias: Tensor | None, quantizer: ReparameterizedQuantizer) -> tuple[Tensor, Tensor]:

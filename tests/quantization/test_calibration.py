@@ -1,12 +1,7 @@
 import dataclasses
-import json
-from functools import partial
 
 import pytest
 import torch
-from safetensors import safe_open
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.errors import BitWidthError, CalibrationError
@@ -230,35 +225,3 @@ def test_repq_vit_serves_the_bits_it_was_calibrated_for_only():
     quantize(calibration, {layer.name: (6, 6) if layer.is_matmul else (4, 6) for layer in graph.layers[1:]})
     with pytest.raises(CalibrationError, match=r"calibrated for .*\(4, 6\)"):
         quantize(calibration, 4)
-
-
-@pytest.fixture(scope="module")
-def published(shared):
-    file = shared / "reference" / "repq_vit.safetensors"
-    with safe_open(file, "pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        config = json.loads(opened.metadata()["config"])
-    model = VisionTransformer(**config, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
-    model.load_state_dict(state)
-    return trace(model.eval(), tensors["test_images"]), tensors
-
-
-def test_repq_vit_starts_exactly_as_the_published_code(published):
-    """Until the first attention nothing has been rounded differently; all layers are compared in a later issue."""
-    graph, tensors = published
-    calibration = calibrate(graph, tensors["calibration_images"], "repq-vit", (4, 4))
-    for name, operand, golden in (
-        ("patch_embed.proj", 0, "patch_embed.proj.input_quantizer"),
-        ("blocks.0.attn.qkv", 0, "blocks.0.attn.qkv.input_quantizer"),
-        ("blocks.0.attn.matmul1", 1, "blocks.0.attn.matmul1.quantizer_B"),
-        ("blocks.0.attn.matmul2", 1, "blocks.0.attn.matmul2.quantizer_B"),
-        ("blocks.0.attn.proj", 0, "blocks.0.attn.proj.input_quantizer"),
-    ):
-        layer = graph.by_name[name]
-        quantizer = next(iter(calibration.layers[layer.name].operands[operand].values()))
-        quantizer = quantizer.tensor if isinstance(quantizer, ReparameterizedQuantizer) else quantizer
-        assert float(quantizer.scale) == pytest.approx(float(tensors[f"w4a4.{golden}.delta"]), rel=1e-4)
-        assert float(quantizer.zero_point) == pytest.approx(float(tensors[f"w4a4.{golden}.zero_point"]), rel=1e-4)
-    logits = quantize(calibration, 4)(tensors["test_images"])
-    assert correlation(logits, tensors["w4a4.logits"]) > 0.85

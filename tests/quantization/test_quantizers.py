@@ -1,6 +1,5 @@
 """Every quantizer against its literal float64 formula, and the properties that quantizers have."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -58,7 +57,8 @@ def quantizer_of(kind, bits, scale=0.37, dtype=torch.float64):
             return made, lambda value: literal.power_of_two_factor(value, scale / 4, 1.0, 2, bits)
         case "reparameterized":
             tensor = UniformQuantizer(wide, number(1.0, dtype), bits)
-            made = ReparameterizedQuantizer(torch.tensor([2.0], dtype=dtype), wide[None] * 0.25, tensor)
+            channels = UniformQuantizer(2 * wide[None], torch.tensor([0.75], dtype=dtype), bits)
+            made = ReparameterizedQuantizer(channels, tensor)
             return made, lambda value: literal.reparameterized(value, 2.0, scale * 0.25, scale, 1.0, bits)
 
 
@@ -132,7 +132,7 @@ def channel_quantizers(bits):
             (scales, steps),
         ),
         "reparameterized": (
-            ReparameterizedQuantizer(scales, steps, tensor),
+            ReparameterizedQuantizer(UniformQuantizer(0.4 * scales, 1.0 - steps / 0.4, bits), tensor),
             lambda value, ratio, shift, bits: literal.reparameterized(value, ratio, shift, 0.4, 1.0, bits),
             (scales, steps),
         ),
@@ -159,13 +159,11 @@ def test_the_end_of_the_fine_range_belongs_to_the_coarse_one():
     assert (below, end, above) == (0.375, 0.5, 0.5)
 
 
-def test_a_reparameterized_quantizer_gives_back_its_channels():
-    tensor = UniformQuantizer(number(0.5), number(3.0), 4)
-    ratio = torch.tensor([0.5, 4.0], dtype=torch.float64)
-    zero_points = torch.tensor([1.0, 7.0], dtype=torch.float64)
-    channels = ReparameterizedQuantizer(ratio, (3.0 - zero_points) * 0.5, tensor).per_channel
-    torch.testing.assert_close(channels.scale, ratio * 0.5)
-    assert torch.equal(channels.zero_point, zero_points)
+def test_a_reparameterized_quantizer_knows_how_the_input_is_moved():
+    channels = UniformQuantizer(number([0.25, 2.0]), number([1.0, 7.0]), 4)
+    quantizer = ReparameterizedQuantizer(channels, UniformQuantizer(number(0.5), number(3.0), 4))
+    assert quantizer.ratio.tolist() == [0.5, 4.0]
+    assert quantizer.shift.tolist() == [1.0, -2.0]
 
 
 def test_the_adaptive_logarithm_contains_the_fixed_ones():
@@ -280,7 +278,6 @@ def test_rounding_noise_below_zero_counts_as_zero(kind):
 
 
 def test_a_channel_whose_scale_underflows_is_quantized_to_something_finite():
-    tensor = UniformQuantizer(torch.tensor(1e20), torch.tensor(3.0), 4)
-    ratio = torch.tensor([1.0, 1e-44])
-    quantizer = ReparameterizedQuantizer(ratio, torch.zeros(2), dataclasses.replace(tensor, scale=torch.tensor(1e-3)))
+    channels = UniformQuantizer(torch.tensor([1e-3, 1e-45]), torch.full((2,), 3.0), 4)
+    quantizer = ReparameterizedQuantizer(channels, UniformQuantizer(torch.tensor(1e-3), torch.tensor(3.0), 4))
     assert torch.isfinite(quantizer(torch.tensor([[1.0, 0.0], [-0.0, 1e-45], [1e30, 1.0]]))).all()

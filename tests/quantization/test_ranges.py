@@ -65,6 +65,16 @@ def test_tail_quantiles_are_those_of_numpy(count):
         np.testing.assert_allclose(lower[index], np.quantile(values, 1 - percentile, axis=0), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("count", [1, 2, 27, 1000, 4096, 100_003])
+def test_tail_quantiles_are_those_of_torch_to_the_last_bit(count):
+    """One differing bit of a scale is enough to leave the published values (test_repq_golden)."""
+    values = torch.randn(count, 3, generator=generator(count))
+    lower, upper = tail_quantiles(values, (*PERCENTILES, 1.0))
+    for index, percentile in enumerate((*PERCENTILES, 1.0)):
+        assert torch.equal(upper[index], torch.quantile(values, percentile, dim=0))
+        assert torch.equal(lower[index], torch.quantile(values, 1.0 - percentile, dim=0))
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_range_search_is_the_published_one(values, bits):
     per_channel = fit_per_channel(values, bits)

@@ -20,16 +20,25 @@ class ReparameterizedQuantizer:
     zero padding after it alone.
 
     Attributes:
-        ratio: r = s_c / s*, `[C]`.
-        shift: t = (-z_c · s_c) / r + z* · s*, `[C]`.
+        per_channel: The quantizer (s_c, z_c), `[C]` each, that it stands for. Kept as it was fitted: a scale restored
+            from the ratio differs in its last bit, which is enough to leave the published values.
         tensor: Quantizer (s*, z*) of the moved input.
         clip: Fraction of channels whose range is clipped at either side; 0 for none.
     """
 
-    ratio: Tensor
-    shift: Tensor
+    per_channel: UniformQuantizer
     tensor: UniformQuantizer
     clip: float = 0.0
+
+    @property
+    def ratio(self) -> Tensor:
+        """Return r = s_c / s*, `[C]`."""
+        return self.per_channel.scale / self.tensor.scale
+
+    @property
+    def shift(self) -> Tensor:
+        """Return t = (-z_c · s_c) / r + z* · s* = (z* - z_c) · s*, `[C]`."""
+        return (self.tensor.zero_point - self.per_channel.zero_point) * self.tensor.scale
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the quantized moved input for `values` `[..., C]`."""
@@ -39,10 +48,3 @@ class ReparameterizedQuantizer:
         channel_scale = (self.ratio * scale).clamp_(min=4 * torch.finfo(scale.dtype).tiny)
         codes = torch.addcmul(-self.shift / scale, values, 1 / channel_scale)
         return codes.round_().clamp_(min=low).clamp_(max=high).mul_(scale)
-
-    @property
-    def per_channel(self) -> UniformQuantizer:
-        """The per-channel quantizer (s_c, z_c), `[C]` each, that this one came from."""
-        scale, zero_point = self.tensor.scale, self.tensor.zero_point
-        channel_zero_points = torch.round(zero_point - self.shift / scale)
-        return UniformQuantizer(self.ratio * scale, channel_zero_points, self.tensor.bits)
