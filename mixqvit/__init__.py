@@ -29,6 +29,8 @@ _HOMES = {
     "list_models": "cards",
     "load_images": "datasets",
     "load_model": "zoo",
+    "load_packed": "packing",
+    "pack": "packing",
     "propagate": "relevance",
     "quantize": "quantization",
     "trace": "graph",

@@ -14,7 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from mixqvit.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits, BitsPerLayer, resolve_bits, uniform
-from mixqvit.costs import Cost, bitops, code_bytes, cost, scale_bytes, uniform_bitops
+from mixqvit.costs import Cost, Storage, bitops, cost, layer_bytes, uniform_bitops
 from mixqvit.errors import AllocationError, InfeasibleBudgetError
 from mixqvit.layers import Layer
 
@@ -40,7 +40,7 @@ class Budget:
 
     Attributes:
         average_bits: Weight bits per quantized weight, averaged over weights.
-        size_bytes: Model size in bytes.
+        size_bytes: Model size in bytes, that of the packed file.
         bitops: BitOps for one image.
         cap_bitops: Whether `average_bits` also limits BitOps to those of uniform bits (METHOD.md).
     """
@@ -143,7 +143,7 @@ def allocate(
     layers: Sequence[Layer],
     harms: Harms,
     budget: Budget,
-    full_precision_parameters: int,
+    storage: Storage,
     importance: Mapping[str, float] | None = None,
     gamma: float = 1.0,
     pinned: Mapping[str, int | Bits] | None = None,
@@ -154,7 +154,7 @@ def allocate(
         layers: The table of layers.
         harms: Λ by layer and bit-width; the monotone envelope is used.
         budget: The ceilings.
-        full_precision_parameters: Parameter elements outside the quantized weights, a constant part of the size.
+        storage: What the size depends on beside the layers.
         importance: Ω by layer; None weighs all layers alike.
         gamma: Exponent of Ω: 1 is Mix-QViT (arXiv 2501.06357), 0 is sensitivity alone.
         pinned: Bits that are fixed by hand, by layer name.
@@ -173,7 +173,7 @@ def allocate(
         _weight(layer, importance, gamma) * np.array(list(possible.values()))
         for layer, possible in zip(layers, options, strict=True)
     ]
-    limits = _limits(layers, options, budget, full_precision_parameters)
+    limits = _limits(layers, options, budget, storage)
     for limit in limits:
         if limit.smallest > limit.maximum:
             raise InfeasibleBudgetError(_infeasible(limit, pinned))
@@ -186,17 +186,15 @@ def allocate(
         )
     bits = {layer.name: list(possible)[k] for layer, possible, k in zip(layers, options, chosen, strict=True)}
     harm = float(sum(values[k] for values, k in zip(objective, chosen, strict=True)))
-    return Allocation(bits, harm, cost(layers, bits, full_precision_parameters), budget)
+    return Allocation(bits, harm, cost(layers, bits, storage), budget)
 
 
-def largest_uniform(
-    layers: Sequence[Layer], budget: Budget, full_precision_parameters: int, widths: Sequence[int]
-) -> int | None:
+def largest_uniform(layers: Sequence[Layer], budget: Budget, storage: Storage, widths: Sequence[int]) -> int | None:
     """Return the largest uniform bit-width within every ceiling, None where even the smallest is too large."""
     for width in sorted(widths, reverse=True):
         bits = uniform(layers, width)
         options = [{bits[layer.name]: 0.0} for layer in layers]
-        limits = _limits(layers, options, budget, full_precision_parameters)
+        limits = _limits(layers, options, budget, storage)
         if all(limit.smallest <= limit.maximum for limit in limits):
             return width
     return None
@@ -245,7 +243,7 @@ def _limits(
     layers: Sequence[Layer],
     options: Sequence[Mapping[Bits, float]],
     budget: Budget,
-    full_precision_parameters: int,
+    storage: Storage,
 ) -> list[_Limit]:
     def amounts(of) -> tuple[np.ndarray, ...]:
         return tuple(
@@ -260,8 +258,8 @@ def _limits(
         maximum = budget.average_bits * parameters
         limits.append(_Limit("average bits", "", parameters, weight_bits, 0.0, maximum))
     if budget.size_bytes is not None:
-        sizes = amounts(lambda layer, bits: code_bytes(layer, bits[0]) + scale_bytes(layer, bits))
-        fixed = 4.0 * full_precision_parameters
+        sizes = amounts(lambda layer, bits: layer_bytes(layer, bits, storage.recipe))
+        fixed = storage.full_precision_bytes + storage.container_bytes
         limits.append(_Limit("model size", " MB", 1e6, sizes, fixed, budget.size_bytes))
     ceiling = bitops_ceiling(layers, budget)
     if ceiling is not None:

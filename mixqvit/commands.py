@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mixqvit.cards import list_models
-from mixqvit.errors import AllocationError, BitWidthError, MixQViTError
+from mixqvit.errors import AllocationError, BitWidthError, MixQViTError, ModelError
 
 if TYPE_CHECKING:
     from mixqvit.allocation import Allocation
@@ -24,6 +24,13 @@ __all__ = ["main"]
 Document = dict[str, Any]
 BAD_INPUT = 2
 INTERRUPTED = 130
+
+_SIZE_PARTS = {
+    "weight_bytes": "weight codes",
+    "scale_bytes": "scales and zero points",
+    "full_precision_bytes": "full precision (float32)",
+    "container_bytes": "header and table of bits",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,9 +72,16 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    def study_command(name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str):
+    def study_command(
+        name: str,
+        run: Callable[[argparse.Namespace], tuple[Document, str]],
+        description: str,
+        model_required: bool = True,
+    ):
         added = command(name, run, description)
-        added.add_argument("--model", required=True, help="a name that `models` lists, or any timm model name")
+        added.add_argument(
+            "--model", required=model_required, help="a name that `models` lists, or any timm model name"
+        )
         added.add_argument("--checkpoint", help="local weights (.safetensors, .pth) for a timm model name")
         added.add_argument("--images", help="digits, or a folder with one sub-folder per class")
         added.add_argument(
@@ -81,24 +95,35 @@ def _parser() -> argparse.ArgumentParser:
     sensitivity = study_command("sensitivity", _sensitivity, "measure the harm of quantizing each layer alone")
     sensitivity.add_argument("--operands", choices=["both", "weights", "activations"], default="both")
     allocation = study_command("allocate", _allocate, "find the best bits per layer under a budget")
-    allocation.add_argument("--average-bits", type=float, help="ceiling on weight bits, averaged over weights")
-    allocation.add_argument("--size-mb", type=float, help="ceiling on the model size in MB (10^6 bytes)")
-    allocation.add_argument("--bitops-g", type=float, help="ceiling on BitOps for one image, in G (10^9)")
-    allocation.add_argument(
-        "--no-bitops-cap", action="store_true", help="let average bits alone leave BitOps free (default: as uniform)"
-    )
-    allocation.add_argument("--gamma", type=float, default=1.0, help="exponent of importance; 0 is sensitivity alone")
-    allocation.add_argument(
-        "--pin", action="append", default=[], metavar="LAYER=BITS", help="fix a layer's bits; may be repeated"
-    )
+    _add_budget(allocation)
     allocation.add_argument("--evaluate", action="store_true", help="measure the allocation and uniform bits beside it")
-    evaluation = study_command("evaluate", _evaluate, "measure accuracy at uniform bits")
-    evaluation.add_argument("--bits", type=int, required=True, help="2 to 8, or 32 for full precision")
+    packing = study_command("pack", _pack, "write a quantized model as one file, at uniform bits or under a budget")
+    packing.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
+    _add_budget(packing)
+    packing.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    evaluation = study_command(
+        "evaluate", _evaluate, "measure accuracy at uniform bits or of a packed file", model_required=False
+    )
+    evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
+    evaluation.add_argument("--packed", type=Path, metavar="FILE", help="what `pack` wrote; it names its model itself")
     training = command("train-embedded", _train, "train an embedded model again and write its checkpoint and card")
     training.add_argument("--model", required=True, help="a name that `models` lists")
     training.add_argument("--folder", type=Path, help="where to write (default: assets)")
     training.add_argument("--epochs", type=int, help="fewer or more epochs than the model's recipe")
     return parser
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--average-bits", type=float, help="ceiling on weight bits, averaged over weights")
+    parser.add_argument("--size-mb", type=float, help="ceiling on the size of the packed file in MB (10^6 bytes)")
+    parser.add_argument("--bitops-g", type=float, help="ceiling on BitOps for one image, in G (10^9)")
+    parser.add_argument(
+        "--no-bitops-cap", action="store_true", help="let average bits alone leave BitOps free (default: as uniform)"
+    )
+    parser.add_argument("--gamma", type=float, default=1.0, help="exponent of importance; 0 is sensitivity alone")
+    parser.add_argument(
+        "--pin", action="append", default=[], metavar="LAYER=BITS", help="fix a layer's bits; may be repeated"
+    )
 
 
 @contextmanager
@@ -161,19 +186,8 @@ def _sensitivity(options: argparse.Namespace) -> tuple[Document, str]:
 
 def _allocate(options: argparse.Namespace) -> tuple[Document, str]:
     study = _study(options)
-    pinned = dict(_pin(text) for text in options.pin)
-    if options.size_mb is not None and not math.isfinite(options.size_mb):
-        raise AllocationError(f"The budget for model size must be a positive number, not {options.size_mb}.")
-    _finish(study.relevance_steps())
-    _finish(study.sensitivity_steps())
-    allocation = study.allocate(
-        options.average_bits,
-        None if options.size_mb is None else round(options.size_mb * 1e6),
-        None if options.bitops_g is None else options.bitops_g * 1e9,
-        not options.no_bitops_cap,
-        options.gamma,
-        pinned,
-    )
+    pinned = _pinned(options)
+    allocation = _allocation(study, options)
     beside = study.uniform_beside(allocation.budget, options.gamma)
     document: Document = {"model": study.model.name, "settings": asdict(study.settings)}
     document |= {"budget": asdict(allocation.budget), "gamma": options.gamma, "pinned": pinned}
@@ -187,12 +201,59 @@ def _allocate(options: argparse.Namespace) -> tuple[Document, str]:
     return document, f"{_table(('layer', 'weight bits', 'activation bits'), bits)}\n\n{_table(columns, summary)}"
 
 
-def _evaluate(options: argparse.Namespace) -> tuple[Document, str]:
+def _allocation(study: "Study", options: argparse.Namespace) -> "Allocation":
+    """Return the best allocation within the budget on the command line."""
+    pinned = _pinned(options)
+    if options.size_mb is not None and not math.isfinite(options.size_mb):
+        raise AllocationError(f"The budget for model size must be a positive number, not {options.size_mb}.")
+    _finish(study.relevance_steps())
+    _finish(study.sensitivity_steps())
+    return study.allocate(
+        options.average_bits,
+        None if options.size_mb is None else round(options.size_mb * 1e6),
+        None if options.bitops_g is None else options.bitops_g * 1e9,
+        not options.no_bitops_cap,
+        options.gamma,
+        pinned,
+    )
+
+
+def _pack(options: argparse.Namespace) -> tuple[Document, str]:
+    budget = (options.average_bits, options.size_mb, options.bitops_g)
+    has_budget = any(value is not None for value in budget) or bool(options.pin)
+    if (options.bits is None) != has_budget:
+        raise AllocationError("Give --bits for uniform bits, or a budget such as --average-bits; one of the two.")
     study = _study(options)
-    measured = _measurement(_finish(study.evaluate_steps(options.bits)))
-    document = {"model": study.model.name, "bits": options.bits, "measured": measured}
-    rows = [(options.bits, *_measured_columns(measured), measured["images"])]
-    return document, _table(("bits", "top-1", "agreement", "KL", "images"), rows)
+    bits = study.resolved(options.bits if options.bits is not None else _allocation(study, options))
+    _finish(study.calibration_steps())
+    found = study.pack(bits, options.output)
+    size = {name: getattr(found, name) for name in (*_SIZE_PARTS, "size_bytes")}
+    document = {"model": study.model.name, "settings": asdict(study.settings), "file": str(options.output)}
+    document |= {"bits": {name: list(pair) for name, pair in bits.items()}, "size": size}
+    rows = [
+        (_SIZE_PARTS.get(name, options.output), f"{count:,}", _percent(count / found.size_bytes))
+        for name, count in size.items()
+    ]
+    return document, _table(("part", "bytes", "share"), rows)
+
+
+def _evaluate(options: argparse.Namespace) -> tuple[Document, str]:
+    if (options.bits is None) == (options.packed is None):
+        raise BitWidthError("Give --bits, or --packed with a file that `pack` wrote; one of the two.")
+    if options.packed is None:
+        study = _study(options)
+        steps, what = study.evaluate_steps(options.bits), {"bits": options.bits}
+    else:
+        from mixqvit.packing import packed_source
+
+        options.model = options.model or packed_source(options.packed).model
+        study = _study(options)
+        steps, what = study.evaluate_packed_steps(options.packed), {"packed": str(options.packed)}
+    measured = _measurement(_finish(steps))
+    ((column, shown),) = what.items()
+    rows = [(shown, *_measured_columns(measured), measured["images"])]
+    document = {"model": study.model.name, **what, "measured": measured}
+    return document, _table((column, "top-1", "agreement", "KL", "images"), rows)
 
 
 def _train(options: argparse.Namespace) -> tuple[Document, str]:
@@ -209,8 +270,14 @@ def _study(options: argparse.Namespace) -> "Study":
     from mixqvit.study import Settings, Study
     from mixqvit.zoo import load_model
 
+    if not options.model:
+        raise ModelError("Say which model it is, e.g. --model digits_vit; `models` lists those that are embedded.")
     model = load_model(options.model, options.checkpoint)
     return Study(model, options.images, Settings(outlier_factor=options.outliers))
+
+
+def _pinned(options: argparse.Namespace) -> dict[str, int]:
+    return dict(_pin(text) for text in options.pin)
 
 
 def _pin(text: str) -> tuple[str, int]:

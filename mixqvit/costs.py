@@ -1,24 +1,73 @@
-"""What an allocation costs: model size in bytes, BitOps, average bits (METHOD.md, "Quantized layers")."""
+"""What an allocation costs: model size in bytes, BitOps, average bits (METHOD.md, "Quantized layers").
+
+The size is that of the packed file (`mixqvit.packing`), to the byte: a constant and a sum over layers of what each
+one's bits take. So it is known before anything is calibrated, and can be a ceiling of the allocation.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mixqvit.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.errors import CalibrationError
 from mixqvit.layers import Layer
 
-__all__ = ["Cost", "bitops", "code_bytes", "cost", "scale_bytes", "uniform_bitops"]
+__all__ = [
+    "OPERAND_BYTES",
+    "Cost",
+    "Storage",
+    "activation_parameter_bytes",
+    "bitops",
+    "code_bytes",
+    "cost",
+    "full_precision_weight_bytes",
+    "layer_bytes",
+    "scale_bytes",
+    "uniform_bitops",
+]
 
-_SCALE_AND_ZERO_POINT = 5  # bytes: a float32 scale and a one-byte zero point
+OPERAND_BYTES = 16
+"""Bytes kept for the numbers of any per-tensor activation quantizer: float32 for tensors, float64 for settings."""
+
+_FLOAT32 = 4
+_SCALE_AND_ZERO_POINT = 5  # bytes of one output channel: a float32 scale and a one-byte zero point
+_REPARAMETERIZED = 8  # bytes of one input channel: float32 scale and zero point, from which ratio and shift follow
+
+# Bytes per channel of a post-LayerNorm input beside the numbers of its per-tensor quantizer.
+_CHANNEL_BYTES = {
+    "min-max": 0,
+    "fq-vit": 1,  # the exponent of a power-of-two factor
+    "ptq4vit": 0,
+    "repq-vit": _REPARAMETERIZED,
+    "adalog": _REPARAMETERIZED,
+    "mix-qvit": _REPARAMETERIZED,
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What the size of a model's file depends on beside its layers and their bits.
+
+    Attributes:
+        recipe: Quantization recipe: it says how many parameters the activation quantizers have.
+        full_precision_bytes: Parameters in float32 that are never quantized: biases, norms, embeddings.
+        container_bytes: The file's header and table of bits; they have the same size whatever the bits are.
+    """
+
+    recipe: str
+    full_precision_bytes: int
+    container_bytes: int
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one allocation.
+    """The cost of one allocation; the bytes are those of the packed file.
 
     Attributes:
-        weight_bytes: Codes of the quantized weights; float32 for weights in full precision.
-        scale_bytes: Scales and zero points of weights and activations, and biases that reparameterization creates.
-        full_precision_bytes: What is never quantized: biases, norms, embeddings.
+        weight_bytes: Codes of the quantized weights, packed at their true width.
+        scale_bytes: Scales and zero points of weights, parameters of activation quantizers, and biases that
+            reparameterization creates.
+        full_precision_bytes: What is kept in float32: biases, norms, embeddings, weights that are not quantized.
+        container_bytes: The file's header and table of bits.
         bitops: Sum over layers of MACs times weight bits times activation bits, for one image.
         average_bits: Weight bits per quantized weight, averaged over weights.
     """
@@ -26,32 +75,72 @@ class Cost:
     weight_bytes: int
     scale_bytes: int
     full_precision_bytes: int
+    container_bytes: int
     bitops: int
     average_bits: float
 
     @property
     def size_bytes(self) -> int:
-        """Model size in bytes: codes, scales and what stays in full precision."""
-        return self.weight_bytes + self.scale_bytes + self.full_precision_bytes
+        """Model size in bytes: that of the packed file."""
+        return self.weight_bytes + self.scale_bytes + self.full_precision_bytes + self.container_bytes
 
 
 def code_bytes(layer: Layer, weight_bits: int) -> int:
-    """Bytes of the layer's weight codes, packed at their true width."""
-    return -(-layer.parameters * weight_bits // 8)
+    """Bytes of the layer's weight codes, packed at their true width up to a full byte; none in full precision."""
+    return 0 if weight_bits == FULL_PRECISION else -(-layer.parameters * weight_bits // 8)
 
 
-def scale_bytes(layer: Layer, bits: Bits) -> int:
-    """Bytes of the layer's scales and zero points: one per output channel, one per activation operand.
+def full_precision_weight_bytes(layer: Layer, weight_bits: int) -> int:
+    """Bytes of the layer's weight where it is not quantized."""
+    return _FLOAT32 * layer.parameters if weight_bits == FULL_PRECISION else 0
+
+
+def activation_parameter_bytes(layer: Layer, operand: int, recipe: str) -> int:
+    """Bytes of the parameters of one quantized activation operand.
+
+    Args:
+        layer: The layer.
+        operand: 0 for the input of a layer with a weight; 0 or 1 for the factors of an attention product.
+        recipe: Quantization recipe.
+    """
+    channels = layer.input_shape[-1] if layer.is_reparameterized and operand == 0 else 0
+    return OPERAND_BYTES + _channel_bytes(recipe) * channels
+
+
+def _channel_bytes(recipe: str) -> int:
+    if recipe not in _CHANNEL_BYTES:
+        raise CalibrationError(f"The size of recipe {recipe!r} is not known; use one of {', '.join(_CHANNEL_BYTES)}.")
+    return _CHANNEL_BYTES[recipe]
+
+
+def scale_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
+    """Bytes of the layer's scales and zero points, one per output channel, and of its activation quantizers.
 
     Reparameterization gives a layer without a bias one, in float32; it is counted here.
     """
     weight_bits, activation_bits = bits
     if layer.is_matmul:
-        return _SCALE_AND_ZERO_POINT * sum(width != FULL_PRECISION for width in bits)
-    channels = layer.channels if weight_bits != FULL_PRECISION else 0
-    quantizes_input = activation_bits != FULL_PRECISION
-    created_bias = 4 * layer.channels if quantizes_input and layer.is_reparameterized and not layer.has_bias else 0
-    return _SCALE_AND_ZERO_POINT * (channels + quantizes_input) + created_bias
+        return sum(
+            activation_parameter_bytes(layer, operand, recipe)
+            for operand, width in enumerate(bits)
+            if width != FULL_PRECISION
+        )
+    total = 0 if weight_bits == FULL_PRECISION else _SCALE_AND_ZERO_POINT * layer.channels
+    if activation_bits != FULL_PRECISION:
+        total += activation_parameter_bytes(layer, 0, recipe)
+        folds = layer.is_reparameterized and _channel_bytes(recipe) == _REPARAMETERIZED
+        total += _FLOAT32 * layer.channels if folds and not layer.has_bias else 0
+    return total
+
+
+def layer_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
+    """Bytes of the packed file that depend on the layer's bits."""
+    weight_bits = bits[0]
+    return (
+        code_bytes(layer, weight_bits)
+        + full_precision_weight_bytes(layer, weight_bits)
+        + scale_bytes(layer, bits, recipe)
+    )
 
 
 def bitops(layer: Layer, bits: Bits) -> int:
@@ -67,19 +156,21 @@ def uniform_bitops(layers: Sequence[Layer], average_bits: float) -> float:
     )
 
 
-def cost(layers: Sequence[Layer], bits: Mapping[str, Bits], full_precision_parameters: int) -> Cost:
+def cost(layers: Sequence[Layer], bits: Mapping[str, Bits], storage: Storage) -> Cost:
     """Return what an allocation costs.
 
     Args:
         layers: The table of layers.
         bits: (weight bits, activation bits) for every layer.
-        full_precision_parameters: Parameter elements outside the quantized weights.
+        storage: What the size depends on beside the layers.
     """
     parameters = sum(layer.parameters for layer in layers)
+    float_weights = sum(full_precision_weight_bytes(layer, bits[layer.name][0]) for layer in layers)
     return Cost(
         weight_bytes=sum(code_bytes(layer, bits[layer.name][0]) for layer in layers),
-        scale_bytes=sum(scale_bytes(layer, bits[layer.name]) for layer in layers),
-        full_precision_bytes=4 * full_precision_parameters,
+        scale_bytes=sum(scale_bytes(layer, bits[layer.name], storage.recipe) for layer in layers),
+        full_precision_bytes=storage.full_precision_bytes + float_weights,
+        container_bytes=storage.container_bytes,
         bitops=sum(bitops(layer, bits[layer.name]) for layer in layers),
         average_bits=sum(layer.parameters * bits[layer.name][0] for layer in layers) / parameters,
     )

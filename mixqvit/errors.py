@@ -8,6 +8,7 @@ __all__ = [
     "InfeasibleBudgetError",
     "MixQViTError",
     "ModelError",
+    "PackingError",
     "StoreError",
     "UnsupportedOperationError",
 ]
@@ -43,6 +44,10 @@ class AllocationError(MixQViTError):
 
 class InfeasibleBudgetError(AllocationError):
     """No allocation fits the budget; the message names the smallest feasible value."""
+
+
+class PackingError(MixQViTError):
+    """A packed model could not be written, or a file is none, is damaged or does not fit the model."""
 
 
 class StoreError(MixQViTError):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,13 +20,14 @@ from mixqvit import outliers
 from mixqvit.allocation import Allocation, Budget, allocate, bitops_ceiling, largest_uniform, predicted_harm
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.channels import CLIPS, ChannelDistribution, ChannelRanges, ChannelStatistics, ClipCurve, TokenMap
-from mixqvit.costs import cost
+from mixqvit.costs import Storage, cost
 from mixqvit.datasets import load_images
-from mixqvit.errors import CalibrationError, ImageError, MixQViTError, UnsupportedOperationError
+from mixqvit.errors import CalibrationError, ImageError, MixQViTError, PackingError, UnsupportedOperationError
 from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
 from mixqvit.outliers import LayerInput
+from mixqvit.packing import Packed, load_packed, packed, packed_source, storage
 from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps, quantize
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.quantization.saving import from_tensors, to_tensors
@@ -117,6 +119,11 @@ class Study:
     def layers(self) -> tuple[Layer, ...]:
         """The table of quantized layers, in network order."""
         return self.graph.layers
+
+    @property
+    def storage(self) -> Storage:
+        """What the size of a packed model depends on beside its layers."""
+        return self._remembered("storage", lambda: storage(self.graph, self.settings.recipe, self.model))
 
     # Relevance
 
@@ -274,7 +281,7 @@ class Study:
             self.layers,
             self.sensitivity(),
             budget,
-            self.graph.full_precision_parameters,
+            self.storage,
             self.relevance().mean,
             gamma,
             pinned,
@@ -288,11 +295,11 @@ class Study:
         """Return any bits per layer as an allocation with its cost and predicted harm."""
         resolved = resolve_bits(self.layers, bits)
         harm = predicted_harm(self.layers, resolved, self.sensitivity(), self.relevance().mean, gamma)
-        return Allocation(resolved, harm, cost(self.layers, resolved, self.graph.full_precision_parameters))
+        return Allocation(resolved, harm, cost(self.layers, resolved, self.storage))
 
     def uniform_beside(self, budget: Budget, gamma: float = 1.0) -> Allocation | None:
         """Return the largest uniform allocation within every ceiling of a budget; None if none fits."""
-        width = largest_uniform(self.layers, budget, self.graph.full_precision_parameters, BIT_WIDTHS)
+        width = largest_uniform(self.layers, budget, self.storage, BIT_WIDTHS)
         return None if width is None else self.uniform(width, gamma)
 
     def bitops_ceiling(self, budget: Budget) -> float | None:
@@ -303,7 +310,7 @@ class Study:
 
     def evaluate_steps(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Iterator[Progress]:
         """Measure bits on the evaluation images, a batch at a time; every `result` is an `Evaluation` so far."""
-        resolved = self._resolved(bits)
+        resolved = self.resolved(bits)
         key = self._key("evaluation", self.settings.recipe, self.settings.calibration_images, self._evaluation_part)
         item = fingerprint({name: list(pair) for name, pair in resolved.items()})
         saved = self.store.rows(key).get(item)
@@ -326,10 +333,11 @@ class Study:
 
     def evaluate(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation:
         """Return accuracy, agreement and KL on all evaluation images, measuring what is not saved."""
-        item = fingerprint({name: list(pair) for name, pair in self._resolved(bits).items()})
+        item = fingerprint({name: list(pair) for name, pair in self.resolved(bits).items()})
         return self._finished(("evaluation", item), lambda: self.evaluate_steps(bits))
 
-    def _resolved(self, bits: Allocation | int | Mapping[str, int | Bits]) -> BitsPerLayer:
+    def resolved(self, bits: Allocation | int | Mapping[str, int | Bits]) -> BitsPerLayer:
+        """Return (weight bits, activation bits) for every layer."""
         return resolve_bits(self.layers, bits.bits if isinstance(bits, Allocation) else bits)
 
     def _reference_logits(self) -> Tensor:
@@ -347,6 +355,45 @@ class Study:
             return logits
 
         return self._remembered("reference", compute)
+
+    # Packing
+
+    def packed(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Packed:
+        """Return the quantized model as the content of one file, of the very size that its cost says.
+
+        Raises:
+            PackingError: The model cannot be packed.
+        """
+        resolved = self.resolved(bits)
+        found = packed(quantize(self.calibration(), resolved), self.model)
+        found.check(cost(self.layers, resolved, self.storage))
+        return found
+
+    def pack(self, bits: Allocation | int | Mapping[str, int | Bits], path: str | Path) -> Packed:
+        """Write the quantized model as one file, atomically; `load_packed` reads it.
+
+        Raises:
+            PackingError: The model cannot be packed or the file cannot be written.
+        """
+        found = self.packed(bits)
+        found.write(path)
+        return found
+
+    def evaluate_packed_steps(self, path: str | Path) -> Iterator[Progress]:
+        """Measure a packed model on the evaluation images, beside the full-precision model it was made from.
+
+        Raises:
+            PackingError: The file cannot be loaded, or was made from another model than this study's.
+        """
+        if packed_source(path).fingerprint != self.graph.fingerprint:
+            raise PackingError(
+                f"{path} was not made from {self.model.name} as it is here. Open the model that it was packed from: "
+                "the same name, checkpoint and outlier amplification."
+            )
+        images = self.evaluation_images
+        predict = load_packed(path, self.model)
+        for so_far in evaluate_steps(predict, images.pixels, images.labels, self._reference_logits()):
+            yield Progress(so_far.images, len(images), f"{so_far.images} of {len(images)} images", so_far)
 
     # Outliers
 

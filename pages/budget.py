@@ -87,7 +87,8 @@ def ceilings():
         key="size_mb",
         bind="query-params",
         placeholder="no ceiling",
-        help="Decimal megabytes: codes at their true width, scales and zero points, and what stays in full precision.",
+        help="Decimal megabytes, exactly those of the packed file: weight codes at their true width, scales and zero "
+        "points, what stays in full precision, and the file's header.",
     )
     bitops = st.number_input(
         "BitOps at most (G)",
@@ -250,6 +251,27 @@ def points_section(study, remembered, allocation, full, gamma):
 
 
 def download(study, remembered, evaluation):
+    with st.container(horizontal=True):
+        download_packed(study, remembered.allocation)
+        download_recipe(study, remembered, evaluation)
+
+
+def download_packed(study, allocation):
+    """Offer the model itself, packed when the button is pressed."""
+    st.download_button(
+        f"Packed model, {overview.megabytes(allocation.cost.size_bytes)}",
+        lambda: study.packed(allocation).content,
+        f"{study.model.name} {allocation.cost.average_bits:.2f} bits.safetensors",
+        "application/octet-stream",
+        icon=":material/download:",
+        type="tertiary",
+        on_click="ignore",
+        help=f"One safetensors file of {allocation.cost.size_bytes:,} bytes: integer weight codes at their true width, "
+        "scales, and the allocation. `mixqvit.load_packed` reads it; its logits are those measured here.",
+    )
+
+
+def download_recipe(study, remembered, evaluation):
     """Offer the allocation with what it was solved with, so that the file explains itself whatever is chosen now."""
     allocation, solved_with = remembered.allocation, remembered.wanted
     document = figures.recipe(
@@ -287,6 +309,9 @@ def method(sensitivity):
             f"curve of {risen} of {len(sensitivity)} layers rises somewhere with more bits. Sensitivity and "
             "importance come from calibration images only. The accuracy is measured on the evaluation images, with "
             "all layers quantized together, so predicted harm need not follow it exactly.\n\n"
+            "The model size is that of the packed file, to the byte: weight codes packed without gaps, scales and zero "
+            "points (parameters of the activation quantizers included), what stays in float32 (biases, norms, "
+            "embeddings), and a header of fixed size.\n\n"
             "The uniform setting beside it is the largest one within every ceiling. The recipe file is JSON: `model`, "
             "`recipe` (quantization recipe), `settings` (images, relevance rules, outlier amplification), `budget` "
             "(ceilings), `gamma`, `pinned` from layer name to bits, `bits` from layer name to [weight bits, activation "

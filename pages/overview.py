@@ -22,7 +22,8 @@ def facts(study, full_bytes):
             "Parameters",
             f"{study.graph.parameters / 1e6:.3f} M",
             f"{overview.megabytes(full_bytes)} in full precision",
-            "Weights, biases, norms and embeddings; four bytes each in full precision (float32).",
+            "Weights, biases, norms and embeddings. The size is that of a file that holds them as float32, four bytes "
+            "each, and a header.",
         )
         common.fact(
             st,
@@ -169,7 +170,7 @@ with common.page(
 ):
     study = common.study()
     # Not study.uniform: its predicted harm would wait for the sensitivity.
-    full = cost(study.layers, uniform(study.layers, FULL_PRECISION), study.graph.full_precision_parameters)
+    full = cost(study.layers, uniform(study.layers, FULL_PRECISION), study.storage)
     full_bytes = full.size_bytes
     accuracy_place = facts(study, full_bytes)
     show_accuracy(accuracy_place, None)

@@ -14,11 +14,11 @@ from mixqvit.allocation import (
     predicted_harm,
 )
 from mixqvit.bits import BIT_WIDTHS, uniform
-from mixqvit.costs import cost, uniform_bitops
+from mixqvit.costs import Storage, cost, uniform_bitops
 from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
 from mixqvit.layers import Layer
 
-REST = 100  # full-precision parameters
+REST = Storage("mix-qvit", 400, 600)
 
 
 def layer(index, kind="fc1", parameters=64, macs=1000):

@@ -119,6 +119,38 @@ def test_allocate_by_size_and_bitops_and_as_tables(run, document, allocated):
     assert "uniform 4" in text
 
 
+def test_pack_writes_a_file_of_the_size_it_says_which_evaluates_as_its_bits_do(run, document, tmp_path):
+    path = tmp_path / "model.safetensors"
+    found = document("pack", "--model", "digits_vit", "--bits", 4, "--output", path)
+    size = found["size"]
+    assert path.stat().st_size == size["size_bytes"]
+    assert size["size_bytes"] == sum(value for name, value in size.items() if name != "size_bytes")
+    assert found["bits"]["head"] == [4, 4]
+    measured = document("evaluate", "--packed", path, "--images", "digits")["measured"]
+    assert measured == document("evaluate", "--model", "digits_vit", "--bits", 4)["measured"]
+    assert f"{size['size_bytes']:,}" in run("pack", "--model", "digits_vit", "--bits", 4, "--output", path).stdout
+
+
+def test_pack_under_a_budget_stays_within_it(document, allocated, tmp_path):
+    path, limit = tmp_path / "model.safetensors", 420_000
+    found = document("pack", "--model", "digits_vit", "--size-mb", limit / 1e6, "--pin", "head=8", "--output", path)
+    assert found["bits"]["head"] == [8, 8]
+    assert 0.9 * limit < path.stat().st_size <= limit
+
+
+def test_a_packed_file_of_another_model_is_refused(run, tmp_path):
+    path = tmp_path / "model.safetensors"
+    assert run("pack", "--model", "digits_vit", "--bits", 3, "--output", path).returncode == 0
+    for arguments in (["--model", "digits_deit"], ["--outliers", 8]):
+        finished = run("evaluate", "--packed", path, *arguments)
+        assert finished.returncode == 2
+        assert "was not made from digits_" in finished.stderr
+    path.write_bytes(path.read_bytes()[:-1])
+    finished = run("evaluate", "--packed", path)
+    assert finished.returncode == 2
+    assert "truncated" in finished.stderr
+
+
 def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
     importance = document("relevance", "--model", "digits_vit")["importance"]
     harm = document("sensitivity", "--model", "digits_vit")["harm"]
@@ -136,6 +168,12 @@ def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
         (["evaluate", "--model", "digits_vit", "--bits", 9], "9 bits are not possible"),
         (["evaluate", "--model", "digits_vit", "--bits", "four"], "invalid int value: 'four'"),
         (["evaluate", "--model", "digits_vit"], "--bits"),
+        (["evaluate", "--bits", 4], "--model"),
+        (["evaluate", "--bits", 4, "--packed", "model.safetensors"], "one of the two"),
+        (["evaluate", "--packed", "/no/such/file"], "/no/such/file"),
+        (["pack", "--model", "digits_vit", "--output", "unwritten"], "one of the two"),
+        (["pack", "--model", "digits_vit", "--bits", 4, "--pin", "head=8", "--output", "unwritten"], "one of the two"),
+        (["pack", "--model", "digits_vit", "--bits", 4, "--output", "/no/such/folder/file"], "/no/such/folder"),
         (["evaluate", "--model", "digits_vit", "--bits", 4, "--images", "/no/such/folder"], "/no/such/folder"),
         (["evaluate", "--model", "digits_vit", "--bits", 4, "--outliers", "0"], "outlier factor"),
         (["allocate", "--model", "digits_vit"], "needs a budget"),
@@ -173,7 +211,7 @@ def test_a_truncated_checkpoint_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "models", "layers", "relevance", "sensitivity", "allocate", "evaluate", "train-embedded"]
+    "command", ["", "models", "layers", "relevance", "sensitivity", "allocate", "pack", "evaluate", "train-embedded"]
 )
 def test_every_command_has_help(run, command):
     finished = run(*filter(None, [command]), "--help")

@@ -68,6 +68,16 @@ def test_what_is_evaluated_is_the_quantized_model(study):
     assert study.evaluate(study.uniform(3)) == found
 
 
+def test_a_packed_allocation_has_its_cost_and_evaluates_as_it_does(study, tmp_path):
+    allocation = study.allocate(size_bytes=400_000)
+    found = study.pack(allocation, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size == allocation.cost.size_bytes <= 400_000
+    assert found.weight_bytes == allocation.cost.weight_bytes
+    *_, last = study.evaluate_packed_steps(tmp_path / "model.safetensors")
+    assert last.done == last.total == 80
+    assert last.result == study.evaluate(allocation)
+
+
 def test_calibration_and_evaluation_images_are_disjoint(study):
     assert not set(study.calibration_images.names) & set(study.evaluation_images.names)
 

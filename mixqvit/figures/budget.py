@@ -175,7 +175,10 @@ def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | N
     rows = {
         "Average bits": lambda cost, harm, found: f"{cost.average_bits:.2f}",
         "Model size": lambda cost, harm, found: megabytes(cost.size_bytes),
-        "Weights only": lambda cost, harm, found: megabytes(cost.weight_bytes),
+        "· weight codes": lambda cost, harm, found: megabytes(cost.weight_bytes),
+        "· scales, zero points": lambda cost, harm, found: megabytes(cost.scale_bytes),
+        "· kept in float32": lambda cost, harm, found: megabytes(cost.full_precision_bytes),
+        "· file header": lambda cost, harm, found: megabytes(cost.container_bytes),
         "BitOps": lambda cost, harm, found: f"{cost.bitops / 1e9:.3f} G",
         "Predicted harm": lambda cost, harm, found: f"{harm:.3g}",
         "Top-1 accuracy": lambda cost, harm, found: _fraction(found and found.top1),
@@ -283,6 +286,7 @@ def measured_frame(points: Sequence[MeasuredPoint]) -> pd.DataFrame:
                 "setting": point.name,
                 "average bits": point.cost.average_bits,
                 "model size (bytes)": point.cost.size_bytes,
+                "weight codes (bytes)": point.cost.weight_bytes,
                 "BitOps": point.cost.bitops,
                 "predicted harm": point.harm,
                 "top-1": point.evaluation.top1,
@@ -349,7 +353,8 @@ def recipe(
         `model`; `recipe`, the quantization recipe; `settings`, the fields of `Settings` by name, outlier amplification
         included; `budget` with the ceilings, None where there was none; `gamma`; `pinned`, from layer name to bits;
         `bits`, from layer name to [weight bits, activation bits]; `predicted_harm`, Σ Ω^gamma · Λ in nats; `cost` in
-        bytes, BitOps and bits; `measured` with fractions from 0 to 1 and KL in nats, or None.
+        bytes (of the packed file and of its parts), BitOps and bits; `measured` with fractions from 0 to 1 and KL in
+        nats, or None.
     """
     budget: Budget = allocation.budget
     return {
@@ -366,11 +371,7 @@ def recipe(
         "pinned": dict(pinned),
         "bits": {name: list(pair) for name, pair in allocation.bits.items()},
         "predicted_harm": allocation.harm,
-        "cost": {
-            "size_bytes": allocation.cost.size_bytes,
-            "bitops": allocation.cost.bitops,
-            "average_bits": allocation.cost.average_bits,
-        },
+        "cost": asdict(allocation.cost) | {"size_bytes": allocation.cost.size_bytes},
         "measured": evaluation
         and {
             "images": evaluation.images,

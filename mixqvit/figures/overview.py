@@ -51,8 +51,8 @@ def sample_images(images: "Images", count: int) -> tuple[list[np.ndarray], list[
 
 
 def megabytes(size_bytes: float) -> str:
-    """Write a model size in decimal megabytes."""
-    return f"{size_bytes / 1e6:.2f} MB"
+    """Write a size in decimal megabytes, small ones in kilobytes."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 or not size_bytes else f"{size_bytes / 1e3:.1f} kB"
 
 
 def percent(fraction: float, digits: int = 1) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mixqvit.allocation import Allocation, Budget
-from mixqvit.costs import cost
+from mixqvit.costs import Cost, Storage, cost
 from mixqvit.evaluation import Evaluation
 from mixqvit.figures import budget as figures
 from mixqvit.figures.grid import cells
@@ -23,6 +23,7 @@ def layers() -> tuple[Layer, ...]:
     )
 
 
+REST = Storage("mix-qvit", 40, 600)
 BITS = {"patch_embed.proj": (5, 8), "blocks.0.attn.matmul1": (4, 4), "blocks.0.mlp.fc1": (2, 2), "head": (32, 32)}
 BEFORE = {**BITS, "blocks.0.mlp.fc1": (4, 4), "patch_embed.proj": (3, 8)}
 IMPORTANCE = {"patch_embed.proj": 0.1, "blocks.0.attn.matmul1": 0.2, "blocks.0.mlp.fc1": 0.3, "head": 0.4}
@@ -34,7 +35,7 @@ def evaluation(correct: int | None, kl: float = 0.25) -> Evaluation:
 
 
 def point(layers, name: str, correct: int | None, bits=BITS) -> figures.MeasuredPoint:
-    return figures.MeasuredPoint(name, cost(layers, bits, 10), 0.5, evaluation(correct))
+    return figures.MeasuredPoint(name, cost(layers, bits, REST), 0.5, evaluation(correct))
 
 
 def grid_cell(heatmap, layers, name):
@@ -81,7 +82,7 @@ def test_changes_list_layers_by_direction():
 
 
 def test_comparison_never_shows_a_number_that_was_not_measured(layers):
-    settings = cost(layers, BITS, 10)
+    settings = cost(layers, BITS, REST)
     table = figures.comparison(
         {"Mixed": (settings, 0.5, None), "Uniform": None, "Full precision": (settings, 0.0, evaluation(180))}
     )
@@ -91,9 +92,20 @@ def test_comparison_never_shows_a_number_that_was_not_measured(layers):
     assert rows["Average bits"][0] == f"{settings.average_bits:.2f}"
 
 
+def test_comparison_splits_the_size_of_the_file(layers):
+    found = Cost(2_000_000, 300_000, 50_000, 6_000, 10**9, 4.0)
+    table = figures.comparison({"Mixed": (found, 0.5, None)})
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table.split("\n")}
+    assert rows["Model size"] == "2.36 MB"
+    assert rows["· weight codes"] == "2.00 MB"
+    assert rows["· scales, zero points"] == "0.30 MB"
+    assert rows["· kept in float32"] == "50.0 kB"
+    assert rows["· file header"] == "6.0 kB"
+
+
 def test_gauges_measure_against_the_ceiling_or_full_precision(layers):
-    full = cost(layers, dict.fromkeys(BITS, (32, 32)), 10)
-    spent = cost(layers, BITS, 10)
+    full = cost(layers, dict.fromkeys(BITS, (32, 32)), REST)
+    spent = cost(layers, BITS, REST)
     bits, size, bitops = figures.gauges(Allocation(BITS, 0.5, spent, Budget(average_bits=10.0)), full, None)
     assert bits[1] == pytest.approx(spent.average_bits / 10)
     assert "of 10.00 allowed" in bits[0]
@@ -142,7 +154,7 @@ def test_pins_survive_the_editable_table(layers):
 
 
 def test_recipe_is_json_with_all_that_reproduces_the_setting(layers):
-    allocation = Allocation(BITS, 0.5, cost(layers, BITS, 10), Budget(average_bits=4.0))
+    allocation = Allocation(BITS, 0.5, cost(layers, BITS, REST), Budget(average_bits=4.0))
     settings, pinned = Settings(outlier_factor=8.0), {"head": 32}
     written = figures.recipe("digits_vit", settings, allocation, 0.25, pinned, evaluation(180))
     document = json.loads(json.dumps(written))
@@ -154,4 +166,6 @@ def test_recipe_is_json_with_all_that_reproduces_the_setting(layers):
     assert document["budget"] == {"average_bits": 4.0, "size_bytes": None, "bitops": None, "cap_bitops": True}
     assert document["measured"]["top1"] == 0.9
     assert document["predicted_harm"] == 0.5
+    parts = ("weight_bytes", "scale_bytes", "full_precision_bytes", "container_bytes")
+    assert sum(document["cost"][part] for part in parts) == document["cost"]["size_bytes"]
     assert figures.recipe("digits_vit", settings, allocation, 0.25, pinned, None)["measured"] is None

@@ -88,6 +88,14 @@ def test_a_size_ceiling_is_rounded_to_bytes(page):
     assert next(iter(page.session_state["budgets"].values())).wanted["size_bytes"] == 1_001_000
 
 
+def test_the_packed_model_is_offered_with_its_size(page, study):
+    allocation = study.allocate(average_bits=4.0)
+    assert f"Packed model, {megabytes(allocation.cost.size_bytes)}" in [
+        button.proto.label for button in page.get("download_button")
+    ]
+    assert study.packed(allocation).size_bytes == allocation.cost.size_bytes
+
+
 def test_all_uniform_settings_are_measured_on_request(page, study):
     button = next(button for button in page.button if button.label == "Measure all uniform settings")
     button.click().run()

@@ -1,0 +1,91 @@
+"""The architecture that a packed model's numbers belong to: how the file names it, and how it is built again."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from mixqvit.cards import EMBEDDED, read_card
+from mixqvit.errors import ModelError, PackingError
+from mixqvit.graph import Graph, trace
+from mixqvit.zoo import Model, build_architecture
+
+__all__ = ["describe", "fingerprint", "keeps_statistics", "rebuild", "unquantized_parameters"]
+
+
+def describe(model: Model | None) -> Mapping[str, Any] | None:
+    """Return what `rebuild` needs: a timm name, or a timm class with its arguments; None for other models."""
+    if model is None:
+        return None
+    if "architecture" in model.card:
+        return model.card["architecture"]
+    if model.name in EMBEDDED:  # other weights in an embedded architecture carry no card
+        return read_card(model.name)["architecture"]
+    return {"timm": model.name} if timm.is_model(model.name) else None
+
+
+def rebuild(description: Mapping[str, Any] | None, module: nn.Module | None, input_shape: tuple[int, ...]) -> Graph:
+    """Return the graph of an architecture, whatever its weights are.
+
+    Args:
+        description: What `describe` returned.
+        module: A module of this architecture, used instead if given.
+        input_shape: Shape of one image `[C, H, W]`.
+
+    Raises:
+        PackingError: Nothing says which architecture it is, or this version of timm does not have it.
+        ModelError: It cannot be traced.
+    """
+    if module is None:
+        module = _built(description)
+    return trace(module, torch.zeros(1, *input_shape))
+
+
+def _built(description: Mapping[str, Any] | None) -> nn.Module:
+    if description is None:
+        raise PackingError("The file does not name its architecture: give the model it was made from, model=MODULE.")
+    with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced; nobody's random numbers change for them
+        if "timm" not in description:
+            return build_architecture(description)
+        if not timm.is_model(description["timm"]):
+            raise PackingError(f"This version of timm has no model {description['timm']!r}: give model=MODULE.")
+        try:
+            return timm.create_model(description["timm"])
+        except RuntimeError as error:
+            raise ModelError(f"timm cannot build {description['timm']!r} ({error}): give model=MODULE.") from error
+
+
+def unquantized_parameters(graph: Graph) -> dict[str, nn.Parameter]:
+    """Return the parameters outside the layers' weights by name: biases, norms, embeddings."""
+    weights = {f"{layer.name}.weight" for layer in graph.layers}
+    return {name: value for name, value in graph.module.named_parameters() if name not in weights}
+
+
+def keeps_statistics(graph: Graph) -> str | None:
+    """Return the name of a module with state that is no parameter, such as a batch norm's; None if there is none."""
+    modules = dict(graph.module.named_modules())
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = modules[node.target]
+            if len(module.state_dict()) > len(list(module.named_parameters())):
+                return node.target
+    return None
+
+
+def fingerprint(graph: Graph) -> str:
+    """Return a hexadecimal SHA-256 of all that the numbers of a packed model must fit.
+
+    Layers, names and shapes of parameters, and the constants of the architecture (attention masks, indices), which
+    are not in the file.
+    """
+    layers = [(layer.name, layer.parameters, layer.has_bias) for layer in graph.layers]
+    parameters = [(name, list(value.shape)) for name, value in graph.module.named_parameters()]
+    digest = hashlib.sha256(json.dumps([layers, parameters, graph.input_shape]).encode())
+    for name, constant in sorted(graph.module.named_buffers()):
+        digest.update(f"{name} {constant.dtype} {tuple(constant.shape)}\n".encode())
+        digest.update(constant.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
