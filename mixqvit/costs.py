@@ -17,6 +17,7 @@ __all__ = [
     "Storage",
     "activation_parameter_bytes",
     "bitops",
+    "channel_count",
     "code_bytes",
     "cost",
     "full_precision_weight_bytes",
@@ -32,7 +33,7 @@ _FLOAT32 = 4
 _SCALE_AND_ZERO_POINT = 5  # bytes of one output channel: a float32 scale and a one-byte zero point
 _REPARAMETERIZED = 8  # bytes of one input channel: float32 scale and zero point, from which ratio and shift follow
 
-# Bytes per channel of a post-LayerNorm input beside the numbers of its per-tensor quantizer.
+# Bytes per channel of an operand whose channels have parameters, beside the numbers of its per-tensor quantizer.
 _CHANNEL_BYTES = {
     "min-max": 0,
     "fq-vit": 1,  # the exponent of a power-of-two factor
@@ -103,8 +104,25 @@ def activation_parameter_bytes(layer: Layer, operand: int, recipe: str) -> int:
         operand: 0 for the input of a layer with a weight; 0 or 1 for the factors of an attention product.
         recipe: Quantization recipe.
     """
-    channels = layer.input_shape[-1] if layer.is_reparameterized and operand == 0 else 0
-    return OPERAND_BYTES + _channel_bytes(recipe) * channels
+    return OPERAND_BYTES + _channel_bytes(recipe) * channel_count(layer, operand, recipe)
+
+
+def channel_count(layer: Layer, operand: int, recipe: str) -> int:
+    """Number of channels of an activation operand that have parameters of their own.
+
+    Those of a post-LayerNorm input; `mix-qvit` gives some also to the input of `proj`, which is the output of an
+    attention product, and to the values of attention, channel by channel of every head.
+    """
+    if layer.is_matmul:
+        has_heads = len(layer.output_shape) == 4
+        is_value = layer.kind == "matmul2" and operand == 1
+        return layer.output_shape[1] * layer.output_shape[3] if recipe == "mix-qvit" and is_value and has_heads else 0
+    return layer.input_shape[-1] if _is_moved(layer, recipe) else 0
+
+
+def _is_moved(layer: Layer, recipe: str) -> bool:
+    """Whether the layer's input has parameters per channel."""
+    return layer.is_reparameterized or (recipe == "mix-qvit" and layer.kind == "proj")
 
 
 def _channel_bytes(recipe: str) -> int:
@@ -128,7 +146,7 @@ def scale_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
     total = 0 if weight_bits == FULL_PRECISION else _SCALE_AND_ZERO_POINT * layer.channels
     if activation_bits != FULL_PRECISION:
         total += activation_parameter_bytes(layer, 0, recipe)
-        folds = layer.is_reparameterized and _channel_bytes(recipe) == _REPARAMETERIZED
+        folds = _is_moved(layer, recipe) and _channel_bytes(recipe) == _REPARAMETERIZED
         total += _FLOAT32 * layer.channels if folds and not layer.has_bias else 0
     return total
 

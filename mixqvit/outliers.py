@@ -24,6 +24,7 @@ from mixqvit.errors import BitWidthError, MixQViTError
 from mixqvit.evaluation import kl_divergence
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
+from mixqvit.quantization.fits import channel_range, output_error
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
 from mixqvit.quantization.ranges import (
     PERCENTILES,
@@ -33,7 +34,6 @@ from mixqvit.quantization.ranges import (
     tail_quantiles,
     uniform_quantizer,
 )
-from mixqvit.quantization.recipes import channel_range, output_error
 from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
 
 __all__ = [
@@ -249,7 +249,7 @@ def clip_curve(graph: Graph, found: LayerInput, bits: int) -> ClipCurve:
         exact = functional.linear(found.sample, graph.weight(found.layer))
         total = float(exact.square().sum()) or 1.0
         errors = {
-            clip: output_error(graph, found.layer, found.sample, _clipped(channels, clip), bits) / total
+            clip: output_error(graph.weight(found.layer), found.sample, _clipped(channels, clip), bits) / total
             for clip in CLIPS
         }
     return ClipCurve(found.layer.name, bits, errors)

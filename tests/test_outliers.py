@@ -20,8 +20,8 @@ from mixqvit.outliers import (
     post_layer_norm_layers,
     token_map,
 )
+from mixqvit.quantization.fits import channel_range, output_error
 from mixqvit.quantization.ranges import fit_per_channel, fit_weight, uniform_quantizer
-from mixqvit.quantization.recipes import channel_range, output_error
 from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
 
@@ -151,7 +151,9 @@ def test_reparameterization_leaves_the_values_their_grid_and_changes_the_weights
     assert clipped.grid_upper.max() < moved.grid_upper.max()
     total = float((found.rows @ graph.weight(found.layer).T).square().sum())
     quantizer = reparameterized_quantizer(fit_per_channel(found.rows, 4))
-    assert moved.output_error == pytest.approx(output_error(graph, found.layer, found.rows, quantizer, 4) / total)
+    assert moved.output_error == pytest.approx(
+        output_error(graph.weight(found.layer), found.rows, quantizer, 4) / total
+    )
 
 
 def test_the_clip_curve_belongs_to_the_clipped_variant():

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mixqvit.bits import FULL_PRECISION, Bits
-from mixqvit.costs import OPERAND_BYTES, Cost, Storage
+from mixqvit.costs import OPERAND_BYTES, Cost, Storage, cost
 from mixqvit.errors import PackingError
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
@@ -142,13 +142,17 @@ def packed(quantized: QuantizedModel, model: Model | None = None) -> Packed:
     header_bytes = _header_bytes(graph, model)
     tensors = parts.tensors()
     sizes = {name: array.nbytes for name, array in tensors.items()}
-    return Packed(
-        content=container.encode(tensors, _metadata(graph, model) | {"details": parts.details()}, header_bytes),
+    found = Packed(
+        content=container.encode(
+            tensors, _metadata(graph, model) | {"details": parts.details(quantized.recipe)}, header_bytes
+        ),
         weight_bytes=sizes["codes"],
         scale_bytes=sum(sizes[name] for name in _SCALE_TENSORS),
         full_precision_bytes=sizes["parameters"] + sizes["weights"],
         container_bytes=container.LENGTH_BYTES + header_bytes + sizes["bits"],
     )
+    found.check(cost(graph.layers, quantized.bits, storage(graph, quantized.recipe, model)))
+    return found
 
 
 def _refuse_unpackable(graph: Graph) -> None:
@@ -209,11 +213,12 @@ class _Parts:
         }
         return joined | {"bits": joined["bits"].reshape(-1, 2)}
 
-    def details(self) -> str:
+    def details(self, recipe: str) -> str:
         return json.dumps(
             {
                 "kinds": [json.loads(kind) for kind in self.kinds],
                 "operands": self.kind_of_operand,
+                "recipe": recipe,
                 "created_biases": self.created_biases,
                 "zero_points": self.far_zero_points,
             },
@@ -255,8 +260,9 @@ def _metadata(graph: Graph, model: Model | None) -> dict[str, str]:
 def _header_bytes(graph: Graph, model: Model | None) -> int:
     """Return the length of the header: room for the kinds of quantizers there can be, and some far zero points."""
     operands = sum(1 + layer.is_matmul for layer in graph.layers)
-    widths_of_inputs = {layer.input_shape[-1] for layer in graph.layers if layer.is_reparameterized}
-    room = 2048 + 6 * operands + 640 * len(widths_of_inputs)
+    # Quantizers with parameters per channel are as many kinds as there are numbers of channels.
+    shapes = {layer.input_shape[-1] for layer in graph.layers} | {layer.output_shape[1:] for layer in graph.layers}
+    room = 2048 + 6 * operands + 320 * len(shapes)
     return container.sealed_header_bytes(_metadata(graph, model), room)
 
 
@@ -320,6 +326,7 @@ class _Reader:
         self._positions = dict.fromkeys(tensors, 0)
         self._kinds = [json.dumps(kind) for kind in details["kinds"]]
         self._kind_of_operand = iter(details["operands"])
+        self.recipe = details["recipe"]
         self.created_biases = set(details["created_biases"])
         self._zero_points = tensors["weight_zero_points"].astype(np.float32)
         for channel, zero_point in details["zero_points"].items():
@@ -371,7 +378,7 @@ def _filled(graph: Graph, reader: _Reader) -> QuantizedModel:
             _set_dequantized(graph, layer, prepared, quantizer)
             if is_quantized:
                 operations[layer.node] = QuantizedLayer(prepared, quantizer, convolution_arguments(graph, layer))
-    return QuantizedModel(graph, bits, operations)
+    return QuantizedModel(graph, bits, reader.recipe, operations)
 
 
 def _prepared(graph: Graph, layer: Layer, reader: _Reader, bits: int, created_bias: bool) -> PreparedWeight:

@@ -2,17 +2,20 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixqvit.bits import FULL_PRECISION, Bits
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
 from mixqvit.errors import CalibrationError
-from mixqvit.graph import Graph
+from mixqvit.graph import Graph, Values
 from mixqvit.layers import Layer
+from mixqvit.quantization.fisher import Fisher, fisher_diagonals
+from mixqvit.quantization.fits import OperandQuantizers
+from mixqvit.quantization.operands import operands_of
 from mixqvit.quantization.operations import (
     PreparedWeight,
     QuantizedLayer,
@@ -22,7 +25,7 @@ from mixqvit.quantization.operations import (
 )
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
 from mixqvit.quantization.ranges import fit_weight
-from mixqvit.quantization.recipes import OperandQuantizers, Recipe, find_recipe
+from mixqvit.quantization.recipes import Recipe, find_recipe, repq_operands
 from mixqvit.quantization.reparameterization import fold
 
 __all__ = ["Calibration", "LayerCalibration", "calibrate", "calibrate_steps", "layer_operation", "prepare_weight"]
@@ -39,10 +42,13 @@ class LayerCalibration:
         layer: Name of the layer.
         operands: For each activation operand the quantizers by bit-width: one operand for a layer with a weight,
             two for an attention product.
+        token_weights: For error compensation, how much an error counts at each token of an image's output; None
+            where the recipe does not know.
     """
 
     layer: str
     operands: tuple[OperandQuantizers, ...]
+    token_weights: Tensor | None = None
 
 
 class _PreparedWeights:
@@ -77,12 +83,14 @@ class Calibration:
         graph: The model it belongs to.
         recipe: Name of the recipe.
         layers: Fitted quantizers by layer name.
+        pixels: The calibration images `[N, C, H, W]`, for error compensation.
         bits: The only (weight bits, activation bits) it serves; None if it serves any.
     """
 
     graph: Graph
     recipe: str
     layers: Mapping[str, LayerCalibration]
+    pixels: Tensor
     bits: Bits | None = None
     _prepared: _PreparedWeights = field(
         default_factory=lambda: _PreparedWeights(PREPARED_WEIGHT_BYTES), repr=False, compare=False
@@ -111,18 +119,26 @@ class Calibration:
     def _wrong_bits(self, layer: Layer, bits: Bits) -> CalibrationError:
         return CalibrationError(
             f"Recipe {self.recipe} was calibrated for weight and activation bits {self.bits} and cannot run "
-            f"{layer.name} at {bits}. Calibrate again with these bits, or use recipe mix-qvit, which serves any."
+            f"{layer.name} at {bits}. Calibrate again with these bits, or with recipe mix-qvit for any."
         )
 
 
-def calibrate(graph: Graph, pixels: Tensor, recipe: str = "mix-qvit", bits: Bits | None = None) -> Calibration:
+def calibrate(
+    graph: Graph,
+    pixels: Tensor,
+    recipe: str = "mix-qvit",
+    bits: Bits | None = None,
+    bit_widths: Sequence[int] = BIT_WIDTHS,
+) -> Calibration:
     """Fit the activation quantizers of all layers to calibration images.
 
     Args:
         graph: The traced model.
         pixels: Calibration images `[N, C, H, W]`; the papers use 32.
-        recipe: `mix-qvit` (any bits later) or `repq-vit` (the published algorithm, for one bit setting).
-        bits: (weight bits, activation bits) for recipes that are calibrated for one setting, else None.
+        recipe: One of `RECIPES`.
+        bits: (weight bits, activation bits) for `repq-vit`, which is calibrated for one setting, else None.
+        bit_widths: Bit-widths to calibrate for, where any can be asked for later; the patch embedding's input always
+            gets 8 too.
 
     Returns:
         The calibration; give it to `quantize` with any bits it serves.
@@ -131,8 +147,8 @@ def calibrate(graph: Graph, pixels: Tensor, recipe: str = "mix-qvit", bits: Bits
         CalibrationError: Unknown recipe, bits missing or not wanted, no images, or values that are not finite.
         ImageError: The images do not fit the model.
     """
-    layers = {piece.layer: piece for piece in calibrate_steps(graph, pixels, recipe, bits)}
-    return Calibration(graph, recipe, layers, bits)
+    layers = {piece.layer: piece for piece in calibrate_steps(graph, pixels, recipe, bits, bit_widths)}
+    return Calibration(graph, recipe, layers, pixels, bits)
 
 
 def calibrate_steps(
@@ -140,6 +156,7 @@ def calibrate_steps(
     pixels: Tensor,
     recipe: str = "mix-qvit",
     bits: Bits | None = None,
+    bit_widths: Sequence[int] = BIT_WIDTHS,
     finished: Mapping[str, LayerCalibration] | None = None,
 ) -> Iterator[LayerCalibration]:
     """Do the work of `calibrate` layer by layer, in network order; layers in `finished` are not fitted again.
@@ -153,25 +170,67 @@ def calibrate_steps(
     if not torch.isfinite(pixels).all():
         raise CalibrationError("The calibration images contain values that are not finite (NaN or infinity).")
     finished = finished or {}
-    replace: dict[str, Callable[..., Tensor]] = {}
+    operations: dict[str, QuantizedOperation] = {}
     layers = {layer.node: layer for layer in graph.layers}
-    with torch.no_grad():
-        for node, values in graph.walk(pixels, list(layers), replace):
-            layer = layers[node]
-            piece = finished.get(layer.name)
-            if piece is None:
-                operands = graph.operands(layer, values)
-                for operand in operands:
-                    if not torch.isfinite(operand).all():
-                        raise CalibrationError(
-                            f"An input of layer {layer.name} is not finite (NaN or infinity) on the calibration "
-                            "images. Check the checkpoint and the images."
-                        )
-                piece = LayerCalibration(layer.name, chosen.fit(graph, layer, operands, bits))
-            if chosen.one_setting:
-                replace[node] = _initialisation_operation(graph, layer, piece, bits)
-            if layer.name not in finished:
-                yield piece
+    fisher: Mapping[str, Fisher] = {}
+    for node, values in _paused(graph, pixels, list(layers), operations):
+        layer = layers[node]
+        piece = finished.get(layer.name)
+        if piece is None:
+            operands = graph.operands(layer, values)
+            _check_finite(layer, operands)
+            if chosen.needs_fisher and not fisher:
+                fisher = fisher_diagonals(graph, pixels)
+            with torch.no_grad():
+                piece = _fitted(graph, layer, operands, len(pixels), chosen, bits, bit_widths, fisher.get(layer.name))
+        if chosen.one_setting:
+            operations[node] = _initialisation_operation(graph, layer, piece, bits)
+        if layer.name not in finished:
+            yield piece
+
+
+def _paused(
+    graph: Graph, pixels: Tensor, stops: Sequence[str], operations: Mapping[str, QuantizedOperation]
+) -> Iterator[tuple[str, Values]]:
+    """Walk without gradients, and only while walking: a generator must not leave them off for its caller."""
+    walk = graph.walk(pixels, stops, operations)
+    while True:
+        with torch.no_grad():
+            stop = next(walk, None)
+        if stop is None:
+            return
+        yield stop
+
+
+def _check_finite(layer: Layer, operands: tuple[Tensor, ...]) -> None:
+    for operand in operands:
+        if not torch.isfinite(operand).all():
+            raise CalibrationError(
+                f"An input of layer {layer.name} is not finite (NaN or infinity) on the calibration images. "
+                "Check the checkpoint and the images."
+            )
+
+
+def _fitted(
+    graph: Graph,
+    layer: Layer,
+    values: tuple[Tensor, ...],
+    images: int,
+    recipe: Recipe,
+    bits: Bits | None,
+    bit_widths: Sequence[int],
+    fisher: Fisher | None,
+) -> LayerCalibration:
+    operands = operands_of(graph, layer, values, images, fisher)
+    if recipe.one_setting:
+        return LayerCalibration(layer.name, repq_operands(operands, bits))
+    quantizers = tuple(
+        recipe.activations[operand.role](
+            operand, sorted({*bit_widths, PATCH_EMBED_INPUT_BITS}) if operand.role == "image" else bit_widths
+        )
+        for operand in operands
+    )
+    return LayerCalibration(layer.name, quantizers, fisher.tokens if fisher else None)
 
 
 def _checked_recipe(recipe: str, bits: Bits | None) -> Recipe:
@@ -215,7 +274,7 @@ def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> Prepar
             weight, bias = fold(weight, bias, quantizer)
         fitted = None
         if bits[0] != FULL_PRECISION:
-            fitted = fit_weight(weight, bits[0])
+            fitted = find_recipe(calibration.recipe).fit_weight(weight, bits[0])
             weight = fitted(weight)
         return PreparedWeight(weight, bias, fitted)
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mixqvit.bits import Bits, BitsPerLayer, resolve_bits
+from mixqvit.errors import CalibrationError
 from mixqvit.graph import Graph
 from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.compensation import compensate
 from mixqvit.quantization.operations import QuantizedOperation
+from mixqvit.quantization.recipes import Compensation, find_recipe
 
 __all__ = ["QuantizedModel", "quantize"]
 
@@ -21,11 +25,13 @@ class QuantizedModel:
     Attributes:
         graph: The traced model underneath.
         bits: (weight bits, activation bits) per layer, 32 for full precision.
+        recipe: Name of the recipe.
         operations: What runs instead of each quantized layer, by graph node.
     """
 
     graph: Graph
     bits: BitsPerLayer
+    recipe: str
     operations: Mapping[str, QuantizedOperation]
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -34,7 +40,11 @@ class QuantizedModel:
             return self.graph.run(pixels, self.operations)[0]
 
 
-def quantize(calibration: Calibration, bits: int | Mapping[str, int | Bits]) -> QuantizedModel:
+def quantize(
+    calibration: Calibration,
+    bits: int | Mapping[str, int | Bits],
+    compensation: Compensation | Literal["recipe"] | None = "recipe",
+) -> QuantizedModel:
     """Return the model at the given bits.
 
     Args:
@@ -42,15 +52,29 @@ def quantize(calibration: Calibration, bits: int | Mapping[str, int | Bits]) -> 
         bits: One bit-width for all layers (2 to 8; the patch embedding's input then keeps 8), or a mapping from
             layer name to (weight bits, activation bits) or one number for both; layers left out stay in full
             precision, as does an operand with 32.
+        compensation: Which errors to compensate on the calibration images; None for none. `recipe` does what the
+            recipe says: `mix-qvit` compensates, the others do not.
 
     Raises:
         BitWidthError: A bit-width or layer name is not possible.
-        CalibrationError: The calibration serves other bits only.
+        CalibrationError: The calibration serves other bits only, or cannot compensate.
     """
-    resolved = resolve_bits(calibration.graph.layers, bits)
+    graph = calibration.graph
+    resolved = resolve_bits(graph.layers, bits)
+    recipe = find_recipe(calibration.recipe)
     operations = {}
-    for layer in calibration.graph.layers:
+    for layer in graph.layers:
         operation = layer_operation(calibration, layer, resolved[layer.name])
         if operation is not None:
             operations[layer.node] = operation
-    return QuantizedModel(calibration.graph, resolved, operations)
+    if compensation == "recipe":
+        compensation = recipe.compensation
+    if compensation is not None and operations:
+        if not recipe.needs_fisher:
+            raise CalibrationError(f"Recipe {recipe.name} has no token weights to compensate with; use mix-qvit.")
+        token_weights = {name: piece.token_weights for name, piece in calibration.layers.items()}
+        with torch.no_grad():
+            operations = compensate(
+                graph, calibration.pixels, operations, resolved, token_weights, recipe.fit_weight, compensation
+            )
+    return QuantizedModel(graph, resolved, calibration.recipe, operations)

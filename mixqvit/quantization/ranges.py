@@ -33,6 +33,7 @@ __all__ = [
     "fit_twin_gelu",
     "fit_twin_softmax",
     "fit_weight",
+    "power_of_two",
     "tail_quantiles",
     "uniform_quantizer",
 ]
@@ -116,12 +117,12 @@ def fit_per_channel(values: Tensor, bits: int, ranges: tuple[Tensor, Tensor] | N
     """
     lower, upper = ranges or tail_quantiles(values, PERCENTILES)
     candidates = [uniform_quantizer(low, high, bits) for low, high in zip(lower, upper, strict=True)]
-    unit = _power_of_two(torch.maximum(lower.abs(), upper.abs()).amax(dim=0))
+    unit = power_of_two(torch.maximum(lower.abs(), upper.abs()).amax(dim=0))
     errors = torch.stack([_squared_errors(candidate, values, unit) for candidate in candidates])
     return _best(candidates, errors)
 
 
-def _power_of_two(values: Tensor) -> Tensor:
+def power_of_two(values: Tensor) -> Tensor:
     """Return a power of two near each value: squares of what is divided by it neither overflow nor underflow."""
     return torch.ldexp(torch.ones_like(values), torch.frexp(values).exponent)
 
@@ -172,7 +173,7 @@ def _fit_logarithm(
     _, upper = ranges or tail_quantiles(values.reshape(-1, 1), PERCENTILES)
     tiny = torch.finfo(values.dtype).tiny
     candidates = [kind(scale.clamp(min=tiny), bits) for scale in upper[:, 0]]
-    unit = _power_of_two(candidates[-1].scale)
+    unit = power_of_two(candidates[-1].scale)
     errors = [float(_squared_errors(candidate, values.reshape(-1, 1), unit)) for candidate in candidates]
     return candidates[errors.index(min(errors))]
 
@@ -209,7 +210,7 @@ def fit_power_of_two_factor(values: Tensor, bits: int) -> PowerOfTwoFactorQuanti
     """
     lower, upper = torch.aminmax(values)
     widest = uniform_quantizer(lower.clamp(max=0), upper.clamp(min=0), bits)
-    unit = _power_of_two(torch.maximum(-lower, upper))
+    unit = power_of_two(torch.maximum(-lower, upper))
     exponents = torch.arange(LARGEST_FACTOR_EXPONENT + 1, dtype=values.dtype, device=values.device)
     scales = torch.ldexp(widest.scale, exponents - LARGEST_FACTOR_EXPONENT)
     candidates = [UniformQuantizer(scale, widest.zero_point, bits) for scale in scales]

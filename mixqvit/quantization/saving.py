@@ -23,6 +23,8 @@ def to_tensors(piece: LayerCalibration) -> tuple[dict[str, Tensor], dict[str, st
     """
     tensors: dict[str, Tensor] = {}
     descriptions = {"operands": str(len(piece.operands))}
+    if piece.token_weights is not None:
+        tensors["token_weights"] = piece.token_weights
     for index, quantizers in enumerate(piece.operands):
         for bits, quantizer in quantizers.items():
             path = f"{index}/{bits}"
@@ -44,7 +46,8 @@ def from_tensors(layer: str, tensors: Mapping[str, Tensor], descriptions: Mappin
             own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             index, bits = map(int, path.split("/"))
             operands[index][bits] = quantizer_from_tensors(own, description)
-    return LayerCalibration(layer, tuple(dict(sorted(quantizers.items())) for quantizers in operands))
+    ordered = tuple(dict(sorted(quantizers.items())) for quantizers in operands)
+    return LayerCalibration(layer, ordered, tensors.get("token_weights"))
 
 
 def quantizer_to_tensors(quantizer: ActivationQuantizer) -> tuple[dict[str, Tensor], str]:

@@ -1,0 +1,88 @@
+"""How much the network's output feels an error at each operand: the diagonal of the Fisher information.
+
+To second order KL(p ‖ p + error) = ½ · eᵀ F e with F = Jᵀ (diag p - p pᵀ) J. Its diagonal is estimated with random
+signs u (Hutchinson): the mean square of the gradient of uᵀ B y with B = diag √p - p √pᵀ, so that B Bᵀ = diag p - p pᵀ.
+PTQ4ViT (arXiv 2111.12293) weighs quantization errors by squared gradients of the loss in the same spirit.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixqvit.graph import Graph
+from mixqvit.layers import Layer
+
+__all__ = ["Fisher", "fisher_diagonals"]
+
+PROBES = 2
+IMAGES_AT_ONCE = 8
+"""Bounds memory: the activations of this many images are kept for the backward pass."""
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Mean squared gradients at one layer, averaged over images and probes, not over positions.
+
+    Attributes:
+        operands: For each activation operand, shaped like one image's part of it.
+        tokens: For a Linear the mean over channels of its output's, one number per token of an image; None otherwise.
+    """
+
+    operands: tuple[Tensor, ...]
+    tokens: Tensor | None
+
+
+def fisher_diagonals(graph: Graph, pixels: Tensor) -> Mapping[str, Fisher]:
+    """Return the Fisher diagonals of all layers by name, from a backward pass per probe over images `[N, C, H, W]`."""
+    sums: dict[str, list[Tensor]] = {}
+    generator = torch.Generator().manual_seed(0)
+    for batch in pixels.split(IMAGES_AT_ONCE):
+        for name, squares in _squared_gradients(graph, batch, generator).items():
+            known = sums.setdefault(name, [torch.zeros_like(square) for square in squares])
+            for total, square in zip(known, squares, strict=True):
+                total += square
+    found = {}
+    for layer in graph.layers:
+        *operands, output = (total / len(pixels) for total in sums[layer.name])
+        is_linear = not layer.is_matmul and graph.weight(layer).dim() == 2
+        found[layer.name] = Fisher(tuple(operands), output.mean(dim=-1).flatten() if is_linear else None)
+    return found
+
+
+def _squared_gradients(graph: Graph, pixels: Tensor, generator: torch.Generator) -> dict[str, list[Tensor]]:
+    """Return the squared gradients of every operand and of the output of each layer, summed over the images."""
+    seen: dict[str, tuple[Tensor, ...]] = {}
+    with torch.enable_grad():
+        operations = {layer.node: _recorded(graph, layer, seen) for layer in graph.layers}
+        logits = graph.run(pixels.clone().requires_grad_(), operations)[0]
+        probabilities = logits.detach().double().softmax(dim=1)
+        roots = probabilities.sqrt()
+        names = list(seen)
+        tensors = [tensor for name in names for tensor in seen[name]]
+        sums: list[Tensor | None] = [None] * len(tensors)
+        for probe in range(PROBES):
+            signs = torch.randint(0, 2, logits.shape, generator=generator).to(roots) * 2 - 1
+            direction = roots * signs - probabilities * (roots * signs).sum(dim=1, keepdim=True)
+            gradients = torch.autograd.grad(
+                logits, tensors, direction.to(logits), retain_graph=probe < PROBES - 1, allow_unused=True
+            )
+            for index, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
+                square = torch.zeros_like(tensor) if gradient is None else gradient.square()
+                # Windows are part of the leading dimension: the images come first.
+                square = square.reshape(len(pixels), -1, *square.shape[1:]).sum(dim=0) / PROBES
+                sums[index] = square if sums[index] is None else sums[index] + square
+    remaining = iter(sums)
+    return {name: [next(remaining).detach() for _ in seen[name]] for name in names}
+
+
+def _recorded(graph: Graph, layer: Layer, seen: dict[str, tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    """Return the layer's operation that also remembers its operands and its output."""
+
+    def operation(*operands: Tensor) -> Tensor:
+        output = torch.matmul(*operands) if layer.is_matmul else graph.operation(layer).forward(*operands)
+        seen[layer.name] = (*operands, output)
+        return output
+
+    return operation
