@@ -99,7 +99,7 @@ def test_zero_points_beyond_a_byte_come_back(tmp_path):
     with torch.no_grad():
         model.head.weight[1] = model.head.weight[1].abs() * 0.01 + 1
         model.blocks[1].mlp.fc2.weight[3] = model.blocks[1].mlp.fc2.weight[3].abs() * 0.01 - 1
-    quantized = quantize(calibrate(mixqvit.trace(model, IMAGES), IMAGES), 7)
+    quantized = quantize(calibrate(mixqvit.trace(model, IMAGES), IMAGES, "min-max"), 7)
     zero_points = [
         operation.prepared.quantizer.zero_point
         for operation in quantized.operations.values()
