@@ -17,7 +17,7 @@ from mixqvit.layers import Layer
 __all__ = ["Fisher", "fisher_diagonals"]
 
 PROBES = 2
-IMAGES_AT_ONCE = 8
+IMAGES_AT_ONCE = 4
 """Bounds memory: the activations of this many images are kept for the backward pass."""
 
 

@@ -9,8 +9,16 @@ import sys
 import torch
 
 import mixqvit
+from mixqvit.quantization.recipes import Compensation
 
 MODEL = "deit_tiny_patch16_224"
+BITS = (8, 6, 4, 3)
+COMPENSATIONS = {
+    "without compensation": None,
+    "without regression": Compensation(regression=False),
+    "without rounding": Compensation(rounding=False),
+    "without bias": Compensation(bias=False),
+}
 
 
 def main(checkpoint: str, folder: str) -> None:
@@ -31,12 +39,17 @@ def main(checkpoint: str, folder: str) -> None:
         print(f"| {recipe} | {bits} | {top1} | {100 * found.agreement:.1f} | {found.kl:.3f} |", flush=True)
 
     show("full precision", "32", graph)
-    calibration = mixqvit.calibrate(graph, calibration_images.pixels, "mix-qvit")
-    for bits in (8, 6, 4, 3):
-        show("mix-qvit", str(bits), mixqvit.quantize(calibration, bits))
-    for bits in (6, 4, 3):
+    for recipe in ("mix-qvit", "adalog", "ptq4vit", "fq-vit", "min-max"):
+        calibration = mixqvit.calibrate(graph, calibration_images.pixels, recipe, bit_widths=BITS)
+        for bits in BITS:
+            show(recipe, str(bits), mixqvit.quantize(calibration, bits))
+    for bits in BITS:
         single = mixqvit.calibrate(graph, calibration_images.pixels, "repq-vit", (bits, bits))
         show("repq-vit", str(bits), mixqvit.quantize(single, bits))
+    calibration = mixqvit.calibrate(graph, calibration_images.pixels, bit_widths=BITS)
+    for name, parts in COMPENSATIONS.items():
+        for bits in (4, 3):
+            show(f"mix-qvit {name}", str(bits), mixqvit.quantize(calibration, bits, parts))
 
 
 if __name__ == "__main__":
