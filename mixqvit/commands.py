@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mixqvit.cards import list_models
-from mixqvit.errors import AllocationError, BitWidthError, MixQViTError, ModelError
+from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, MixQViTError, ModelError
 
 if TYPE_CHECKING:
     from mixqvit.allocation import Allocation
@@ -105,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", _evaluate, "measure accuracy at uniform bits or of a packed file", model_required=False
     )
     evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
+    evaluation.add_argument("--recipe", metavar="NAME", help="how to quantize (default: mix-qvit); `recipes` lists all")
     evaluation.add_argument("--packed", type=Path, metavar="FILE", help="what `pack` wrote; it names its model itself")
+    recipes = study_command("recipes", _recipes, "measure every recipe at the same bits, beside full precision")
+    recipes.add_argument("--bits", type=int, required=True, help="2 to 8, for every layer")
     training = command("train-embedded", _train, "train an embedded model again and write its checkpoint and card")
     training.add_argument("--model", required=True, help="a name that `models` lists")
     training.add_argument("--folder", type=Path, help="where to write (default: assets)")
@@ -242,18 +245,28 @@ def _evaluate(options: argparse.Namespace) -> tuple[Document, str]:
         raise BitWidthError("Give --bits, or --packed with a file that `pack` wrote; one of the two.")
     if options.packed is None:
         study = _study(options)
-        steps, what = study.evaluate_steps(options.bits), {"bits": options.bits}
+        recipe = options.recipe or study.settings.recipe
+        steps, what = study.evaluate_steps(options.bits, recipe), {"bits": options.bits, "recipe": recipe}
     else:
+        if options.recipe is not None:
+            raise CalibrationError("--recipe goes with --bits; a packed file is quantized already.")
         from mixqvit.packing import packed_source
 
         options.model = options.model or packed_source(options.packed).model
         study = _study(options)
         steps, what = study.evaluate_packed_steps(options.packed), {"packed": str(options.packed)}
     measured = _measurement(_finish(steps))
-    ((column, shown),) = what.items()
-    rows = [(shown, *_measured_columns(measured), measured["images"])]
+    rows = [(*what.values(), *_measured_columns(measured), measured["images"])]
     document = {"model": study.model.name, **what, "measured": measured}
-    return document, _table((column, "top-1", "agreement", "KL", "images"), rows)
+    return document, _table((*what, "top-1", "agreement", "KL", "images"), rows)
+
+
+def _recipes(options: argparse.Namespace) -> tuple[Document, str]:
+    study = _study(options)
+    measured = {name: _measurement(found) for name, found in _finish(study.recipe_steps(options.bits)).items()}
+    rows = [(name, *_measured_columns(found), found["images"]) for name, found in measured.items()]
+    document = {"model": study.model.name, "bits": options.bits, "descriptions": study.recipes, "recipes": measured}
+    return document, _table((f"W{options.bits}A{options.bits}", "top-1", "agreement", "KL", "images"), rows)
 
 
 def _train(options: argparse.Namespace) -> tuple[Document, str]:

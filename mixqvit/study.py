@@ -5,7 +5,7 @@ numbers and NumPy arrays, so that pages and the command line need no torch.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,16 +20,26 @@ from mixqvit import outliers
 from mixqvit.allocation import Allocation, Budget, allocate, bitops_ceiling, largest_uniform, predicted_harm
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.channels import CLIPS, ChannelDistribution, ChannelRanges, ChannelStatistics, ClipCurve, TokenMap
+from mixqvit.comparison import OperandComparison, compare_quantizers
 from mixqvit.costs import Storage, cost
 from mixqvit.datasets import load_images
-from mixqvit.errors import CalibrationError, ImageError, MixQViTError, PackingError, UnsupportedOperationError
+from mixqvit.errors import (
+    BitWidthError,
+    CalibrationError,
+    ImageError,
+    MixQViTError,
+    PackingError,
+    UnsupportedOperationError,
+)
 from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
 from mixqvit.outliers import LayerInput
 from mixqvit.packing import Packed, load_packed, packed, packed_source, storage
-from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps, quantize
-from mixqvit.quantization.recipes import find_recipe
+from mixqvit.quantization import Calibration, LayerCalibration, QuantizedModel, calibrate_steps, quantize
+from mixqvit.quantization.fisher import fisher_diagonals
+from mixqvit.quantization.operands import roles
+from mixqvit.quantization.recipes import RECIPES, find_recipe
 from mixqvit.quantization.saving import from_tensors, to_tensors
 from mixqvit.records import ImageRelevance, Importance, Progress, Settings
 from mixqvit.relevance import propagate, propagate_steps, transformer_attribution
@@ -44,6 +54,9 @@ Result = TypeVar("Result")
 
 # Bounds of what the Outliers page keeps in memory: inputs of whole layers are large, ranges are many.
 LAYER_INPUTS, CHANNEL_RANGES = 4, 64
+
+# Comparisons of quantizers that are kept: some hundred kilobytes each.
+OPERAND_COMPARISONS = 64
 
 # A stage's results are found again only by the very code that made them.
 _SHARED_CODE = ("study.py", "graph.py", "layer_table.py", "layers.py", "bits.py")
@@ -210,7 +223,7 @@ class Study:
                 finished[piece.layer] = piece
                 yield Progress(len(finished), total, f"calibration of {piece.layer}")
         ordered: Mapping[str, LayerCalibration] = {layer.name: finished[layer.name] for layer in self.layers}
-        self._memory["calibration"] = Calibration(self.graph, settings.recipe, ordered)
+        self._memory["calibration"] = Calibration(self.graph, settings.recipe, ordered, pixels)
         yield Progress(total, total, "calibration", self._memory["calibration"])
 
     def calibration(self) -> Calibration:
@@ -308,11 +321,22 @@ class Study:
 
     # Evaluation
 
-    def evaluate_steps(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Iterator[Progress]:
-        """Measure bits on the evaluation images, a batch at a time; every `result` is an `Evaluation` so far."""
+    def evaluate_steps(
+        self, bits: Allocation | int | Mapping[str, int | Bits], recipe: str | None = None
+    ) -> Iterator[Progress]:
+        """Measure bits on the evaluation images, a batch at a time; every `result` is an `Evaluation` so far.
+
+        Args:
+            bits: An allocation, bits per layer or one bit-width for all.
+            recipe: Another recipe than the study's; one that serves a single setting takes one bit-width for all.
+
+        Raises:
+            BitWidthError: A bit-width or layer name is not possible.
+            CalibrationError: The recipe is unknown, or cannot serve these bits.
+        """
+        recipe = recipe or self.settings.recipe
         resolved = self.resolved(bits)
-        key = self._key("evaluation", self.settings.recipe, self.settings.calibration_images, self._evaluation_part)
-        item = fingerprint({name: list(pair) for name, pair in resolved.items()})
+        key, item = self._evaluation_key(recipe), _bits_item(resolved)
         saved = self.store.rows(key).get(item)
         so_far = Evaluation(**saved) if saved else None
         images = self.evaluation_images
@@ -320,21 +344,42 @@ class Study:
         if so_far is None or so_far.images < total:
             predict = self.graph
             if any(pair != (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
-                if "calibration" not in self._memory:
-                    yield from (replace(step, result=None) for step in self.calibration_steps())
-                predict = quantize(self.calibration(), resolved)
+                predict = yield from self._quantized_steps(recipe, bits, resolved)
             reference = self._reference_logits()
             batches = evaluate_steps(predict, images.pixels, images.labels, reference, finished=so_far)
             for so_far in batches:
                 self.store.put(key, item, asdict(so_far))
                 yield Progress(so_far.images, total, f"{so_far.images} of {total} images", so_far)
-        self._memory["evaluation", item] = so_far
+        self._memory["evaluation", recipe, item] = so_far
         yield Progress(total, total, "evaluation", so_far)
+
+    def _quantized_steps(
+        self, recipe: str, bits: Allocation | int | Mapping[str, int | Bits], resolved: BitsPerLayer
+    ) -> Generator[Progress, None, QuantizedModel]:
+        """Calibrate where needed and return the model at these bits; only the study's own recipe is saved."""
+        if recipe == self.settings.recipe:
+            if "calibration" not in self._memory:
+                yield from (replace(step, result=None) for step in self.calibration_steps())
+            return quantize(self.calibration(), resolved)
+        setting = None
+        if find_recipe(recipe).one_setting:
+            if not isinstance(bits, int):
+                raise CalibrationError(
+                    f"Recipe {recipe} is calibrated for one bit setting: give one bit-width for all."
+                )
+            setting = (bits, bits)
+        widths = sorted({width for pair in resolved.values() for width in pair} - {FULL_PRECISION})
+        pixels, total = self._calibration_pixels, len(self.layers)
+        layers: dict[str, LayerCalibration] = {}
+        for piece in calibrate_steps(self.graph, pixels, recipe, setting, widths):
+            layers[piece.layer] = piece
+            yield Progress(len(layers), total, f"calibration of {piece.layer}")
+        return quantize(Calibration(self.graph, recipe, layers, pixels, setting), resolved)
 
     def evaluate(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation:
         """Return accuracy, agreement and KL on all evaluation images, measuring what is not saved."""
-        item = fingerprint({name: list(pair) for name, pair in self.resolved(bits).items()})
-        return self._finished(("evaluation", item), lambda: self.evaluate_steps(bits))
+        name = ("evaluation", self.settings.recipe, _bits_item(self.resolved(bits)))
+        return self._finished(name, lambda: self.evaluate_steps(bits))
 
     def resolved(self, bits: Allocation | int | Mapping[str, int | Bits]) -> BitsPerLayer:
         """Return (weight bits, activation bits) for every layer."""
@@ -356,6 +401,73 @@ class Study:
 
         return self._remembered("reference", compute)
 
+    # Quantizers
+
+    def operand_roles(self, layer: str) -> tuple[str, ...]:
+        """Return what the activation operands of a layer are: one of a layer with a weight, two of a product."""
+        return roles(self._layer(layer))
+
+    def compare_quantizers(self, layer: str, operand: int = 0) -> OperandComparison:
+        """Return every quantizer of the menu fitted to one operand, quantized alone, at every bit-width.
+
+        Args:
+            layer: Name of the layer.
+            operand: Which of `operand_roles`.
+        """
+        return self._operand_comparison(layer, operand)
+
+    def recipe_steps(self, bits: int) -> Iterator[Progress]:
+        """Measure full precision and every recipe at uniform bits on the evaluation images, one after the other.
+
+        Every `result` is what is finished so far: an `Evaluation` by recipe, and by `full precision`.
+
+        Raises:
+            BitWidthError: The bit-width is not 2 to 8.
+        """
+        found = self.saved_recipes(bits)
+        images, layers = len(self.evaluation_images), len(self.layers)
+        settings = {"full precision": FULL_PRECISION} | dict.fromkeys(reversed(RECIPES), bits)
+        each, total = layers + images, len(settings) * (layers + images)
+        for place, (name, width) in enumerate(settings.items()):
+            if name in found:
+                continue
+            recipe = name if name in RECIPES else None
+            for step in self.evaluate_steps(width, recipe):
+                # Without a result it is a step of the calibration, which comes first.
+                inside = step.done if step.result is None else layers + step.done
+                if inside == each:
+                    found[name] = step.result
+                yield Progress(place * each + inside, total, f"{name}: {step.doing}", dict(found))
+        yield Progress(total, total, "recipes", found)
+
+    def saved_recipes(self, bits: int) -> dict[str, Evaluation]:
+        """Return what `recipe_steps` has finished at these bits, without measuring anything."""
+        if bits not in BIT_WIDTHS:
+            raise BitWidthError(f"{bits!r} bits are not possible: use {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}.")
+        found = {}
+        for name, recipe, width in (
+            ("full precision", self.settings.recipe, FULL_PRECISION),
+            *((recipe, recipe, bits) for recipe in reversed(RECIPES)),
+        ):
+            saved = self.store.rows(self._evaluation_key(recipe)).get(_bits_item(self.resolved(width)))
+            if saved and saved["images"] == saved["total"]:
+                found[name] = Evaluation(**saved)
+        return found
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """Descriptions of all recipes by name, the plainest first."""
+        return {name: RECIPES[name].description for name in reversed(RECIPES)}
+
+    @cached_property
+    def _operand_comparison(self) -> Callable[[str, int], OperandComparison]:
+        def compare(layer: str, operand: int) -> OperandComparison:
+            pixels = self._calibration_pixels
+            fisher = self._remembered("fisher", lambda: fisher_diagonals(self.graph, pixels))
+            return compare_quantizers(self.graph, self._layer(layer), operand, pixels, fisher[layer])
+
+        return lru_cache(OPERAND_COMPARISONS)(compare)
+
     # Packing
 
     def packed(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Packed:
@@ -365,9 +477,7 @@ class Study:
             PackingError: The model cannot be packed.
         """
         resolved = self.resolved(bits)
-        found = packed(quantize(self.calibration(), resolved), self.model)
-        found.check(cost(self.layers, resolved, self.storage))
-        return found
+        return packed(quantize(self.calibration(), resolved), self.model)
 
     def pack(self, bits: Allocation | int | Mapping[str, int | Bits], path: str | Path) -> Packed:
         """Write the quantized model as one file, atomically; `load_packed` reads it.
@@ -486,6 +596,9 @@ class Study:
     def _evaluation_part(self) -> str:
         return self.evaluation_images.fingerprint
 
+    def _evaluation_key(self, recipe: str) -> str:
+        return self._key("evaluation", recipe, self.settings.calibration_images, self._evaluation_part)
+
     def _key(self, stage: str, *parts: Any) -> str:
         code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)
         return fingerprint(stage, *code, self.graph.fingerprint, self.calibration_images.fingerprint, *parts)
@@ -503,3 +616,8 @@ class Study:
                 for _ in steps():
                     pass
             return self._memory[name]
+
+
+def _bits_item(resolved: BitsPerLayer) -> str:
+    """Return what an evaluation of these bits is saved under."""
+    return fingerprint({name: list(pair) for name, pair in resolved.items()})

@@ -25,6 +25,7 @@ def navigation() -> Any:
             st.Page("pages/relevance.py", title="Relevance", icon=":material/visibility:"),
             st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/show_chart:"),
             st.Page("pages/budget.py", title="Budget", icon=":material/tune:"),
+            st.Page("pages/quantizers.py", title="Quantizers", icon=":material/grid_on:"),
             st.Page("pages/outliers.py", title="Outliers", icon=":material/bar_chart:"),
         ]
     )

@@ -23,8 +23,8 @@ def test_deit_tiny_runs_from_tracing_to_evaluation_at_four_bits(study):
     assert full.top1 == pytest.approx(0.825, abs=0.01)
     quantized = study.evaluate(4)
     # The published RepQ-ViT code reaches 68.2 % here; chance is 0.1 %.
-    assert quantized.top1 > 0.5
-    assert quantized.agreement > 0.5
+    assert quantized.top1 > 0.72
+    assert quantized.agreement > 0.78
     assert torch.isfinite(torch.tensor(quantized.kl))
 
 

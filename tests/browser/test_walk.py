@@ -21,6 +21,7 @@ HEADINGS = {
     "Relevance": "Relevance",
     "Sensitivity": "Sensitivity",
     "Budget": "Budget",
+    "Quantizers": "Quantizers",
     "Outliers": "Outliers",
 }
 MINUTES = 60_000
