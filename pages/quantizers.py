@@ -161,7 +161,8 @@ def recipes(study) -> None:
         )
     found = measured(study, bits, wanted)
     if found.keys().isdisjoint(study.recipes):
-        st.info(f"No recipe has been measured at {bits} bits yet. Turn on *Measure the recipes*.")
+        what_to_do = "Press *Resume*." if wanted else "Turn on *Measure the recipes*."
+        st.info(f"No recipe has been measured at {bits} bits yet. {what_to_do}")
         return
     st.markdown(figures.recipe_words(found, bits, study.settings.recipe))
     frame = figures.recipe_frame(found, study.recipes)
