@@ -125,7 +125,7 @@ def compare_quantizers(
         error_of = _output_error(graph, layer, place, factors)
         fitted = {name: fit(operand, bit_widths) for name, fit in MENU[operand.role].items()}
         per_channel = {name: _is_per_channel(found[bit_widths[0]]) for name, found in fitted.items()}
-        columns = _columns(operand.values) if any(per_channel.values()) else None
+        columns = _columns(layer, operand.values) if any(per_channel.values()) else None
         channel = None if columns is None else _median_channel(columns)
         edges = np.histogram_bin_edges(operand.values.double().numpy(), _BINS)
         quantizers = tuple(
@@ -188,9 +188,9 @@ def _is_per_channel(quantizer: ActivationQuantizer) -> bool:
     return isinstance(quantizer, UniformQuantizer) and quantizer.scale.numel() > 1
 
 
-def _columns(values: Tensor) -> Tensor:
-    """Return `[N, channels]`; the channels of the heads of `[B, heads, N, C]` one after another."""
-    return values.transpose(1, 2).flatten(2).flatten(0, 1) if values.dim() == 4 else values.flatten(0, -2)
+def _columns(layer: Layer, values: Tensor) -> Tensor:
+    """Return `[N, channels]`; of an attention product's `[B, heads, N, C]` the channels of one head after another."""
+    return values.transpose(1, 2).flatten(2).flatten(0, 1) if layer.is_matmul else values.flatten(0, -2)
 
 
 def _median_channel(columns: Tensor) -> int:

@@ -157,7 +157,7 @@ def recipes(study) -> None:
             key="recipes_measured",
             bind="query-params",
             help="Calibrates every recipe and runs all evaluation images: seconds each on a digit model, "
-            "a minute each on DeiT-Tiny. What is measured is saved.",
+            "about half a minute each on DeiT-Tiny. What is measured is saved.",
         )
     found = measured(study, bits, wanted)
     if found.keys().isdisjoint(study.recipes):

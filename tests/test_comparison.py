@@ -121,17 +121,19 @@ def test_histograms_count_all_values_and_those_of_the_median_channel(graph, pixe
     assert alone.channel is alone.channel_values is None
 
 
-def test_every_role_marks_the_one_quantizer_that_each_recipe_uses(graph, pixels):
-    marked = {}
+@pytest.mark.parametrize("architecture", ["vit", "swin"])
+def test_every_operand_has_one_quantizer_of_each_recipe_and_its_channels_are_the_layers(architecture, pixels):
+    graph = trace(tiny_model(architecture), pixels)
+    fisher = fisher_diagonals(graph, pixels)
+    seen = set()
     for layer in graph.layers:
         for place, role in enumerate(roles(layer)):
-            if role not in marked:
-                found = compare_quantizers(
-                    graph, layer, place, pixels, fisher_diagonals(graph, pixels)[layer.name], [2]
-                )
-                marked[role] = [name for quantizer in found.quantizers for name in quantizer.recipes]
-    assert set(marked) == set(ROLES)
-    assert all(sorted(names) == sorted(RECIPES) for names in marked.values())
+            found = compare_quantizers(graph, layer, place, pixels, fisher[layer.name], [2])
+            assert sorted(name for one in found.quantizers for name in one.recipes) == sorted(RECIPES)
+            if role == "post_layer_norm":
+                assert found.channel_values.counts.sum() * graph.weight(layer).shape[1] == found.values.counts.sum()
+            seen.add(role)
+    assert seen == set(ROLES)
 
 
 def test_what_cannot_be_compared_is_refused_by_name(graph, pixels):

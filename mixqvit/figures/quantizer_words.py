@@ -66,14 +66,15 @@ QUANTIZERS = {
     "twin uniform": Described(
         "Two even grids share the codes. After softmax: a fine one near zero and a coarse one up to 1. After GELU: "
         "one for negative values, one for positive ones.",
-        "Wins with many bits, where its steps get finer everywhere and a logarithm's do not; and after GELU, whose "
-        "negative values fill a narrow strip. It pays with half of the codes.",
+        "Wins with many bits over log2 and log√2, since its steps get finer everywhere and theirs do not, and in "
+        "places over adaptive log. Each of its two grids has only half of the codes.",
         "PTQ4ViT, arXiv 2111.12293",
     ),
     "adaptive log": Described(
         "A logarithm whose base and largest level are searched for the least error of the product; after GELU the "
         "values are first shifted above zero.",
-        "Wins with few bits: the base is wide enough to reach the small values, and finer when bits are added.",
+        "Wins with few bits, since its base is wide enough to reach the small values, and often with more, since the "
+        "base gets finer.",
         "AdaLog, arXiv 2407.12951",
     ),
     "power-of-two factor": Described(
