@@ -287,7 +287,6 @@ def error_section(study, ranges, order: str, chosen: int) -> None:
     st.caption(ERRORS[where])
 
 
-@st.fragment
 def clip_section(study, ranges) -> None:
     left, right = st.columns(2, gap="medium")
     with right, common.errors():
