@@ -19,7 +19,7 @@ from torch import Tensor
 from mixqvit import outliers
 from mixqvit.allocation import Allocation, Budget, allocate, bitops_ceiling, largest_uniform, predicted_harm
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
-from mixqvit.channels import CLIPS, ChannelDistribution, ChannelRanges, ChannelStatistics, ClipCurve, TokenMap
+from mixqvit.channel_study import ChannelStudy
 from mixqvit.comparison import OperandComparison, compare_quantizers
 from mixqvit.costs import Storage, cost
 from mixqvit.datasets import load_images
@@ -34,7 +34,6 @@ from mixqvit.errors import (
 from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
-from mixqvit.outliers import LayerInput
 from mixqvit.packing import Packed, load_packed, packed, packed_source, storage
 from mixqvit.quantization import Calibration, LayerCalibration, QuantizedModel, calibrate_steps, quantize
 from mixqvit.quantization.fisher import fisher_diagonals
@@ -51,9 +50,6 @@ from mixqvit.zoo import Model, load_model
 __all__ = ["ImageRelevance", "Importance", "Progress", "Settings", "Study"]
 
 Result = TypeVar("Result")
-
-# Bounds of what the Outliers page keeps in memory: inputs of whole layers are large, ranges are many.
-LAYER_INPUTS, CHANNEL_RANGES = 4, 64
 
 # Comparisons of quantizers that are kept: some hundred kilobytes each.
 OPERAND_COMPARISONS = 64
@@ -505,77 +501,12 @@ class Study:
         for so_far in evaluate_steps(predict, images.pixels, images.labels, self._reference_logits()):
             yield Progress(so_far.images, len(images), f"{so_far.images} of {len(images)} images", so_far)
 
-    # Outliers
-
-    @property
-    def post_layer_norm_layers(self) -> tuple[Layer, ...]:
-        """The layers whose input is post-LayerNorm and gets reparameterized."""
-        return outliers.post_layer_norm_layers(self.layers)
-
-    def outlier_steps(self) -> Iterator[Progress]:
-        """Look at the channels of every post-LayerNorm input; every `result` is the statistics by layer so far."""
-        layers = self.post_layer_norm_layers
-        found: dict[str, ChannelStatistics] = dict(self._memory.get("channel statistics", {}))
-        if len(found) < len(layers):
-            for done, piece in enumerate(outliers.layer_input_steps(self.graph, self._calibration_pixels), 1):
-                found[piece.layer.name] = outliers.channel_statistics(piece)
-                yield Progress(done, len(layers), f"channels of {piece.layer.name}", dict(found))
-            self._memory["channel statistics"] = found
-        yield Progress(len(layers), len(layers), "channels", dict(found))
-
-    def channel_statistics(self) -> dict[str, ChannelStatistics]:
-        """Return the statistics of the channels of every post-LayerNorm input by layer name."""
-        return dict(self._finished("channel statistics", self.outlier_steps))
-
-    def channel_ranges(self, layer: str, bits: int, clip: float = 0.0) -> ChannelRanges:
-        """Return the channels of a post-LayerNorm input and what quantization at `bits` makes of them.
-
-        Args:
-            layer: Name of one of `post_layer_norm_layers`.
-            bits: Bit-width of weights and activations, 2 to 8.
-            clip: Fraction of channels whose range is clipped at either side in variant `clipped`.
-        """
-        return self._channel_ranges(layer, bits, clip)
-
-    def clip_curve(self, layer: str, bits: int) -> ClipCurve:
-        """Return the error of the layer's output against the clipped fraction of channels."""
-        return self._remembered(
-            ("clip curve", layer, bits), lambda: outliers.clip_curve(self.graph, self._layer_input(layer), bits)
-        )
-
-    def clip_harm_steps(self, layer: str, bits: int) -> Iterator[Progress]:
-        """Measure the network's harm against the clipped fraction; every `result` is KL in nats by clip so far."""
-        harms: dict[float, float] = self._remembered(("clip harms", layer, bits), dict)
-        found, pixels = self._layer_input(layer), self._calibration_pixels
-        for clip, harm in outliers.clip_harm_steps(self.graph, found, pixels, bits, finished=set(harms)):
-            harms[clip] = harm
-            yield Progress(len(harms), len(CLIPS), f"{layer} clipped at {100 * clip:g} %", dict(harms))
-        yield Progress(len(CLIPS), len(CLIPS), "clipping", dict(harms))
-
-    def channel_distribution(self, layer: str, channel: int) -> ChannelDistribution:
-        """Return how often a channel of a post-LayerNorm input takes which values."""
-        return outliers.channel_distribution(self._layer_input(layer), channel)
-
-    def token_map(self, layer: str, index: int) -> TokenMap:
-        """Return a post-LayerNorm input for the evaluation image at this position."""
-        images = self.evaluation_images
-        if not 0 <= index < len(images):
-            raise ImageError(f"There is no evaluation image {index}; they are numbered 0 to {len(images) - 1}.")
-        pixels = images.pixels[index : index + 1]
-        return outliers.token_map(outliers.layer_input(self.graph, self._layer(layer), pixels))
+    # Channels
 
     @cached_property
-    def _layer_input(self) -> Callable[[str], LayerInput]:
-        """From a layer's name to its input on the calibration images; those looked at last are kept."""
-        return lru_cache(LAYER_INPUTS)(
-            lambda layer: outliers.layer_input(self.graph, self._layer(layer), self._calibration_pixels)
-        )
-
-    @cached_property
-    def _channel_ranges(self) -> Callable[[str, int, float], ChannelRanges]:
-        return lru_cache(CHANNEL_RANGES)(
-            lambda layer, bits, clip: outliers.channel_ranges(self.graph, self._layer_input(layer), bits, clip)
-        )
+    def channels(self) -> ChannelStudy:
+        """The channels of post-LayerNorm inputs: which are outliers, and what quantization makes of them."""
+        return ChannelStudy(self.graph, self._calibration_pixels, self.evaluation_images)
 
     def _layer(self, name: str) -> Layer:
         if name not in self.graph.by_name:

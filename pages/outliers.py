@@ -50,12 +50,12 @@ def main() -> None:
     ):
         study = common.study()
         layer, bits, clip, variant, order = controls(study)
-        found = common.run("Channels", study.outlier_steps)
+        found = common.run("Channels", study.channels.statistics_steps)
         if found is None:
             st.info("The channels appear here once every layer's input was looked at.")
             return
         with st.spinner(f"Quantizing {layer} in {len(VARIANTS)} ways …"):
-            ranges = study.channel_ranges(layer, bits, clip)
+            ranges = study.channels.ranges(layer, bits, clip)
         chosen = chosen_channel(ranges)
         headline(study, ranges, variant, order, chosen)
         overview(study, found)
@@ -74,7 +74,7 @@ def main() -> None:
 
 def controls(study) -> tuple[str, int, float, str, str]:
     """Show what chooses the figures; returns layer, bit-width, clipped fraction, variant and order of the channels."""
-    names = [layer.name for layer in study.post_layer_norm_layers]
+    names = [layer.name for layer in study.channels.layers]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         layer = st.selectbox(
             "Layer whose input is shown",
@@ -217,7 +217,7 @@ def channel_section(study, ranges, variant: str, chosen: int) -> None:
             "is shown.",
             icon=":material/warning:",
         )
-    pair = [study.channel_distribution(ranges.layer, number) for number in (chosen, statistics.median_channel)]
+    pair = [study.channels.distribution(ranges.layer, number) for number in (chosen, statistics.median_channel)]
     common.chart(
         outlier_tokens.distribution_figure(ranges, variant, *pair),
         f"Distribution of channel {chosen} over the tokens beside that of channel {statistics.median_channel}, whose "
@@ -250,7 +250,7 @@ def image_section(study, ranges, order: str, chosen: int) -> None:
             st.button("Previous", on_click=step_image, args=(-1, len(images)))
             st.button("Next", on_click=step_image, args=(1, len(images)))
             st.image(thumbnail(images.display(index, index + 1)[0].numpy()), width=40)
-        found = study.token_map(ranges.layer, int(index))
+        found = study.channels.token_map(ranges.layer, int(index))
         limit = outlier_tokens.map_limit(found)
         common.chart(
             outlier_tokens.token_figure(found, figures.channel_order(ranges.statistics, order), chosen, limit),
@@ -291,7 +291,7 @@ def clip_section(study, ranges) -> None:
     left, right = st.columns(2, gap="medium")
     with right, common.errors():
         st.subheader("Clipping across channels", help="How much to clip is the slider at the top.")
-        curve, harms = study.clip_curve(ranges.layer, ranges.bits), None
+        curve, harms = study.channels.clip_curve(ranges.layer, ranges.bits), None
         if st.toggle(
             "Measure the network's output too",
             key="outlier_harm",
@@ -299,7 +299,7 @@ def clip_section(study, ranges) -> None:
             help="Runs the calibration images through the network with this layer alone quantized, once for every "
             "clipping: a second on a digit model, about half a minute on DeiT-Tiny.",
         ):
-            harms = common.run("Clipping", lambda: study.clip_harm_steps(ranges.layer, ranges.bits))
+            harms = common.run("Clipping", lambda: study.channels.clip_harm_steps(ranges.layer, ranges.bits))
         common.chart(
             outlier_errors.clip_figure(curve, ranges.clip, harms),
             f"Output error of {ranges.layer} at {ranges.bits} bits against clipping; least at {100 * curve.least:g} %",
@@ -395,7 +395,7 @@ def overview(study, found) -> None:
             key="outlier_measure",
             bind="query-params",
         )
-        layers = study.post_layer_norm_layers
+        layers = study.channels.layers
         common.chart(
             figures.overview_grid(layers, found, measure),
             f"{measure} by layer of {study.model.name}",

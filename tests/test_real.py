@@ -29,6 +29,6 @@ def test_deit_tiny_runs_from_tracing_to_evaluation_at_four_bits(study):
 
 
 def test_real_channels_differ_and_reparameterization_helps(study):
-    found = study.channel_ranges("blocks.2.attn.qkv", 4)
+    found = study.channels.ranges("blocks.2.attn.qkv", 4)
     assert found.max_to_median > 2.5
     assert found.variants["reparameterized"].output_error < found.variants["per tensor"].output_error

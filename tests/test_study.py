@@ -198,29 +198,29 @@ def test_swin_has_no_class_token_rollout(swin):
 
 
 def test_channels_of_every_post_layer_norm_layer_can_be_seen(study):
-    names = [layer.name for layer in study.post_layer_norm_layers]
+    names = [layer.name for layer in study.channels.layers]
     assert len(names) == 12
-    assert list(study.channel_statistics()) == names
-    ranges = study.channel_ranges(names[0], 4, clip=0.01)
-    assert ranges is study.channel_ranges(names[0], 4, 0.01)
-    assert ranges.statistics.upper.tolist() == study.channel_statistics()[names[0]].upper.tolist()
-    assert study.channel_distribution(names[0], 95).patches.sum() == 4 * 64
-    assert study.token_map(names[0], 79).values.shape == (65, 96)
+    assert list(study.channels.statistics()) == names
+    ranges = study.channels.ranges(names[0], 4, clip=0.01)
+    assert ranges is study.channels.ranges(names[0], 4, 0.01)
+    assert ranges.statistics.upper.tolist() == study.channels.statistics()[names[0]].upper.tolist()
+    assert study.channels.distribution(names[0], 95).patches.sum() == 4 * 64
+    assert study.channels.token_map(names[0], 79).values.shape == (65, 96)
     with pytest.raises(MixQViTError, match="no layer"):
-        study.channel_ranges("nowhere", 4)
+        study.channels.ranges("nowhere", 4)
     with pytest.raises(ImageError, match="numbered 0 to 79"):
-        study.token_map(names[0], 80)
+        study.channels.token_map(names[0], 80)
 
 
 def test_harm_of_clipping_goes_on_where_it_was(study, monkeypatch):
-    layer = study.post_layer_norm_layers[-1].name
-    first = next(study.clip_harm_steps(layer, 3)).result
+    layer = study.channels.layers[-1].name
+    first = next(study.channels.clip_harm_steps(layer, 3)).result
     seen = []
     whole = mixqvit.outliers.clip_harm_steps
     monkeypatch.setattr(
         "mixqvit.outliers.clip_harm_steps", lambda *given, finished: seen.append(finished) or whole(*given, finished)
     )
-    last = list(study.clip_harm_steps(layer, 3))[-1]
+    last = list(study.channels.clip_harm_steps(layer, 3))[-1]
     assert seen == [set(first)]
     assert last.done == last.total == len(last.result) == 21
     assert last.result.items() >= first.items()

@@ -28,7 +28,7 @@ def test_the_numbers_are_those_of_the_chosen_layer(page, study):
     page.selectbox(key="outlier_layer").set_value(layer)
     page.slider(key="outlier_clip").set_value(5.0).run()
     assert not page.exception
-    ranges = study.channel_ranges(layer, 4, 0.05)
+    ranges = study.channels.ranges(layer, 4, 0.05)
     assert numbers(page)["Widest channel"] == f"{ranges.max_to_median:.1f} × median"
     assert page.dataframe[0].value["channel"].iloc[0] == ranges.statistics.widest_channel
     assert f"{100 * ranges.variants['clipped'].output_error:.3g} % at the chosen 5 %" in text(page)
