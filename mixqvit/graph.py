@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from timm.layers import apply_rot_embed_cat
+from timm.layers.activations import QuickGELU
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 
@@ -29,6 +31,8 @@ Operation = Callable[..., Any]
 
 # In evaluation mode these return their input; without them the graph is what is really computed.
 _PASS_THROUGH = ("Identity", "Dropout", "Dropout2d", "DropPath", "PatchDropout", "PatchDropoutWithIndices")
+# Casts to the precision of another tensor: a graph computes everything in the precision of its parameters.
+_CASTS = ("to", "type_as")
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,6 @@ class Graph:
     def macs(self) -> int:
         """Multiply-accumulate operations for one image, attention products included."""
         return sum(layer.macs for layer in self.layers)
-
-    @cached_property
-    def full_precision_parameters(self) -> int:
-        """Parameter elements outside the quantized weights: biases, norms, embeddings."""
-        return self.parameters - sum(layer.parameters for layer in self.layers)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -268,9 +267,10 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
     except Exception as error:
         raise ModelError(
             f"{type(module).__name__} cannot be traced into a graph ({_first_line(error)}). "
-            "timm's VisionTransformer, its DeiT variants and SwinTransformer can."
+            "timm's vision transformers can: ViT, DeiT, Swin, BEiT, EVA, CaiT, PVT v2 and their relatives."
         ) from error
     _simplify(traced)
+    traced = _with_linear_modules(traced)
     image = example_images[:1]
     with torch.no_grad():
         try:
@@ -279,7 +279,7 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
             raise ModelError(f"The model does not run on the example images: {_first_line(error)}") from error
         if not isinstance(expected, Tensor) or expected.dim() != 2:
             raise ModelError(f"The model must return logits [B, classes]; {type(module).__name__} does not.")
-        parameters = sum(parameter.numel() for parameter in private.parameters())
+        parameters = sum(parameter.numel() for parameter in traced.parameters())
         graph = Graph(traced, (), tuple(image.shape[1:]), expected.shape[1], parameters)
         shapes = _shapes(graph, image)
         # Fused and plain attention round differently, so exact equality is not asked for here.
@@ -295,10 +295,10 @@ class _Tracer(fx.Tracer):
     """Keeps whole what has a meaning of its own: torch.nn modules and what timm declares untraceable."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        super().__init__(autowrap_functions=(*get_notrace_functions(), apply_rot_embed_cat))
         self._leaves = (
             *get_notrace_modules(),
-            *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity),
+            *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity, QuickGELU),
         )
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
@@ -316,13 +316,51 @@ def _simplify(traced: fx.GraphModule) -> None:
         _fix_argument(node, node.args[0] if node.args else None)
     for node in list(graph.nodes):
         is_identity = node.op == "call_module" and type(modules[node.target]).__name__ in _PASS_THROUGH
-        if is_identity or (operation_name(node, traced) == "maybe_add_mask" and _is_none(node.args[1])):
+        is_cast = node.op == "call_method" and node.target in _CASTS
+        no_mask = operation_name(node, traced) == "maybe_add_mask" and _is_none(node.args[1])
+        if is_identity or is_cast or no_mask:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif operation_name(node, traced) in ("_assert", "assert_size_stride"):
             graph.erase_node(node)  # Graph checks the shape of the images itself, with a clearer message
     graph.eliminate_dead_code()
     traced.recompile()
+
+
+def _with_linear_modules(traced: fx.GraphModule) -> fx.GraphModule:
+    """Turn F.linear with a weight that belongs to the model into the Linear module it stands for.
+
+    BEiT, EVA and Swin v2 put the bias of Q, K and V together from parts; in the graph it is one bias.
+    """
+    example = {}  # the values of nodes that depend on parameters only
+    found = False
+    for node in list(traced.graph.nodes):
+        arguments = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+        operands = [arguments.get(name) for name in ("weight", "bias")]
+        is_linear = node.op == "call_function" and operation_name(node, traced) == "linear"
+        of_module = is_linear and operands[0].op == "get_attr" and "." in operands[0].target
+        if of_module and all(o is None or o.name in example for o in operands):
+            weight, bias = (None if operand is None else example[operand.name] for operand in operands)
+            module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+            module.weight = nn.Parameter(weight.clone(), requires_grad=False)
+            if bias is not None:
+                module.bias = nn.Parameter(bias.clone(), requires_grad=False)
+            name = operands[0].target.rpartition(".")[0]
+            traced.add_submodule(name, module.eval())
+            with traced.graph.inserting_before(node):
+                call = traced.graph.call_module(name, (arguments["input"],))
+            call.meta = dict(node.meta)
+            node.replace_all_uses_with(call)
+            traced.graph.erase_node(node)
+            found = True
+        elif node.op == "get_attr":
+            example[node.name] = _attribute(traced, node.target)
+        elif operation_name(node, traced) == "cat" and all(part.name in example for part in node.all_input_nodes):
+            example[node.name] = torch.cat([example[part.name] for part in node.all_input_nodes])
+    if not found:
+        return traced
+    traced.graph.eliminate_dead_code()
+    return fx.GraphModule(traced, traced.graph)  # without the parts of the biases
 
 
 def _fix_argument(placeholder: fx.Node, value: Any) -> None:

@@ -94,14 +94,14 @@ def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[
 
 
 def _refuse_hidden_weights(graph: "Graph") -> None:
-    """A product called as a function instead of a module would silently stay out of the table of layers."""
+    """A product that could not be traced back to a module would silently stay out of the table of layers."""
     image_nodes = depends_on_images(graph)
     for node in graph.nodes:
         name = operation_name(node, graph.module)
         if node.name in image_nodes and node.op == "call_function" and name in _HIDDEN_PRODUCTS:
             raise ModelError(
-                f"The operation {name} in {_scope(node) or 'the model'} takes its weight as an argument; only Linear "
-                "and Conv2d modules and matrix products can be quantized so far. Use a ViT, DeiT or Swin model."
+                f"The operation {name} in {_scope(node) or 'the model'} takes its weight as an argument that is computed "
+                "on the way; only Linear and Conv2d modules and matrix products can be quantized."
             )
 
 

@@ -1,11 +1,23 @@
 """What a study is set up with and what it hands out: plain records that need no torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["ImageRelevance", "Importance", "Progress", "Settings"]
+if TYPE_CHECKING:
+    from mixqvit.allocation import Allocation
+    from mixqvit.evaluation import Evaluation
+
+__all__ = [
+    "BranchShare",
+    "ImageRelevance",
+    "Importance",
+    "MethodComparison",
+    "MethodResult",
+    "Progress",
+    "Settings",
+]
 
 
 @dataclass(frozen=True)
@@ -51,16 +63,33 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class BranchShare:
+    """How much of the relevance at one residual sum takes the branch; the rest takes the skip connection.
+
+    Attributes:
+        block: Index of the transformer block.
+        branch: `attention` or `mlp`.
+        shares: The branch's share per image, 0 to 1 under the rules of Chefer et al.
+    """
+
+    block: int
+    branch: str
+    shares: list[float]
+
+
+@dataclass(frozen=True)
 class Importance:
     """Layer importance Ω.
 
     Attributes:
         mean: Ω by layer name, in network order; sums to 1.
         shares: r_l(x) / Σ r_k(x) of every image by layer name.
+        flow: How relevance divides at the residual sums, in network order; empty for methods that are no relevance.
     """
 
     mean: dict[str, float]
     shares: dict[str, list[float]]
+    flow: tuple[BranchShare, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,9 +102,16 @@ class ImageRelevance:
         label: Index of its class, None without labels.
         predicted: Index of the predicted class.
         target: Index of the explained class.
+        rules: The relevance rule set.
         probabilities: Of all classes, `[classes]`.
         pixels: Relevance of every pixel, `[H, W]`, summed over colour channels.
+        tokens: Relevance of the patch tokens `[h, w]`, summed over channels, as it forms: after `patches` (the patch
+            embedding), then after `block 0`, `block 1`, ... The grid of a hierarchical model shrinks on the way.
+        heads: By block, relevance of every head's output at every patch token, `[heads, h, w]`.
         attribution: Rollout of gradient × relevance over patches, `[h, w]`; None without a class token.
+        attribution_heads: By block, what the rollout reads of every head: max(0, ∂y/∂A ⊙ R_A) from the class token to
+            the patches, `[heads, h, w]`; None without a class token.
+        left: Relevance that left on the way to the pixels, by reason.
     """
 
     image: np.ndarray
@@ -83,6 +119,55 @@ class ImageRelevance:
     label: int | None
     predicted: int
     target: int
+    rules: str
     probabilities: np.ndarray
     pixels: np.ndarray
+    tokens: dict[str, np.ndarray]
+    heads: dict[int, np.ndarray]
     attribution: np.ndarray | None
+    attribution_heads: dict[int, np.ndarray] | None
+    left: dict[str, float]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What one kind of importance is worth for choosing bits.
+
+    Attributes:
+        importance: Ω by layer name.
+        images: Images that Ω is a mean over.
+        seconds: Computing time of Ω per image, measured once when it was computed.
+        correlation: Spearman rank correlation of Ω with the sensitivity Λ over the layers, by bit-width.
+        importance_only: The allocation that Ω alone leads to (Λ := 4^(−w) + 4^(−a), as LRP-QViT), and what it measures.
+        with_sensitivity: The allocation that Ω · Λ leads to (Mix-QViT), and what it measures.
+        infidelity: Captum's infidelity of the attribution of the pixels (Yeh et al. 2019), less is better; None where
+            the method explains layers only.
+        max_sensitivity: Captum's maximum sensitivity of that attribution to small changes of the image.
+    """
+
+    importance: dict[str, float]
+    images: int
+    seconds: float
+    correlation: dict[int, float]
+    importance_only: tuple["Allocation", "Evaluation"]
+    with_sensitivity: tuple["Allocation", "Evaluation"]
+    infidelity: float | None
+    max_sensitivity: float | None
+
+
+@dataclass(frozen=True)
+class MethodComparison:
+    """Kinds of importance side by side, at the same budget.
+
+    Attributes:
+        average_bits: The budget, with BitOps capped at those of uniform bits.
+        methods: Finished results by method name.
+        references: What allocations without importance measure: `sensitivity only` (γ = 0), and `uniform` at the
+            largest uniform bit-width within the budget.
+        agreement: Spearman rank correlation between the importances of two methods, both ways round.
+    """
+
+    average_bits: float
+    methods: dict[str, MethodResult]
+    references: dict[str, tuple["Allocation", "Evaluation"]]
+    agreement: dict[tuple[str, str], float]

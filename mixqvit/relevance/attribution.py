@@ -1,13 +1,25 @@
 """Attribution maps from relevance and gradients of the attention (Chefer, Gur & Wolf 2021, eq. 13 and 14)."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, fx
 
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.propagation import BATCH_SIZE, in_precision, propagate_steps
+from mixqvit.relevance.result import Relevance
 
-__all__ = ["attention_gradients", "attention_nodes", "transformer_attribution"]
+__all__ = [
+    "ClassTokenAttentions",
+    "attention_evidence",
+    "attention_gradients",
+    "attention_nodes",
+    "class_token_attentions",
+    "rollout",
+    "transformer_attribution",
+]
 
 
 def transformer_attribution(
@@ -42,28 +54,78 @@ def transformer_attribution(
         MixQViTError: An argument is outside what it can be.
     """
     graph = in_precision(graph, precision)
-    attentions = attention_nodes(graph)
-    patches = _patches(graph, attentions)
+    attentions = class_token_attentions(graph)
     steps = propagate_steps(
         graph,
         pixels,
         targets,
         stabilizer=stabilizer,
-        keep=attentions,
+        keep=tuple(attentions.nodes.values()),
         batch_size=batch_size,
         precision=precision,
     )
     maps = []
     for start, relevance in zip(range(0, len(pixels), batch_size), steps, strict=True):
-        batch = pixels[start : start + batch_size].to(precision)
-        gradients = attention_gradients(graph, batch, relevance.targets)
-        rollout = None
-        for name in attentions:
-            block = (gradients[name] * relevance.outputs[name]).clamp(min=0).mean(1)
-            block = block + torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
-            rollout = block if rollout is None else block @ rollout
-        maps.append(rollout[:, 0, -patches:])
+        evidence = attention_evidence(graph, pixels[start : start + batch_size], relevance, attentions)
+        maps.append(rollout(evidence, attentions))
     return torch.cat(maps)
+
+
+@dataclass(frozen=True)
+class ClassTokenAttentions:
+    """The attentions through which a class token gathers what it decides on.
+
+    Attributes:
+        nodes: Name of the node that holds A `[N, heads, tokens, tokens]`, by block.
+        patches: Number of patches; they are the last tokens.
+    """
+
+    nodes: Mapping[int, str]
+    patches: int
+
+
+def class_token_attentions(graph: Graph) -> ClassTokenAttentions:
+    """Return the attentions of a model that reads its decision off a class token.
+
+    Raises:
+        UnsupportedOperationError: The model has none, or its blocks do not all attend to the same tokens.
+    """
+    names = attention_nodes(graph)
+    image_nodes = depends_on_images(graph)
+    embedding = next((layer for layer in graph.layers if layer.kind == "patch_embed"), None)
+    products = [layer for layer in graph.layers if layer.kind == "matmul2"]
+    patches = embedding.output_shape[2] * embedding.output_shape[3] if embedding else 0
+    same_tokens = len({layer.input_shape for layer in products}) == 1 and products[0].input_shape[0] == 1
+    begins_with_token = any(
+        operation_name(node, graph.module) == "cat" and node.args[0][0].name not in image_nodes for node in graph.nodes
+    )
+    if not (patches and same_tokens and begins_with_token and _reads_token(graph, image_nodes)):
+        raise UnsupportedOperationError(
+            "Transformer attribution follows the attention of a class token that decides, through blocks that all "
+            "attend to the same tokens; this model is none. Use the token or pixel relevance of `propagate` instead."
+        )
+    return ClassTokenAttentions(dict(zip((layer.block for layer in products), names, strict=True)), patches)
+
+
+def attention_evidence(
+    graph: Graph, pixels: Tensor, relevance: Relevance, attentions: ClassTokenAttentions
+) -> dict[int, Tensor]:
+    """Return max(0, ∂y_c/∂A ⊙ R_A) by block, `[N, heads, tokens, tokens]`, from relevance kept at the attentions."""
+    precision = next(graph.module.parameters()).dtype
+    gradients = attention_gradients(graph, pixels.to(precision), relevance.targets)
+    return {
+        block: (gradients[name] * relevance.outputs[name]).clamp(min=0) for block, name in attentions.nodes.items()
+    }
+
+
+def rollout(evidence: Mapping[int, Tensor], attentions: ClassTokenAttentions) -> Tensor:
+    """Multiply the evidence, averaged over heads plus the identity, from the first block up; `[N, patches]`."""
+    product = None
+    for found in evidence.values():
+        block = found.mean(1)
+        block = block + torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
+        product = block if product is None else block @ product
+    return product[:, 0, -attentions.patches :]
 
 
 def attention_nodes(graph: Graph) -> tuple[str, ...]:
@@ -91,24 +153,6 @@ def attention_gradients(graph: Graph, pixels: Tensor, targets: Tensor) -> dict[s
         explained = logits.gather(1, targets.clone()[:, None]).sum()
         gradients = torch.autograd.grad(explained, [attentions[name] for name in names])
     return dict(zip(names, gradients, strict=True))
-
-
-def _patches(graph: Graph, attentions: tuple[str, ...]) -> int:
-    """Return the number of patches, after making sure that token 0 is a learned one and decides."""
-    image_nodes = depends_on_images(graph)
-    embedding = next((layer for layer in graph.layers if layer.kind == "patch_embed"), None)
-    products = [layer for layer in graph.layers if layer.kind == "matmul2"]
-    patches = embedding.output_shape[2] * embedding.output_shape[3] if embedding else 0
-    same_tokens = len({layer.input_shape for layer in products}) == 1 and products[0].input_shape[0] == 1
-    begins_with_token = any(
-        operation_name(node, graph.module) == "cat" and node.args[0][0].name not in image_nodes for node in graph.nodes
-    )
-    if not (patches and same_tokens and begins_with_token and _reads_token(graph, image_nodes)):
-        raise UnsupportedOperationError(
-            "Transformer attribution follows the attention of a class token that decides; this model has none. "
-            "Use the token or pixel relevance of `propagate` instead."
-        )
-    return patches
 
 
 def _reads_token(graph: Graph, image_nodes: frozenset[str]) -> bool:

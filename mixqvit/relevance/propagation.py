@@ -11,16 +11,15 @@ from torch import Tensor, fx
 from mixqvit.errors import MixQViTError, UnsupportedOperationError
 from mixqvit.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.result import MEASURES, Relevance, merge
-from mixqvit.relevance.rules import CHEFER, Item, Layout, Scaling
-from mixqvit.relevance.step import Parts, Rule, Step, fan_out
+from mixqvit.relevance.residuals import Residual, residuals
+from mixqvit.relevance.rules import RULE_SETS, RuleSet
+from mixqvit.relevance.rules.shared import Item, Layout, Product
+from mixqvit.relevance.step import Parts, Rule, Step
 
-__all__ = ["BATCH_SIZE", "RULES", "in_precision", "propagate", "propagate_steps"]
+__all__ = ["BATCH_SIZE", "in_precision", "propagate", "propagate_steps", "token_grid"]
 
 BATCH_SIZE = 8
 """Images propagated at once by default: an image of DeiT-Tiny at 224 needs about 80 MB in double precision."""
-
-RULES: Mapping[str, Mapping[str, Rule]] = {"chefer": CHEFER}
-"""Rule sets by name."""
 
 
 def propagate(
@@ -44,10 +43,11 @@ def propagate(
         graph: The traced model.
         pixels: Images `[N, C, H, W]`.
         targets: The explained class of every image `[N]`, one class for all, or None for the predicted classes.
-        rules: Name of the rule set: `chefer` (Chefer, Gur & Wolf 2021, METHOD.md).
+        rules: Name of the rule set, one of `RULE_SETS`: `chefer` or `attnlrp` (METHOD.md).
         measure: What a layer's relevance counts as, one of `MEASURES`.
         stabilizer: Added to every denominator; 1e-9 as published, 0 to conserve relevance exactly.
-        keep: Names of the layers, or of any nodes of the graph, whose relevance is returned; None for all layers.
+        keep: Names of the layers, or of any nodes of the graph, whose relevance is returned, the pixels
+            (`graph.nodes[0].name`) among them; None for all layers.
         batch_size: Images propagated at once; bounds the memory, changes nothing else.
         precision: What to compute in, on a private copy of the parameters if they have another one. Relevance is
             divided by outputs close to zero, so rounding is amplified: on DeiT-Tiny single precision changes the
@@ -100,8 +100,8 @@ def propagate_steps(
         ImageError: The images do not have the shape the model was traced with.
         MixQViTError: An argument is outside what it can be.
     """
-    if rules not in RULES:
-        raise MixQViTError(f"There is no rule set {rules!r}; choose one of {', '.join(RULES)}.")
+    if rules not in RULE_SETS:
+        raise MixQViTError(f"There is no rule set {rules!r}; choose one of {', '.join(RULE_SETS)}.")
     if measure not in MEASURES:
         raise MixQViTError(f"There is no measure {measure!r}; choose one of {', '.join(MEASURES)}.")
     if not 0 <= stabilizer < float("inf"):
@@ -111,7 +111,7 @@ def propagate_steps(
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
     next(graph.walk(pixels, [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
-    plan = _plan(graph, RULES[rules], keep)
+    plan = _plan(graph, RULE_SETS[rules], keep)
     classes = _targets(targets, len(pixels), graph.classes)
     converted = in_precision(graph, precision)
     return _batches(converted, pixels, classes, plan, measure, stabilizer, batch_size)
@@ -130,20 +130,22 @@ class _Plan:
     """What is known before the first image: the rule of every node, and which values and relevances to keep."""
 
     image_nodes: frozenset[str]
+    rule_set: RuleSet
     rules: Mapping[str, Rule]
     read: frozenset[str]
     last_uses: Mapping[str, Sequence[str]]
     outputs: Mapping[str, str]  # node names by the name they are kept under
     blocks: Mapping[str, int]  # the index of the block that ends at a node
+    residuals: Mapping[str, Residual]  # by the node that adds the branch
 
 
-def _plan(graph: Graph, rules: Mapping[str, Rule], keep: Collection[str] | None) -> _Plan:
+def _plan(graph: Graph, rule_set: RuleSet, keep: Collection[str] | None) -> _Plan:
     image_nodes = depends_on_images(graph)
     nodes = [node for node in graph.nodes if node.name in image_nodes and node.op != "placeholder"]
     chosen, refused = {}, {}
     for node in nodes:
         name = operation_name(node, graph.module)
-        rule = rules.get(name)
+        rule = rule_set.rules.get(name)
         reason = "" if rule is None else rule.refusal(graph, node, image_nodes)
         if reason is None:
             chosen[node.name] = rule
@@ -152,7 +154,8 @@ def _plan(graph: Graph, rules: Mapping[str, Rule], keep: Collection[str] | None)
     if refused:
         where = "; ".join(f"{what} (at {node.name})" for what, node in refused.items())
         raise UnsupportedOperationError(
-            f"There is no relevance rule for the operation {where}. ViT, DeiT and Swin models have all their rules."
+            f"There is no relevance rule of {rule_set.name} for the operation {where}. The README lists the models that "
+            "have all their rules."
         )
     read = {operand.name for node in nodes for operand in chosen[node.name].reads(node)}
     read |= {node.name for node in nodes if _is_read_twice(node, image_nodes)}
@@ -163,12 +166,23 @@ def _plan(graph: Graph, rules: Mapping[str, Rule], keep: Collection[str] | None)
             last_uses.setdefault(user, []).append(name)
     layer_nodes = {layer.name: layer.node for layer in graph.layers}
     # Layout may put the images along another dimension; the attention scale is skipped by the matmul rule.
-    known = {*layer_nodes, *(name for name, rule in chosen.items() if not isinstance(rule, Layout | Item | Scaling))}
+    hidden = Layout | Item | Product
+    known = {*layer_nodes, *(name for name, rule in chosen.items() if not isinstance(rule, hidden))}
+    known.add(graph.nodes[0].name)
     unknown = [name for name in keep or () if name not in known]
     if unknown:
         raise MixQViTError(f"The relevance of {unknown[0]!r} cannot be kept; the model has no such layer.")
     outputs = {name: layer_nodes.get(name, name) for name in (layer_nodes if keep is None else keep)}
-    return _Plan(image_nodes, chosen, frozenset(read), last_uses, outputs, _block_outputs(graph, nodes))
+    return _Plan(
+        image_nodes,
+        rule_set,
+        chosen,
+        frozenset(read),
+        last_uses,
+        outputs,
+        _block_outputs(graph, nodes),
+        residuals(graph, image_nodes),
+    )
 
 
 def _is_read_twice(node: fx.Node, image_nodes: frozenset[str]) -> bool:
@@ -264,14 +278,17 @@ def _backward(
     at_layers: dict[str, Mapping[str, Tensor]] = {}
     kept: dict[str, Tensor] = {}
     tokens: dict[int, Tensor] = {}
+    patches: Tensor | None = None
+    branches: dict[tuple[int, str], Tensor] = {}
+    patch_embed = next((layer.node for layer in graph.layers if layer.kind == "patch_embed"), None)
     exits: dict[str, Tensor] = {}
     layer_nodes = {layer.node for layer in graph.layers}
     kept_nodes = set(plan.outputs.values())
     for node in reversed(graph.nodes[1:]):
         if node.name not in arrived:
             continue
-        step = Step(graph, node, plan.image_nodes, values, shapes, images, stabilizer)
-        relevance, left = _gather(step, arrived.pop(node.name))
+        step = Step(graph, node, plan.image_nodes, values, shapes, images, stabilizer, plan.rule_set.signed)
+        relevance, left = _gather(step, arrived.pop(node.name), plan.rule_set)
         if node.name in layer_nodes:
             flat = relevance.reshape(images, -1)
             at_layers[node.name] = {name: reduce(flat) for name, reduce in MEASURES.items()}
@@ -279,8 +296,14 @@ def _backward(
             windowed = relevance.shape[0] != images
             kept[node.name] = relevance.unflatten(0, (images, -1)) if windowed else relevance
         if node.name in plan.blocks:
-            tokens[plan.blocks[node.name]] = _token_map(relevance, graph)
+            tokens[plan.blocks[node.name]] = token_grid(relevance.sum(-1), graph)
+        if node.name == patch_embed:
+            patches = relevance.sum(1)
         sent = plan.rules[node.name].send(step, relevance)
+        if node.name in plan.residuals:
+            residual = plan.residuals[node.name]
+            taken = step.per_image(dict(sent.relevance)[residual.branch_node])
+            branches[residual.block, residual.branch] = taken / step.per_image(relevance)
         for name, part in sent.relevance:
             if isinstance(part, Tensor) and part.shape != shapes[name]:
                 raise UnsupportedOperationError(
@@ -291,10 +314,15 @@ def _backward(
         for reason, amount in (*left.items(), *sent.exits.items()):
             exits[reason] = exits[reason] + amount if reason in exits else amount
         values.pop(node.name, None)
+    at_pixels = sum(arrived[pixels])
+    if pixels in kept_nodes:
+        kept[pixels] = at_pixels
     return Relevance(
         outputs={name: kept[node] for name, node in plan.outputs.items()},
         tokens={block: tokens[block] for block in sorted(tokens)},
-        pixels=sum(arrived[pixels]).sum(1),
+        patches=patches,
+        pixels=at_pixels.sum(1),
+        branches=dict(reversed(branches.items())),
         targets=targets,
         totals={name: {layer.name: at_layers[layer.node][name] for layer in graph.layers} for name in MEASURES},
         start=start.sum(1),
@@ -303,20 +331,35 @@ def _backward(
     )
 
 
-def _gather(step: Step, relevances: Sequence[Tensor | Parts]) -> tuple[Tensor | Parts, Mapping[str, Tensor]]:
+def _gather(
+    step: Step, relevances: Sequence[Tensor | Parts], rule_set: RuleSet
+) -> tuple[Tensor | Parts, Mapping[str, Tensor]]:
     """Join what the users of a node sent to it."""
     if isinstance(relevances[0], dict):
         indices = {index for parts in relevances for index in parts}
         return {index: sum(parts[index] for parts in relevances if index in parts) for index in indices}, {}
     if len(relevances) == 1:
         return relevances[0], {}
-    return fan_out(step, step.values[step.node.name], relevances)
+    return rule_set.join(step, step.values[step.node.name], relevances)
 
 
-def _token_map(relevance: Tensor, graph: Graph) -> Tensor:
-    """Sum a block's output over channels and put its tokens on the grid of patches."""
-    tokens = relevance.sum(-1)
+def token_grid(tokens: Tensor, graph: Graph) -> Tensor:
+    """Put one number per token on the grid of patches.
+
+    Args:
+        tokens: `[N, tokens]`, or `[N, H, W]` where the model keeps its tokens on a grid (Swin).
+        graph: The traced model.
+
+    Returns:
+        `[N, h, w]` of the patches, without class, distillation and register tokens; `[N, tokens]` as it is where
+        there is no such grid.
+    """
     grid = next((layer.output_shape[2:] for layer in graph.layers if layer.kind == "patch_embed"), None)
-    if grid is None or tokens.ndim != 2 or tokens.shape[1] < grid[0] * grid[1]:
+    if grid is None or tokens.ndim != 2:
         return tokens
-    return tokens[:, -grid[0] * grid[1] :].unflatten(1, grid)
+    height, width = grid
+    if tokens.shape[1] >= height * width:
+        return tokens[:, -height * width :].unflatten(1, (height, width))
+    while 1 < tokens.shape[1] < height * width:
+        height, width = height // 2, width // 2  # a hierarchical model halves its grid from stage to stage
+    return tokens.unflatten(1, (height, width)) if tokens.shape[1] == height * width else tokens

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixqvit.errors import MixQViTError
 
-__all__ = ["MEASURES", "Relevance", "merge"]
+__all__ = ["MEASURES", "LayerTotals", "Relevance", "merge"]
 
 MEASURES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "share": lambda relevance: relevance.sum(1).abs(),
@@ -19,36 +19,22 @@ MEASURES: Mapping[str, Callable[[Tensor], Tensor]] = {
 """r_l(x) of METHOD.md, from the relevance `[N, elements]` at the output of layer l to `[N]`."""
 
 
-@dataclass(frozen=True)
-class Relevance:
-    """The relevance of N images, each for its explained class.
+@dataclass(frozen=True, kw_only=True)
+class LayerTotals:
+    """What an attribution method says about the layers, for N images.
 
     Attributes:
-        outputs: Relevance at the output of each kept layer or node `[N, ...]`; `[N, windows, ...]` where the model
-            works on windows (Swin).
-        tokens: Relevance at the output of each block, summed over channels: `[N, H_t, W_t]` on the grid of patches
-            without the class and distillation tokens, or `[N, tokens]` where there is no such grid.
-        pixels: Relevance of the pixels, summed over colour channels, `[N, H, W]`.
-        targets: The explained classes `[N]`.
         totals: r_l(x) of METHOD.md by measure and layer, `[N]` each.
-        start: Relevance per image at the logits `[N]`: 1.
-        exits: Relevance per image `[N]` that left on the way, by reason (`mixqvit.relevance.step`).
-        measure: The measure that `shares` and `importance` use. `dataclasses.replace(relevance,
-            measure="absolute")` gives the same relevance under another one.
+        measure: The measure that `shares` and `importance` use. `dataclasses.replace(totals, measure="absolute")`
+            gives the same attribution under another one.
     """
 
-    outputs: Mapping[str, Tensor]
-    tokens: Mapping[int, Tensor]
-    pixels: Tensor
-    targets: Tensor
     totals: Mapping[str, Mapping[str, Tensor]]
-    start: Tensor
-    exits: Mapping[str, Tensor]
     measure: str = "share"
 
     @cached_property
     def shares(self) -> Mapping[str, Tensor]:
-        """r_l(x) / Σ_k r_k(x) per image `[N]` by layer; 0 for all layers where no relevance flows at all."""
+        """r_l(x) / Σ_k r_k(x) per image `[N]` by layer; 0 for all layers where nothing is attributed at all."""
         totals = self.totals[self.measure]
         whole = torch.stack(list(totals.values())).sum(0)
         return {name: (total / whole).masked_fill(whole == 0, 0) for name, total in totals.items()}
@@ -57,6 +43,34 @@ class Relevance:
     def importance(self) -> Mapping[str, float]:
         """Layer importance Ω_l, the mean of `shares` over the images, in network order."""
         return {name: float(share.mean()) for name, share in self.shares.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relevance(LayerTotals):
+    """The relevance of N images, each for its explained class.
+
+    Attributes:
+        outputs: Relevance at the output of each kept layer or node `[N, ...]`; `[N, windows, ...]` where the model
+            works on windows (Swin).
+        tokens: Relevance at the output of each block, summed over channels: `[N, H_t, W_t]` on the grid of patches
+            without the class and distillation tokens, or `[N, tokens]` where there is no such grid.
+        patches: Relevance at the output of the patch embedding, summed over channels, `[N, h, w]`; None without one.
+        pixels: Relevance of the pixels, summed over colour channels, `[N, H, W]`.
+        branches: By block and branch (`attention`, `mlp`), the share of the relevance at the residual sum that takes
+            the branch, `[N]`; the rest takes the skip connection.
+        targets: The explained classes `[N]`.
+        start: Relevance per image at the logits `[N]`: 1.
+        exits: Relevance per image `[N]` that left on the way, by reason (`mixqvit.relevance.step`).
+    """
+
+    outputs: Mapping[str, Tensor]
+    tokens: Mapping[int, Tensor]
+    patches: Tensor | None
+    pixels: Tensor
+    branches: Mapping[tuple[int, str], Tensor]
+    targets: Tensor
+    start: Tensor
+    exits: Mapping[str, Tensor]
 
     @cached_property
     def leak(self) -> Tensor:
@@ -89,7 +103,9 @@ def merge(parts: Sequence[Relevance]) -> Relevance:
         first,
         outputs={name: torch.cat([part.outputs[name] for part in parts]) for name in first.outputs},
         tokens={block: torch.cat([part.tokens[block] for part in parts]) for block in first.tokens},
+        patches=None if first.patches is None else torch.cat([part.patches for part in parts]),
         pixels=torch.cat([part.pixels for part in parts]),
+        branches={name: torch.cat([part.branches[name] for part in parts]) for name in first.branches},
         targets=torch.cat([part.targets for part in parts]),
         totals={
             measure: {name: torch.cat([part.totals[measure][name] for part in parts]) for name in totals}

@@ -11,15 +11,18 @@ from torch import Tensor, fx
 from mixqvit.graph import Graph
 
 __all__ = [
+    "ATTENTION_BIAS",
+    "BIAS",
     "CLASS_TOKEN",
     "PADDING",
     "POSITION_EMBEDDING",
+    "SOFTMAX",
     "ZERO_OUTPUT",
     "Parts",
     "Rule",
     "Sent",
     "Step",
-    "divide",
+    "copied",
     "fan_out",
     "image_operands",
     "redistribute",
@@ -33,6 +36,12 @@ PADDING = "padding"
 """Exit: what reaches the zeros that Swin pads its maps with."""
 ZERO_OUTPUT = "zero output"
 """Exit: outputs with nothing to share in proportion to; for a Linear those without any positive product."""
+BIAS = "bias"
+"""Exit: the share of biases under the ε-rule (AttnLRP)."""
+ATTENTION_BIAS = "attention bias"
+"""Exit: the share of relative position biases and masks under the ε-rule (AttnLRP)."""
+SOFTMAX = "softmax"
+"""Exit: what the Taylor rule of softmax (AttnLRP) leaves to its constant term; of either sign."""
 
 Parts = dict[int, Tensor]
 """Relevance of a node whose value is a tuple of tensors, by position."""
@@ -50,6 +59,8 @@ class Step:
         shapes: Shapes of the image-dependent tensors by node name.
         images: Number of images N; tensors hold them in order along their first dimension.
         stabilizer: Added to every denominator.
+        signed: Whether the stabilizer takes the sign of the denominator (AttnLRP) or is added as it is (the published
+            code of Chefer et al.).
     """
 
     graph: Graph
@@ -59,6 +70,7 @@ class Step:
     shapes: Mapping[str, torch.Size]
     images: int
     stabilizer: float
+    signed: bool = False
 
     @property
     def operands(self) -> list[fx.Node]:
@@ -74,6 +86,13 @@ class Step:
         """Return the sum over everything that belongs to each image, `[N]`."""
         return tensor.reshape(self.images, -1).sum(1)
 
+    def divide(self, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+        """Return numerator / (denominator + stabilizer), 0 where the denominator is 0, and the mask of those places."""
+        stabilizer = self.stabilizer * denominator.sign() if self.signed else self.stabilizer
+        stabilized = denominator + stabilizer
+        zero = (denominator == 0) | (stabilized == 0)
+        return (numerator / stabilized).masked_fill_(zero, 0), zero
+
 
 @dataclass(frozen=True)
 class Sent:
@@ -88,13 +107,6 @@ class Sent:
     exits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def divide(numerator: Tensor, denominator: Tensor, stabilizer: float) -> tuple[Tensor, Tensor]:
-    """Return numerator / (denominator + stabilizer), 0 where the denominator is 0, and the mask of those places."""
-    stabilized = denominator + stabilizer
-    zero = (denominator == 0) | (stabilized == 0)
-    return (numerator / stabilized).masked_fill_(zero, 0), zero
-
-
 def redistribute(
     step: Step, function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance: Tensor
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -106,7 +118,7 @@ def redistribute(
     with torch.enable_grad():
         variables = [value.detach().requires_grad_() for value in inputs]
         outputs = function(*variables)
-    ratio, zero = divide(relevance, outputs.detach(), step.stabilizer)
+    ratio, zero = step.divide(relevance, outputs.detach())
     gradients = torch.autograd.grad(outputs, variables, ratio)
     shares = [value * gradient for value, gradient in zip(inputs, gradients, strict=True)]
     return shares, _left_at(zero, step, relevance)
@@ -119,8 +131,13 @@ def fan_out(step: Step, value: Tensor, relevances: Sequence[Tensor]) -> tuple[Te
     operation of its own, with the same division as everywhere.
     """
     total = sum(relevances[1:], start=relevances[0])
-    ratio, zero = divide(total, value, step.stabilizer)
+    ratio, zero = step.divide(total, value)
     return value * ratio, _left_at(zero, step, total)
+
+
+def copied(step: Step, value: Tensor, relevances: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the relevance of a value that several operations read, the plain sum Σ R_i: nothing leaves."""
+    return sum(relevances[1:], start=relevances[0]), {}
 
 
 class Rule(ABC):

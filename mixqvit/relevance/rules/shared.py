@@ -1,34 +1,41 @@
-"""Propagation rules: one small class per operation, each sending the relevance of an output to its operands.
+"""Rules that both rule sets use: what only moves values, passes relevance on, or divides it like deep Taylor.
 
-The rules are those of Chefer, Gur & Wolf 2021 ("Transformer Interpretability Beyond Attention Visualization",
-arXiv 2012.09838) as METHOD.md states them. All but the identities are one general rule, deep Taylor decomposition's
-R_in = x ⊙ (∂z/∂x)ᵀ (R / z), on different functions z of different inputs x (`redistribute`).
+All but the identities are one general rule, deep Taylor decomposition's R_in = x ⊙ (∂z/∂x)ᵀ (R / z), on different
+functions z of different inputs x (`redistribute`).
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from mixqvit.graph import Graph, operation_name
 from mixqvit.relevance.step import (
+    ATTENTION_BIAS,
     CLASS_TOKEN,
     PADDING,
     POSITION_EMBEDDING,
-    ZERO_OUTPUT,
     Parts,
     Rule,
     Sent,
     Step,
-    divide,
     image_operands,
     redistribute,
 )
 
-__all__ = ["CHEFER", "Item", "Layout", "Scaling"]
+__all__ = [
+    "SHARED",
+    "Identity",
+    "Item",
+    "Layout",
+    "Product",
+    "Sum",
+    "constant_exit",
+    "is_operand",
+    "reaches_softmax",
+]
 
 
 class Identity(Rule):
@@ -43,18 +50,38 @@ class Identity(Rule):
         return Sent([(step.operands[0].name, relevance)])
 
 
-class Scaling(Identity):
-    """Scaling by a constant: the attention scale, LayerScale, the mean of DeiT's two heads."""
+class Product(Rule):
+    """Elementwise product: scaling by a constant passes relevance on, a gate gives each activation half.
+
+    Constants are the attention scale, LayerScale, the temperatures of Swin v2, the mean of DeiT's two heads. A gate
+    (SwiGLU) is a bilinear product, halved like the attention products (uniform rule, AttnLRP, arXiv 2402.05602,
+    proposition 3.3; the papers of Chefer et al. have no gates).
+    """
 
     def refusal(self, graph: Graph, node: fx.Node, image_nodes: frozenset[str]) -> str | None:
-        """Refuse products and quotients of two activations, and a constant divided by an activation."""
-        if operation_name(node, graph.module) != "mul" and not _is_operand(node.args[0], image_nodes):
-            return "of a constant by an activation"
-        return super().refusal(graph, node, image_nodes)
+        """Refuse a constant divided by an activation, and quotients of two activations."""
+        if operation_name(node, graph.module) == "mul":
+            return None
+        by_constant = is_operand(node.args[0], image_nodes) and not is_operand(node.args[1], image_nodes)
+        return None if by_constant else "by an activation"
+
+    def reads(self, node: fx.Node) -> Sequence[fx.Node]:
+        """No value matters."""
+        return ()
+
+    def send(self, step: Step, relevance: Tensor) -> Sent:
+        """Divide equally between the activations."""
+        factors = [factor for factor in step.node.args if is_operand(factor, step.image_nodes)]
+        return Sent([(factor.name, relevance / len(factors)) for factor in factors])
 
 
 class Layout(Rule):
     """Moving, repeating or cropping elements: the exact vector-Jacobian product of the operation."""
+
+    @staticmethod
+    def covers(name: str) -> bool:
+        """Whether an operation of this name moves, repeats or crops elements."""
+        return name in (*_LAYOUT, "getitem")
 
     def reads(self, node: fx.Node) -> Sequence[fx.Node]:
         """The Jacobian holds zeros and ones only, whatever the values."""
@@ -113,7 +140,11 @@ class Concatenation(Rule):
 
 
 class Gradient(Rule):
-    """Token selection and average pooling: R_in = x ⊙ (∂z/∂x)ᵀ (R / z)."""
+    """Linear maps without a weight: token selection, average pooling, rotary embedding: R_in = x ⊙ (∂z/∂x)ᵀ (R / z).
+
+    Queries and keys go through their rotation into the attention product: that product's rule followed by this one is
+    the product's rule for the keys and queries before the rotation.
+    """
 
     def send(self, step: Step, relevance: Tensor) -> Sent:
         """Share in proportion to the selected or averaged values."""
@@ -145,46 +176,10 @@ class Item(Rule):
         return (Gradient() if _picks_tokens(index) else Layout()).send(step, relevance)
 
 
-class Linear(Rule):
-    """Linear with α = 1: shared in proportion to the positive products x⁺w⁺ and x⁻w⁻; the bias is ignored."""
-
-    def send(self, step: Step, relevance: Tensor) -> Sent:
-        """Share over the input's channels; outputs without any positive product keep their relevance."""
-        value = step.values[step.operands[0].name]
-        return _positive_products(step, value.clamp(min=0), value.clamp(max=0), F.linear, relevance)
-
-
-class Convolution(Rule):
-    """Convolution: the zᴮ (box) rule on pixels (Montavon et al. 2017), α = 1 as for Linear elsewhere.
-
-    The box is the image's own minimum l and maximum h. The contributions x·w − l·w⁺ − h·w⁻ of METHOD.md are written
-    as (x − l)·w⁺ + (x − h)·w⁻, which is the same and never negative through rounding.
-    """
-
-    def refusal(self, graph: Graph, node: fx.Node, image_nodes: frozenset[str]) -> str | None:
-        """Refuse padding by anything but zeros."""
-        mode = graph.module.get_submodule(node.target).padding_mode
-        return None if mode == "zeros" else f"with {mode} padding"
-
-    def send(self, step: Step, relevance: Tensor) -> Sent:
-        """Share over the pixels or channels under each output."""
-        (operand,) = step.operands
-        value, operation = step.values[operand.name], step.operation
-        if operand.op == "placeholder":
-            low, high = value.amin((1, 2, 3), keepdim=True), value.amax((1, 2, 3), keepdim=True)
-            positive, negative = value - low, value - high
-        else:
-            positive, negative = value.clamp(min=0), value.clamp(max=0)
-
-        def convolve(inputs: Tensor, weight: Tensor) -> Tensor:
-            geometry = (operation.stride, operation.padding, operation.dilation, operation.groups)
-            return F.conv2d(inputs, weight, None, *geometry)
-
-        return _positive_products(step, positive, negative, convolve, relevance)
-
-
 class Matmul(Rule):
     """Product of two activations Z = A·B: S = R / Z, R_A = A ⊙ (S·Bᵀ), R_B = B ⊙ (Aᵀ·S), each halved.
+
+    Chefer et al. and AttnLRP (its uniform rule, proposition 3.3) agree on it.
 
     Z is the product before any scaling by a number: timm scales Q before the product, the published code scales the
     product, and only its Z gives the published stabilizer its size.
@@ -192,7 +187,7 @@ class Matmul(Rule):
 
     def refusal(self, graph: Graph, node: fx.Node, image_nodes: frozenset[str]) -> str | None:
         """Refuse products with a constant."""
-        both = all(_is_operand(argument, image_nodes) for argument in node.args)
+        both = all(is_operand(argument, image_nodes) for argument in node.args)
         return None if both and not node.kwargs else "with a constant"
 
     def reads(self, node: fx.Node) -> Sequence[fx.Node]:
@@ -206,59 +201,16 @@ class Matmul(Rule):
         return Sent([(name, share / 2) for name, share in zip(names, shares, strict=True)], exits)
 
 
-class Add(Rule):
-    """Residual add, its sums taken per image; a constant added to attention logits gets nothing.
-
-    Each branch gets its share of the elementwise split, and is then rescaled by its |sum| share so that the total is
-    kept. A position embedding is a branch whose share leaves the network.
-    """
+class Sum(Rule):
+    """What the rules for addition have in common."""
 
     def refusal(self, graph: Graph, node: fx.Node, image_nodes: frozenset[str]) -> str | None:
         """Refuse `alpha=`."""
         return f"with {next(iter(node.kwargs))}=" if node.kwargs else None
 
-    def send(self, step: Step, relevance: Tensor) -> Sent:
-        """Split between the two branches, or keep everything on the activation."""
-        branches = step.node.args
-        constants = [branch for branch in branches if not _is_operand(branch, step.image_nodes)]
-        if constants and (not isinstance(constants[0], fx.Node) or _reaches_softmax(step.node, step.graph)):
-            return Sent([(step.operands[0].name, relevance)])
-        values = [step.values[branch.name].expand_as(relevance) for branch in branches]
-        ratio, _ = divide(relevance, values[0] + values[1], step.stabilizer)
-        shares = [value * ratio for value in values]
-        sums = [step.per_image(share) for share in shares]
-        total, magnitude = step.per_image(relevance), sums[0].abs() + sums[1].abs()
-        sent, exits = [], {}
-        if (magnitude == 0).any():
-            exits[ZERO_OUTPUT] = total.masked_fill(magnitude != 0, 0)
-        for branch, share, share_sum in zip(branches, shares, sums, strict=True):
-            portion = divide(share_sum.abs(), magnitude, step.stabilizer)[0] * total
-            factor, _ = divide(portion, share_sum, step.stabilizer)
-            if branch in constants:
-                exits[POSITION_EMBEDDING] = factor * share_sum
-            else:
-                rescaled = share.reshape(step.images, -1) * factor[:, None]
-                sent.append((branch.name, rescaled.reshape(relevance.shape)))
-        return Sent(sent, exits)
 
-
-def _positive_products(
-    step: Step,
-    positive: Tensor,
-    negative: Tensor,
-    product: Callable[[Tensor, Tensor], Tensor],
-    relevance: Tensor,
-) -> Sent:
-    """Share in proportion to positive·w⁺ and negative·w⁻ under one denominator."""
-    weight = step.operation.weight
-    raising, lowering = weight.clamp(min=0), weight.clamp(max=0)
-    shares, exits = redistribute(
-        step, lambda p, n: product(p, raising) + product(n, lowering), [positive, negative], relevance
-    )
-    return Sent([(step.operands[0].name, shares[0] + shares[1])], exits)
-
-
-def _is_operand(argument: Any, image_nodes: frozenset[str]) -> bool:
+def is_operand(argument: Any, image_nodes: frozenset[str]) -> bool:
+    """Whether an argument of a node is an activation that depends on the images."""
     return isinstance(argument, fx.Node) and argument.name in image_nodes
 
 
@@ -277,7 +229,7 @@ def _dimension(node: fx.Node) -> int:
     return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
 
 
-def _reaches_softmax(node: fx.Node, graph: Graph) -> bool:
+def reaches_softmax(node: fx.Node, graph: Graph) -> bool:
     """Whether this sum is attention logits: its value goes on to a softmax through layout, scaling and adding."""
     on_the_way = (*_LAYOUT, "add", "mul", "truediv", "div")
     pending, seen = list(node.users), set()
@@ -292,22 +244,30 @@ def _reaches_softmax(node: fx.Node, graph: Graph) -> bool:
     return False
 
 
+def constant_exit(constant: fx.Node, node: fx.Node, graph: Graph) -> str:
+    """Name the exit of relevance that reaches a constant summand."""
+    pending = [constant]
+    while pending:
+        source = pending.pop()
+        if source.op == "get_attr" and source.target.rpartition(".")[2] in ("cls_token", "dist_token", "reg_token"):
+            return CLASS_TOKEN
+        pending.extend(source.all_input_nodes)
+    return ATTENTION_BIAS if reaches_softmax(node, graph) else POSITION_EMBEDDING
+
+
 _LAYOUT = (
     *("reshape", "view", "flatten", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "expand"),
     *("roll", "unbind", "chunk", "split", "window_partition", "window_reverse"),
 )
 
-CHEFER: Mapping[str, Rule] = {
-    **dict.fromkeys(("LayerNorm", "GELU", "gelu", "Softmax", "softmax"), Identity()),
-    **dict.fromkeys(("mul", "truediv", "div"), Scaling()),
+SHARED: Mapping[str, Rule] = {
+    **dict.fromkeys(("GELU", "gelu", "QuickGELU", "SiLU", "ReLU", "normalize"), Identity()),
+    **dict.fromkeys(("mul", "truediv", "div"), Product()),
     **dict.fromkeys(_LAYOUT, Layout()),
+    **dict.fromkeys(("mean", "AdaptiveAvgPool2d", "apply_rot_embed_cat"), Gradient()),
     **dict.fromkeys(("matmul", "bmm"), Matmul()),
-    "Conv2d": Convolution(),
-    "Linear": Linear(),
-    "add": Add(),
     "cat": Concatenation(),
     "getitem": Item(),
-    "mean": Gradient(),
     "pad": Padding(),
 }
-"""The rules of Chefer, Gur & Wolf 2021 by operation name (`mixqvit.graph.operation_name`)."""
+"""The rules that both sets share, by operation name (`mixqvit.graph.operation_name`)."""
