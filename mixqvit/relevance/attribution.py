@@ -113,9 +113,7 @@ def attention_evidence(
     """Return max(0, ∂y_c/∂A ⊙ R_A) by block, `[N, heads, tokens, tokens]`, from relevance kept at the attentions."""
     precision = next(graph.module.parameters()).dtype
     gradients = attention_gradients(graph, pixels.to(precision), relevance.targets)
-    return {
-        block: (gradients[name] * relevance.outputs[name]).clamp(min=0) for block, name in attentions.nodes.items()
-    }
+    return {block: (gradients[name] * relevance.outputs[name]).clamp(min=0) for block, name in attentions.nodes.items()}
 
 
 def rollout(evidence: Mapping[int, Tensor], attentions: ClassTokenAttentions) -> Tensor:

@@ -34,9 +34,7 @@ class Explanation:
     attribution_heads: Mapping[int, Tensor] | None
 
 
-def explain(
-    graph: Graph, pixels: Tensor, targets: Tensor | int | None = None, *, rules: str = "chefer"
-) -> Explanation:
+def explain(graph: Graph, pixels: Tensor, targets: Tensor | int | None = None, *, rules: str = "chefer") -> Explanation:
     """Explain every image for its class; arguments, precision and errors as in `propagate`."""
     graph = in_precision(graph, torch.float64)
     products = {layer.block: layer.name for layer in graph.layers if layer.kind == "matmul2"}

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from mixqvit.errors import MixQViTError, UnsupportedOperationError
 from mixqvit.graph import Graph, depends_on_images, operation_name
-from mixqvit.relevance.result import MEASURES, Relevance, merge
 from mixqvit.relevance.residuals import Residual, residuals
+from mixqvit.relevance.result import MEASURES, Relevance, merge
 from mixqvit.relevance.rules import RULE_SETS, RuleSet
 from mixqvit.relevance.rules.shared import Item, Layout, Product
 from mixqvit.relevance.step import Parts, Rule, Step
@@ -154,8 +154,8 @@ def _plan(graph: Graph, rule_set: RuleSet, keep: Collection[str] | None) -> _Pla
     if refused:
         where = "; ".join(f"{what} (at {node.name})" for what, node in refused.items())
         raise UnsupportedOperationError(
-            f"There is no relevance rule of {rule_set.name} for the operation {where}. The README lists the models that "
-            "have all their rules."
+            f"There is no relevance rule of {rule_set.name} for the operation {where}. The README lists the models "
+            "that have all their rules."
         )
     read = {operand.name for node in nodes for operand in chosen[node.name].reads(node)}
     read |= {node.name for node in nodes if _is_read_twice(node, image_nodes)}

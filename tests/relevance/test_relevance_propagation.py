@@ -8,19 +8,33 @@ from torch import Tensor, nn
 
 from mixqvit.errors import ImageError, MixQViTError, UnsupportedOperationError
 from mixqvit.graph import trace
-from mixqvit.relevance import MEASURES, Relevance, merge, propagate, propagate_steps
+from mixqvit.relevance import MEASURES, RULE_SETS, Relevance, merge, propagate, propagate_steps
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def test_relevance_is_conserved_counting_exits(build, model_name) -> None:
+_EXITS = {
+    "chefer": {"class token", "position embedding", "padding", "zero output"},
+    "attnlrp": {"class token", "position embedding", "padding", "zero output", "bias", "attention bias", "softmax"},
+}
+
+
+@pytest.mark.parametrize("rules", list(RULE_SETS))
+def test_relevance_is_conserved_counting_exits(build, model_name, rules) -> None:
     _, graph, pixels = build(model_name)
-    relevance = propagate(graph, pixels, stabilizer=0.0)
-    assert relevance.pixels.abs().sum() > 0.1
-    assert relevance.leak.abs().max() <= 1e-9
-    assert propagate(graph, pixels).leak.abs().max() <= 1e-4
+    relevance = propagate(graph, pixels, rules=rules, stabilizer=0.0)
+    flowing = sum(amount.abs() for amount in relevance.exits.values()) + relevance.pixels.abs().sum((1, 2))
+    assert (relevance.pixels.abs().sum((1, 2)) > 1e-3).all()
+    assert (relevance.leak.abs() <= 1e-9 * flowing).all()
+    assert set(relevance.exits) <= _EXITS[rules]
+
+
+@pytest.mark.parametrize("rules", list(RULE_SETS))
+def test_the_published_stabilizer_leaks_little(build, model_name, rules) -> None:
+    _, graph, pixels = build(model_name)
+    assert propagate(graph, pixels, rules=rules).leak.abs().max() <= 1e-3
 
 
 def test_relevance_leaves_at_the_stated_exits_only(build) -> None:
@@ -29,11 +43,12 @@ def test_relevance_leaves_at_the_stated_exits_only(build) -> None:
     assert exits["swin_padded"] == {"padding", "zero output"}
 
 
-def test_images_do_not_influence_each_other(build, model_name) -> None:
+@pytest.mark.parametrize("rules", list(RULE_SETS))
+def test_images_do_not_influence_each_other(build, model_name, rules) -> None:
     _, graph, pixels = build(model_name)
-    together = propagate(graph, pixels)
+    together = propagate(graph, pixels, rules=rules)
     for index in range(len(pixels)):
-        alone = propagate(graph, pixels[index : index + 1])
+        alone = propagate(graph, pixels[index : index + 1], rules=rules)
         assert _relative(together.pixels[index], alone.pixels[0]) <= 1e-10
         for name, expected in alone.outputs.items():
             assert _relative(together.outputs[name][index], expected[0]) <= 1e-10, name

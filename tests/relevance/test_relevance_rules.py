@@ -6,73 +6,27 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from mixqvit.graph import Graph, operation_name
 from mixqvit.relevance.rules.chefer import CHEFER
 from mixqvit.relevance.step import (
     CLASS_TOKEN,
     PADDING,
     POSITION_EMBEDDING,
     ZERO_OUTPUT,
-    Sent,
-    Step,
     fan_out,
 )
-
-
-def _random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _step(module: nn.Module, inputs: dict[str, Tensor], operation: str, stabilizer: float = 0.0) -> Step:
-    """Trace a module whose arguments are activations and return the step of its last such operation."""
-    traced = fx.symbolic_trace(module.double())
-    graph = Graph(traced, (), (), 0, 0)
-    images = len(next(iter(inputs.values())))
-    values, image_nodes = {}, set()
-    for node in graph.nodes:
-        values[node.name] = inputs[node.name] if node.op == "placeholder" else graph.compute(node, values)
-        if node.op == "placeholder" or any(a.name in image_nodes for a in node.all_input_nodes):
-            image_nodes.add(node.name)
-    shapes = {name: values[name].shape for name in image_nodes if isinstance(values[name], Tensor)}
-    node = [node for node in graph.nodes if operation_name(node, traced) == operation][-1]
-    return Step(graph, node, frozenset(image_nodes), values, shapes, images, stabilizer)
-
-
-def _send(
-    module: nn.Module, inputs: dict[str, Tensor], operation: str, relevance: Tensor, stabilizer: float = 0.0
-) -> tuple[dict[str, Tensor], Sent]:
-    step = _step(module, inputs, operation, stabilizer)
-    assert CHEFER[operation].refusal(step.graph, step.node, step.image_nodes) is None
-    sent = CHEFER[operation].send(step, relevance)
-    return dict(sent.relevance), sent
+from tests.relevance.steps import Binary, Function, random, send, step_of
 
 
 def _ratio(numerator: float, denominator: float, stabilizer: float) -> float:
     return 0.0 if denominator == 0 else numerator / (denominator + stabilizer)
 
 
-class _Function(nn.Module):
-    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
-
-
-class _Binary(_Function):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.function(x, y)
-
-
 @pytest.mark.parametrize("stabilizer", [0.0, 0.1])
 def test_linear_shares_in_proportion_to_positive_products(stabilizer: float) -> None:
-    layer, x, relevance = nn.Linear(4, 3).double(), _random(2, 5, 4), _random(2, 5, 3, seed=1)
-    sent, _ = _send(_Function(lambda self, x: self.layer(x), layer=layer), {"x": x}, "Linear", relevance, stabilizer)
+    layer, x, relevance = nn.Linear(4, 3).double(), random(2, 5, 4), random(2, 5, 3, seed=1)
+    sent, _ = send(Function(lambda self, x: self.layer(x), layer=layer), {"x": x}, "Linear", relevance, stabilizer)
     expected = torch.zeros_like(x)
     for image, token, output in product(range(2), range(5), range(3)):
         weight = layer.weight[output].detach()
@@ -86,8 +40,8 @@ def test_linear_shares_in_proportion_to_positive_products(stabilizer: float) -> 
 def test_linear_outputs_without_a_positive_product_are_a_stated_exit() -> None:
     layer = nn.Linear(2, 2, bias=False).double()
     layer.weight.data = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
-    x, relevance = torch.ones(3, 2, dtype=torch.float64), _random(3, 2)
-    sent, where = _send(_Function(lambda self, x: self.layer(x), layer=layer), {"x": x}, "Linear", relevance)
+    x, relevance = torch.ones(3, 2, dtype=torch.float64), random(3, 2)
+    sent, where = send(Function(lambda self, x: self.layer(x), layer=layer), {"x": x}, "Linear", relevance)
     torch.testing.assert_close(where.exits[ZERO_OUTPUT], relevance[:, 1])
     torch.testing.assert_close(sent["x"].sum(1), relevance[:, 0])
 
@@ -97,10 +51,10 @@ def test_patch_embedding_follows_the_box_rule_with_each_images_own_box(
     channels: int, padding: int, stride: int
 ) -> None:
     layer = nn.Conv2d(channels, 2, 2, stride, padding).double()
-    x = _random(2, channels, 4, 4) * torch.tensor([1.0, 10.0], dtype=torch.float64).reshape(2, 1, 1, 1)
+    x = random(2, channels, 4, 4) * torch.tensor([1.0, 10.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     size = (4 + 2 * padding - 2) // stride + 1
-    relevance = _random(2, 2, size, size, seed=1)
-    sent, _ = _send(_Function(lambda self, x: self.layer(x), layer=layer), {"x": x}, "Conv2d", relevance)
+    relevance = random(2, 2, size, size, seed=1)
+    sent, _ = send(Function(lambda self, x: self.layer(x), layer=layer), {"x": x}, "Conv2d", relevance)
     expected = torch.zeros_like(x)
     for image, output, row, column in product(range(2), range(2), range(size), range(size)):
         low, high = float(x[image].min()), float(x[image].max())
@@ -118,9 +72,9 @@ def test_patch_embedding_follows_the_box_rule_with_each_images_own_box(
 
 def test_inner_convolution_shares_in_proportion_to_positive_products() -> None:
     layer = nn.Conv2d(2, 2, 2).double()
-    x, relevance = _random(2, 2, 3, 3), _random(2, 2, 2, 2, seed=1)
-    module = _Function(lambda self, x: self.layer(torch.roll(x, 0, 1)), layer=layer)
-    sent, _ = _send(module, {"x": x}, "Conv2d", relevance)
+    x, relevance = random(2, 2, 3, 3), random(2, 2, 2, 2, seed=1)
+    module = Function(lambda self, x: self.layer(torch.roll(x, 0, 1)), layer=layer)
+    sent, _ = send(module, {"x": x}, "Conv2d", relevance)
     expected = torch.zeros_like(x)
     for image, output, row, column in product(range(2), repeat=4):
         window = x[image, :, row : row + 2, column : column + 2]
@@ -133,8 +87,8 @@ def test_inner_convolution_shares_in_proportion_to_positive_products() -> None:
 
 @pytest.mark.parametrize("stabilizer", [0.0, 0.1])
 def test_matmul_shares_in_proportion_to_products_and_halves(stabilizer: float) -> None:
-    a, b, relevance = _random(2, 3, 4), _random(2, 4, 5, seed=1), _random(2, 3, 5, seed=2)
-    sent, _ = _send(_Binary(torch.matmul), {"x": a, "y": b}, "matmul", relevance, stabilizer)
+    a, b, relevance = random(2, 3, 4), random(2, 4, 5, seed=1), random(2, 3, 5, seed=2)
+    sent, _ = send(Binary(torch.matmul), {"x": a, "y": b}, "matmul", relevance, stabilizer)
     for_a, for_b = torch.zeros_like(a), torch.zeros_like(b)
     for image, i, j in product(range(2), range(3), range(5)):
         z = sum(float(a[image, i, k] * b[image, k, j]) for k in range(4))
@@ -147,17 +101,17 @@ def test_matmul_shares_in_proportion_to_products_and_halves(stabilizer: float) -
 
 
 def test_matmul_looks_through_the_attention_scale() -> None:
-    q, k, relevance = _random(2, 3, 4), _random(2, 4, 3, seed=1), _random(2, 3, 3, seed=2)
-    scaled, _ = _send(_Binary(lambda x, y: torch.matmul(x * 0.5, y)), {"x": q, "y": k}, "matmul", relevance, 0.1)
-    plain, _ = _send(_Binary(torch.matmul), {"x": q, "y": k}, "matmul", relevance, 0.1)
+    q, k, relevance = random(2, 3, 4), random(2, 4, 3, seed=1), random(2, 3, 3, seed=2)
+    scaled, _ = send(Binary(lambda x, y: torch.matmul(x * 0.5, y)), {"x": q, "y": k}, "matmul", relevance, 0.1)
+    plain, _ = send(Binary(torch.matmul), {"x": q, "y": k}, "matmul", relevance, 0.1)
     assert scaled.keys() == {"x", "y"}
     torch.testing.assert_close(scaled, plain)
 
 
 @pytest.mark.parametrize("stabilizer", [0.0, 0.1])
 def test_residual_add_rescales_both_branches_per_image(stabilizer: float) -> None:
-    x, y, relevance = _random(3, 4, 2), _random(3, 4, 2, seed=1), _random(3, 4, 2, seed=2)
-    sent, _ = _send(_Binary(lambda x, y: x + y), {"x": x, "y": y}, "add", relevance, stabilizer)
+    x, y, relevance = random(3, 4, 2), random(3, 4, 2, seed=1), random(3, 4, 2, seed=2)
+    sent, _ = send(Binary(lambda x, y: x + y), {"x": x, "y": y}, "add", relevance, stabilizer)
     for image in range(3):
         branches = []
         for branch in (x, y):
@@ -174,33 +128,33 @@ def test_residual_add_rescales_both_branches_per_image(stabilizer: float) -> Non
 
 
 def test_position_embedding_takes_its_share_out() -> None:
-    embedding = nn.Parameter(_random(1, 4, 2, seed=1))
-    x, relevance = _random(3, 4, 2), _random(3, 4, 2, seed=2)
-    module = _Function(lambda self, x: x + self.embedding, embedding=embedding)
-    sent, where = _send(module, {"x": x}, "add", relevance)
-    both, _ = _send(_Binary(lambda x, y: x + y), {"x": x, "y": embedding.detach().expand(3, 4, 2)}, "add", relevance)
+    embedding = nn.Parameter(random(1, 4, 2, seed=1))
+    x, relevance = random(3, 4, 2), random(3, 4, 2, seed=2)
+    module = Function(lambda self, x: x + self.embedding, embedding=embedding)
+    sent, where = send(module, {"x": x}, "add", relevance)
+    both, _ = send(Binary(lambda x, y: x + y), {"x": x, "y": embedding.detach().expand(3, 4, 2)}, "add", relevance)
     torch.testing.assert_close(sent["x"], both["x"])
     torch.testing.assert_close(where.exits[POSITION_EMBEDDING], both["y"].sum((1, 2)))
 
 
 def test_bias_of_attention_logits_gets_nothing() -> None:
-    bias, relevance = nn.Parameter(_random(4)), _random(3, 4, seed=1)
-    module = _Function(lambda self, x: (x + self.bias).reshape(3, 4).softmax(-1), bias=bias)
-    sent, where = _send(module, {"x": _random(3, 4)}, "add", relevance)
+    bias, relevance = nn.Parameter(random(4)), random(3, 4, seed=1)
+    module = Function(lambda self, x: (x + self.bias).reshape(3, 4).softmax(-1), bias=bias)
+    sent, where = send(module, {"x": random(3, 4)}, "add", relevance)
     assert torch.equal(sent["x"], relevance)
     assert not where.exits
 
 
 def test_average_pooling_shares_in_proportion_to_the_averaged_values() -> None:
-    x, relevance = _random(2, 3, 4), _random(2, 4, seed=1)
-    sent, _ = _send(_Function(lambda self, x: x.mean(1)), {"x": x}, "mean", relevance)
+    x, relevance = random(2, 3, 4), random(2, 4, seed=1)
+    sent, _ = send(Function(lambda self, x: x.mean(1)), {"x": x}, "mean", relevance)
     expected = torch.stack([x[:, token] / x.sum(1) * relevance for token in range(3)], dim=1)
     torch.testing.assert_close(sent["x"], expected)
 
 
 def test_token_selection_divides_with_the_stabilizer() -> None:
-    x, relevance = _random(2, 3, 4), _random(2, 4, seed=1)
-    sent, _ = _send(_Function(lambda self, x: x[:, 1]), {"x": x}, "getitem", relevance, 0.1)
+    x, relevance = random(2, 3, 4), random(2, 4, seed=1)
+    sent, _ = send(Function(lambda self, x: x[:, 1]), {"x": x}, "getitem", relevance, 0.1)
     expected = torch.zeros_like(x)
     expected[:, 1] = x[:, 1] / (x[:, 1] + 0.1) * relevance
     torch.testing.assert_close(sent["x"], expected)
@@ -219,10 +173,10 @@ def test_token_selection_divides_with_the_stabilizer() -> None:
 )
 def test_layout_is_undone_exactly(operation: tuple[str, Callable[..., Tensor]]) -> None:
     name, function = operation
-    x = _random(2, 3, 4)
+    x = random(2, 3, 4)
     moved = function(None, torch.arange(1.0, 25.0).reshape(2, 3, 4))  # every element under a number of its own
-    relevance = _random(*moved.shape, seed=1)
-    sent, where = _send(_Function(function), {"x": x}, name, relevance)
+    relevance = random(*moved.shape, seed=1)
+    sent, where = send(Function(function), {"x": x}, name, relevance)
     expected = torch.zeros(24, dtype=torch.float64)
     lost = torch.zeros(2, dtype=torch.float64)
     for place in product(*(range(size) for size in moved.shape)):
@@ -235,16 +189,16 @@ def test_layout_is_undone_exactly(operation: tuple[str, Callable[..., Tensor]]) 
 
 
 def test_concatenation_lets_the_class_token_leave() -> None:
-    token, relevance = nn.Parameter(_random(1, 1, 4)), _random(2, 4, 4, seed=1)
-    module = _Function(lambda self, x: torch.cat([self.token.expand(2, -1, -1), x], dim=1), token=token)
-    sent, where = _send(module, {"x": _random(2, 3, 4)}, "cat", relevance)
+    token, relevance = nn.Parameter(random(1, 1, 4)), random(2, 4, 4, seed=1)
+    module = Function(lambda self, x: torch.cat([self.token.expand(2, -1, -1), x], dim=1), token=token)
+    sent, where = send(module, {"x": random(2, 3, 4)}, "cat", relevance)
     assert torch.equal(sent["x"], relevance[:, 1:])
     torch.testing.assert_close(where.exits[CLASS_TOKEN], relevance[:, 0].sum(1))
 
 
 def test_a_value_read_twice_collects_with_the_stabilizer() -> None:
     x = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
-    step = _step(_Function(lambda self, x: x.softmax(-1)), {"x": x}, "softmax", 0.5)
+    step = step_of(Function(lambda self, x: x.softmax(-1)), {"x": x}, "softmax", 0.5)
     total, exits = fan_out(step, x, [torch.tensor([[1.0, 4.0]]), torch.tensor([[2.0, 1.0]])])
     torch.testing.assert_close(total, torch.tensor([[2 * 3 / 2.5, 0.0]], dtype=torch.float64))
     assert exits[ZERO_OUTPUT].tolist() == [5.0]
@@ -253,31 +207,31 @@ def test_a_value_read_twice_collects_with_the_stabilizer() -> None:
 @pytest.mark.parametrize(
     ("operation", "module", "because"),
     [
-        ("truediv", _Function(lambda self, x: 1 / x), "by an activation"),
-        ("truediv", _Binary(lambda x, y: x / y), "by an activation"),
-        ("matmul", _Function(lambda self, x: x @ self.w, w=nn.Parameter(_random(4, 4))), "constant"),
-        ("add", _Binary(lambda x, y: torch.add(x, y, alpha=2)), "alpha"),
-        ("cat", _Binary(lambda x, y: torch.cat([x, y])), "first dimension"),
-        ("Conv2d", _Function(lambda self, x: self.c(x), c=nn.Conv2d(1, 1, 1, padding_mode="circular")), "circular"),
+        ("truediv", Function(lambda self, x: 1 / x), "by an activation"),
+        ("truediv", Binary(lambda x, y: x / y), "by an activation"),
+        ("matmul", Function(lambda self, x: x @ self.w, w=nn.Parameter(random(4, 4))), "constant"),
+        ("add", Binary(lambda x, y: torch.add(x, y, alpha=2)), "alpha"),
+        ("cat", Binary(lambda x, y: torch.cat([x, y])), "first dimension"),
+        ("Conv2d", Function(lambda self, x: self.c(x), c=nn.Conv2d(1, 1, 1, padding_mode="circular")), "circular"),
     ],
 )
 def test_uses_that_a_rule_does_not_cover_are_refused(operation: str, module: nn.Module, because: str) -> None:
-    x = _random(2, 1, 4, 4)
-    inputs = {"x": x, "y": x} if isinstance(module, _Binary) else {"x": x}
-    step = _step(module, inputs, operation)
+    x = random(2, 1, 4, 4)
+    inputs = {"x": x, "y": x} if isinstance(module, Binary) else {"x": x}
+    step = step_of(module, inputs, operation)
     assert because in CHEFER[operation].refusal(step.graph, step.node, step.image_nodes)
 
 
 def test_identities_pass_relevance_on() -> None:
-    x, relevance = _random(2, 4), _random(2, 4, seed=1)
-    scale = nn.Parameter(_random(4))
+    x, relevance = random(2, 4), random(2, 4, seed=1)
+    scale = nn.Parameter(random(4))
     for operation, module in {
-        "LayerNorm": _Function(lambda self, x: self.norm(x), norm=nn.LayerNorm(4)),
-        "GELU": _Function(lambda self, x: self.act(x), act=nn.GELU()),
-        "softmax": _Function(lambda self, x: x.softmax(-1)),
-        "mul": _Function(lambda self, x: x * self.scale, scale=scale),
-        "truediv": _Function(lambda self, x: x / math.pi),
+        "LayerNorm": Function(lambda self, x: self.norm(x), norm=nn.LayerNorm(4)),
+        "GELU": Function(lambda self, x: self.act(x), act=nn.GELU()),
+        "softmax": Function(lambda self, x: x.softmax(-1)),
+        "mul": Function(lambda self, x: x * self.scale, scale=scale),
+        "truediv": Function(lambda self, x: x / math.pi),
     }.items():
-        sent, where = _send(module, {"x": x}, operation, relevance)
+        sent, where = send(module, {"x": x}, operation, relevance)
         assert torch.equal(sent["x"], relevance)
         assert not where.exits

@@ -62,7 +62,7 @@ class LayerNorm(Rule):
 
 
 class Softmax(Rule):
-    """Taylor rule (proposition 3.1): R_i = x_i (R_i − s_i Σ_j R_j); the constant of the linearization keeps the rest."""
+    """Taylor rule (proposition 3.1): R_i = x_i (R_i − s_i Σ_j R_j); the constant term keeps the rest."""
 
     def send(self, step: Step, relevance: Tensor) -> Sent:
         """Attribute to the logits; logits masked by −∞ get nothing."""

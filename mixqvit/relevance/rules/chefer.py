@@ -5,7 +5,6 @@ arXiv 2012.09838, as METHOD.md states them, with α = 1.
 
 from collections.abc import Callable, Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
