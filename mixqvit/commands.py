@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command("models", _models, "list the embedded models")
     study_command("layers", _layers, "show the table of quantized layers")
-    study_command("relevance", _relevance, "compute layer importance by relevance propagation")
+    relevance = study_command("relevance", _relevance, "compute layer importance by relevance propagation")
+    relevance.add_argument("--method", default="chefer", help="chefer, attnlrp or one of Captum's (default: chefer)")
     sensitivity = study_command("sensitivity", _sensitivity, "measure the harm of quantizing each layer alone")
     sensitivity.add_argument("--operands", choices=["both", "weights", "activations"], default="both")
     allocation = study_command("allocate", _allocate, "find the best bits per layer under a budget")
@@ -171,9 +172,9 @@ def _layers(options: argparse.Namespace) -> tuple[Document, str]:
 
 def _relevance(options: argparse.Namespace) -> tuple[Document, str]:
     study = _study(options)
-    importance = _finish(study.relevance_steps())
+    importance = _finish(study.relevance_steps(options.method))
     rows = [(name, f"{value:.4f}") for name, value in importance.mean.items()]
-    document = {"model": study.model.name, "rules": study.settings.rules, "measure": study.settings.measure}
+    document = {"model": study.model.name, "method": options.method, "measure": study.settings.measure}
     return document | {"importance": importance.mean}, _table(("layer", "importance"), rows)
 
 

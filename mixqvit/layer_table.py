@@ -100,8 +100,8 @@ def _refuse_hidden_weights(graph: "Graph") -> None:
         name = operation_name(node, graph.module)
         if node.name in image_nodes and node.op == "call_function" and name in _HIDDEN_PRODUCTS:
             raise ModelError(
-                f"The operation {name} in {_scope(node) or 'the model'} takes its weight as an argument that is computed "
-                "on the way; only Linear and Conv2d modules and matrix products can be quantized."
+                f"The operation {name} in {_scope(node) or 'the model'} takes a weight that is computed on "
+                "the way; only Linear and Conv2d modules and matrix products can be quantized."
             )
 
 

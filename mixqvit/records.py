@@ -26,7 +26,7 @@ class Settings:
 
     Attributes:
         recipe: Quantization recipe; one that serves any bits.
-        rules: Relevance rule set.
+        importance: How layer importance is computed, one of the study's `importance_methods`.
         measure: How a layer's relevance becomes one number (METHOD.md, "Layer importance Ω").
         calibration_images: Images that quantizers are fitted to.
         analysis_images: Calibration images that relevance and sensitivity are averaged over.
@@ -36,7 +36,7 @@ class Settings:
     """
 
     recipe: str = "mix-qvit"
-    rules: str = "chefer"
+    importance: str = "chefer"
     measure: str = "share"
     calibration_images: int = 32
     analysis_images: int = 64
@@ -85,11 +85,13 @@ class Importance:
         mean: Ω by layer name, in network order; sums to 1.
         shares: r_l(x) / Σ r_k(x) of every image by layer name.
         flow: How relevance divides at the residual sums, in network order; empty for methods that are no relevance.
+        seconds: Computing time per image, measured when it was computed.
     """
 
     mean: dict[str, float]
     shares: dict[str, list[float]]
     flow: tuple[BranchShare, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

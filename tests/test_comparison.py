@@ -181,7 +181,7 @@ def test_stopped_recipes_go_on_without_measuring_the_finished_ones_again(study, 
         calibrated.append(recipe)
         raise CalibrationError("far enough")
 
-    monkeypatch.setattr("mixqvit.study.calibrate_steps", calibrate_steps)
+    monkeypatch.setattr("mixqvit.study.evaluation.calibrate_steps", calibrate_steps)
     with pytest.raises(CalibrationError, match="far enough"):
         list(again.recipe_steps(3))
     assert calibrated == ["fq-vit"]

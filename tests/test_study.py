@@ -87,8 +87,13 @@ def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
     study.relevance()
     study.evaluate(3)
     again = Study("digits_vit", settings=SMALL, store=study.store)
-    for name in ("propagate_steps", "calibrate_steps", "sensitivity_steps", "evaluate_steps"):
-        monkeypatch.setattr(f"mixqvit.study.{name}", lambda *_, **__: pytest.fail("computed again"))
+    for stage in (
+        "relevance.importance_steps",
+        "sensitivity.calibrate_steps",
+        "sensitivity.sensitivity_steps",
+        "evaluation.evaluate_steps",
+    ):
+        monkeypatch.setattr(f"mixqvit.study.{stage}", lambda *_, **__: pytest.fail("computed again"))
     assert again.sensitivity() == study.sensitivity()
     assert again.relevance() == study.relevance()
     assert again.evaluate(3) == study.evaluate(3)

@@ -1,0 +1,135 @@
+"""What every stage of a study builds on: the model, its images, the settings, and where results are kept."""
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, TypeVar
+
+import timm
+import torch
+from torch import Tensor
+
+from mixqvit import outliers
+from mixqvit.costs import Storage
+from mixqvit.datasets import load_images
+from mixqvit.errors import CalibrationError, ImageError, MixQViTError
+from mixqvit.graph import Graph, trace
+from mixqvit.layers import Layer
+from mixqvit.packing import storage
+from mixqvit.quantization.recipes import find_recipe
+from mixqvit.records import Progress, Settings
+from mixqvit.relevance.propagation import in_precision
+from mixqvit.store import Store, code_version, fingerprint
+from mixqvit.zoo import Model, load_model
+
+__all__ = ["StudyBase"]
+
+Result = TypeVar("Result")
+
+# A stage's results are found again only by the very code that made them.
+_SHARED_CODE = ("study/base.py", "graph.py", "layer_table.py", "layers.py", "bits.py")
+_CODE = {
+    "relevance": ("study/relevance.py", "relevance"),
+    "calibration": ("study/sensitivity.py", "quantization"),
+    "sensitivity": ("study/sensitivity.py", "quantization", "sensitivity.py", "evaluation.py"),
+    "evaluation": ("study/evaluation.py", "quantization", "evaluation.py"),
+}
+
+
+class StudyBase:
+    """The model, its images and settings, and where results are kept."""
+
+    def __init__(
+        self,
+        model: Model | str,
+        images: str | None = None,
+        settings: Settings | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """Open a study; nothing long is computed yet.
+
+        Args:
+            model: A loaded model, or a name for `load_model`.
+            images: `digits` or a folder with one sub-folder per class; by default the images that belong to the model.
+            settings: What to compute with.
+            store: Where to save; the user's cache folder by default.
+
+        Raises:
+            ModelError, ImageError, StoreError: What was named cannot be opened.
+            CalibrationError: Unknown recipe, or one that serves a single bit setting only.
+        """
+        self.settings = settings or Settings()
+        self.store = store or Store()
+        self.model = load_model(model) if isinstance(model, str) else model
+        source = images or self.model.images
+        if source is None:
+            raise ImageError(f"Say which images to use with {self.model.name}: a folder with one sub-folder per class.")
+        self.calibration_images = load_images(source, "calibration", self.model)
+        self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
+        recipe = find_recipe(self.settings.recipe)
+        if recipe.one_setting:
+            raise CalibrationError(
+                f"Recipe {recipe.name} is calibrated for one bit setting, so a study cannot compare bits with it. "
+                "Use recipe mix-qvit, or mixqvit.calibrate from Python."
+            )
+        self._lock = threading.RLock()
+        self._memory: dict[Any, Any] = {}
+
+    @property
+    def graph(self) -> Graph:
+        """The traced model, with amplified outliers if the settings ask for them."""
+
+        def compute() -> Graph:
+            example = self.calibration_images.pixels[:1]
+            module, settings = self.model.module, self.settings
+            if settings.outlier_factor != 1:
+                module = outliers.amplify_outliers(module, example, settings.outlier_factor, settings.outlier_channels)
+            return trace(module, example)
+
+        return self._remembered("graph", compute)
+
+    @property
+    def _double_precision_graph(self) -> Graph:
+        """Relevance divides by outputs near zero and needs double precision; converted once."""
+        return self._remembered("double precision graph", lambda: in_precision(self.graph, torch.float64))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The table of quantized layers, in network order."""
+        return self.graph.layers
+
+    @property
+    def storage(self) -> Storage:
+        """What the size of a packed model depends on beside its layers."""
+        return self._remembered("storage", lambda: storage(self.graph, self.settings.recipe, self.model))
+
+    def _layer(self, name: str) -> Layer:
+        if name not in self.graph.by_name:
+            raise MixQViTError(f"There is no layer {name!r} in this model.")
+        return self.graph.by_name[name]
+
+    @property
+    def _calibration_pixels(self) -> Tensor:
+        return self.calibration_images.subset(self.settings.calibration_images).pixels
+
+    @cached_property
+    def _analysis_pixels(self) -> Tensor:
+        return self.calibration_images.subset(self.settings.analysis_images).pixels
+
+    def _key(self, stage: str, *parts: Any) -> str:
+        code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)
+        return fingerprint(stage, *code, self.graph.fingerprint, self.calibration_images.fingerprint, *parts)
+
+    def _remembered(self, name: Any, compute: Callable[[], Result]) -> Result:
+        with self._lock:
+            if name not in self._memory:
+                self._memory[name] = compute()
+            return self._memory[name]
+
+    def _finished(self, name: Any, steps: Callable[[], Iterator[Progress]]) -> Any:
+        """Return a remembered result, running its stage to the end if there is none."""
+        with self._lock:
+            if name not in self._memory:
+                for _ in steps():
+                    pass
+            return self._memory[name]

@@ -1,0 +1,78 @@
+"""Explanations of evaluation images as plain arrays, the latest ones remembered."""
+
+import threading
+from functools import cached_property, lru_cache
+
+import torch
+
+from mixqvit.datasets import Images
+from mixqvit.errors import ImageError, MixQViTError
+from mixqvit.graph import Graph
+from mixqvit.records import ImageRelevance
+from mixqvit.relevance import RULE_SETS
+from mixqvit.relevance.explanation import explain
+
+__all__ = ["Explanations"]
+
+REMEMBERED = 64
+"""Explanations that are kept; an image of DeiT-Tiny takes about 0.6 MB."""
+
+
+class Explanations:
+    """What single decisions of a model rest on. One object can serve several threads."""
+
+    def __init__(self, graph: Graph, images: Images) -> None:
+        """Explain these images by a graph in double precision; nothing is computed yet."""
+        self._graph = graph
+        self._images = images
+        self._lock = threading.Lock()
+
+    def image(self, index: int, target: int | None, rules: str) -> ImageRelevance:
+        """Explain one image, for the predicted class if `target` is None; errors as in `Study.image_relevance`."""
+        if not 0 <= index < len(self._images):
+            raise ImageError(f"There is no evaluation image {index}; they are numbered 0 to {len(self._images) - 1}.")
+        if target is not None and not 0 <= target < self._graph.classes:
+            raise MixQViTError(f"There is no class {target}; they are numbered 0 to {self._graph.classes - 1}.")
+        if rules not in RULE_SETS:
+            raise MixQViTError(f"There is no rule set {rules!r}; choose one of {', '.join(RULE_SETS)}.")
+        with self._lock:
+            return self._explained(index, target, rules)
+
+    @cached_property
+    def _explained(self):
+        return lru_cache(REMEMBERED)(self._explain)
+
+    def _explain(self, index: int, target: int | None, rules: str) -> ImageRelevance:
+        pixels = self._images.pixels[index : index + 1].double()
+        with torch.no_grad():
+            logits = self._graph(pixels)
+        predicted = int(logits.argmax())
+        if target is None:
+            return self._explained(index, predicted, rules)
+        found = explain(self._graph, pixels, target, rules=rules)
+        relevance = found.relevance
+        grids = {f"block {block}": tokens for block, tokens in relevance.tokens.items() if tokens.ndim == 3}
+        if relevance.patches is not None:
+            grids = {"patches": relevance.patches, **grids}
+        attribution = attribution_heads = None
+        if found.attribution is not None:
+            grid = relevance.patches.shape[1:]
+            attribution = found.attribution[0].reshape(grid).numpy()
+            attribution_heads = {
+                block: heads[0].unflatten(1, grid).numpy() for block, heads in found.attribution_heads.items()
+            }
+        return ImageRelevance(
+            image=self._images.display(index, index + 1)[0].numpy(),
+            name=self._images.names[index],
+            label=None if self._images.labels is None else int(self._images.labels[index]),
+            predicted=predicted,
+            target=target,
+            rules=rules,
+            probabilities=logits.softmax(dim=1)[0].numpy(),
+            pixels=relevance.pixels[0].numpy(),
+            tokens={stage: tokens[0].numpy() for stage, tokens in grids.items()},
+            heads={block: heads[0].numpy() for block, heads in found.heads.items()},
+            attribution=attribution,
+            attribution_heads=attribution_heads,
+            left={reason: float(amount[0]) for reason, amount in relevance.exits.items()},
+        )

@@ -1,0 +1,115 @@
+"""Which kind of layer importance predicts what quantization really costs? All of them side by side, at one budget."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+from scipy.stats import spearmanr
+
+from mixqvit.allocation import Allocation, Budget
+from mixqvit.bits import BIT_WIDTHS, PATCH_EMBED_INPUT_BITS
+from mixqvit.evaluation import Evaluation
+from mixqvit.records import MethodComparison, MethodResult, Progress
+
+if TYPE_CHECKING:
+    from mixqvit.study import Study
+
+__all__ = ["compare_methods_steps", "importance_only_harms", "rank_correlation"]
+
+_PARTS = 100  # what one stage of the comparison counts in the progress
+_STAGES_PER_METHOD = 4  # importance, its quality, two measured allocations
+
+
+def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progress]:
+    """Compute every importance, the allocations it leads to, and what these measure.
+
+    Every `result` is a `MethodComparison` so far. All pieces are saved by the study.
+
+    Args:
+        study: The open study.
+        average_bits: The budget of all allocations, BitOps capped as usual.
+
+    Raises:
+        InfeasibleBudgetError, AllocationError: The budget is not possible.
+    """
+    budget = Budget(average_bits=average_bits)
+    for step in study.sensitivity_steps():
+        yield replace(step, result=None)
+    sensitivity = study.sensitivity()
+    comparison = MethodComparison(average_bits, {}, {}, {})
+    references = {"sensitivity only": study.allocate(average_bits, gamma=0.0)}
+    uniform = study.uniform_beside(budget)
+    if uniform is not None:
+        references["uniform"] = uniform
+    methods = study.importance_methods
+    total = _PARTS * (len(references) + _STAGES_PER_METHOD * len(methods))
+    finished = 0
+
+    def forwarded(steps: Iterator[Progress], name: str) -> Iterator[Progress]:
+        nonlocal finished
+        for step in steps:
+            done = finished + _PARTS * step.done // max(1, step.total)
+            yield Progress(done, total, f"{name}: {step.doing}", comparison)
+        finished += _PARTS
+
+    for name, allocation in references.items():
+        yield from forwarded(study.evaluate_steps(allocation), name)
+        measured = {**comparison.references, name: (allocation, study.evaluate(allocation))}
+        comparison = replace(comparison, references=measured)
+    harms = importance_only_harms(study)
+    for method in methods:
+        yield from forwarded(study.relevance_steps(method), method)
+        importance = study.relevance(method)
+        infidelity, max_sensitivity = study.attribution_quality(method)
+        finished += _PARTS
+        results: list[tuple[Allocation, Evaluation]] = []
+        for allocation in (
+            study.allocate(average_bits, importance=importance.mean, sensitivity=harms),
+            study.allocate(average_bits, importance=importance.mean),
+        ):
+            allocation = study.allocation(allocation.bits)
+            yield from forwarded(study.evaluate_steps(allocation), method)
+            results.append((allocation, study.evaluate(allocation)))
+        found = MethodResult(
+            importance=importance.mean,
+            images=len(next(iter(importance.shares.values()))),
+            seconds=importance.seconds,
+            correlation={
+                bits: rank_correlation(importance.mean, {name: harm[bits] for name, harm in sensitivity.items()})
+                for bits in BIT_WIDTHS
+            },
+            importance_only=results[0],
+            with_sensitivity=results[1],
+            infidelity=infidelity,
+            max_sensitivity=max_sensitivity,
+        )
+        comparison = _with(comparison, method, found)
+    yield Progress(total, total, "comparison", comparison)
+
+
+def importance_only_harms(study: "Study") -> dict[str, dict[int, float]]:
+    """Return Λ := 4^(−w) + 4^(−a) by layer and bit-width, which leaves importance alone to decide (LRP-QViT)."""
+    return {
+        layer.name: {
+            bits: 4.0**-bits + 4.0 ** -(PATCH_EMBED_INPUT_BITS if layer.kind == "patch_embed" else bits)
+            for bits in BIT_WIDTHS
+        }
+        for layer in study.layers
+    }
+
+
+def rank_correlation(first: dict[str, float], second: dict[str, float]) -> float:
+    """Return Spearman's rank correlation over the layers, 0 where one of the two does not vary."""
+    if len(set(first.values())) == 1 or len(set(second.values())) == 1:
+        return 0.0
+    return float(spearmanr([first[name] for name in first], [second[name] for name in first]).statistic)
+
+
+def _with(comparison: MethodComparison, method: str, found: MethodResult) -> MethodComparison:
+    methods: dict[str, MethodResult] = {**comparison.methods, method: found}
+    agreement = {
+        (one, other): rank_correlation(methods[one].importance, methods[other].importance)
+        for one, other in permutations(methods, 2)
+    }
+    return replace(comparison, methods=methods, agreement=agreement)

@@ -1,0 +1,143 @@
+"""The relevance stage of a study: layer importance by any method, explained images, quality of attributions."""
+
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixqvit.graph import Graph
+from mixqvit.records import BranchShare, ImageRelevance, Importance, Progress
+from mixqvit.relevance import RULE_SETS, LayerTotals, Relevance
+from mixqvit.relevance.methods import METHODS, find_method, importance_steps
+from mixqvit.relevance.quality import attribution_quality
+from mixqvit.study.base import StudyBase
+from mixqvit.study.explanations import Explanations
+
+__all__ = ["RelevanceStages"]
+
+# Images that the quality of attributions is measured on.
+QUALITY_IMAGES = 8
+
+
+class RelevanceStages(StudyBase):
+    """Layer importance and explanations."""
+
+    @property
+    def importance_methods(self) -> dict[str, str]:
+        """Descriptions of all kinds of layer importance by name."""
+        return {name: method.description for name, method in METHODS.items()}
+
+    @property
+    def relevance_rules(self) -> dict[str, str]:
+        """Descriptions of the relevance rule sets by name."""
+        return {name: rule_set.description for name, rule_set in RULE_SETS.items()}
+
+    def relevance_steps(self, method: str | None = None) -> Iterator[Progress]:
+        """Compute layer importance, a batch of images at a time.
+
+        Args:
+            method: One of `importance_methods`; the settings' own by default. Some are averaged over fewer images than
+                the settings say, because they cost more.
+
+        Raises:
+            MixQViTError: The method is unknown.
+            UnsupportedOperationError: The model contains an operation that has no rule.
+        """
+        method = method or self.settings.importance
+        pixels = self._analysis_pixels[: find_method(method).images]
+        key = self._key("relevance", method, self.settings.measure, len(pixels))
+        total = len(pixels)
+        saved = self.store.rows(key)
+        shares: list[list[float]] = []
+        branches: list[list[float]] = []
+        places: list[list[Any]] = []
+        seconds = 0.0
+        while (batch := saved.get(f"images from {len(shares)}")) is not None:
+            shares += batch["shares"]
+            branches += batch["branches"]
+            places = batch["places"]
+            seconds += batch["seconds"]
+        if len(shares) < total:
+            graph = self._graph_for(method)
+            batches = importance_steps(graph, pixels[len(shares) :], method=method, measure=self.settings.measure)
+            started = time.perf_counter()
+            for batch in batches:
+                row = _importance_row(batch, time.perf_counter() - started)
+                self.store.put(key, f"images from {len(shares)}", row)
+                shares += row["shares"]
+                branches += row["branches"]
+                places = row["places"]
+                seconds += row["seconds"]
+                yield Progress(len(shares), total, f"{method} of {len(shares)} of {total} images")
+                started = time.perf_counter()
+        by_layer = np.array(shares)
+        names = [layer.name for layer in self.layers]
+        importance = Importance(
+            dict(zip(names, by_layer.mean(axis=0).tolist(), strict=True)),
+            dict(zip(names, by_layer.T.tolist(), strict=True)),
+            tuple(
+                BranchShare(block, branch, list(values))
+                for (block, branch), values in zip(places, zip(*branches, strict=True), strict=True)
+            ),
+            seconds / total,
+        )
+        self._memory["importance", method] = importance
+        yield Progress(total, total, "relevance", importance)
+
+    def relevance(self, method: str | None = None) -> Importance:
+        """Return layer importance Ω, computing what is missing; arguments and errors as in `relevance_steps`."""
+        method = method or self.settings.importance
+        return self._finished(("importance", method), lambda: self.relevance_steps(method))
+
+    def image_relevance(self, index: int, target: int | None = None, rules: str = "chefer") -> ImageRelevance:
+        """Explain one evaluation image.
+
+        Args:
+            index: Position among the evaluation images.
+            target: Class to explain; the predicted one by default.
+            rules: One of `relevance_rules`.
+
+        Raises:
+            ImageError: There is no such image.
+            MixQViTError: There is no such class or rule set.
+            UnsupportedOperationError: The model contains an operation that has no rule.
+        """
+        return self._explanations.image(index, target, rules)
+
+    def attribution_quality(self, method: str) -> tuple[float | None, float | None]:
+        """Return Captum's infidelity and maximum sensitivity of the attribution of the pixels, means over images.
+
+        Both are None where a method explains layers only.
+        """
+        if not find_method(method).explains_pixels:
+            return None, None
+        pixels = self._analysis_pixels[:QUALITY_IMAGES]
+        key = self._key("relevance", "quality", method, len(pixels))
+        saved = self.store.rows(key).get("quality")
+        if saved is None:
+            quality = attribution_quality(self._graph_for(method), pixels, method=method)
+            saved = [float(quality.infidelity.mean()), float(quality.max_sensitivity.mean())]
+            self.store.put(key, "quality", saved)
+        return saved[0], saved[1]
+
+    def _graph_for(self, method: str) -> Graph:
+        return self._double_precision_graph if find_method(method).double_precision else self.graph
+
+    @cached_property
+    def _explanations(self) -> Explanations:
+        return Explanations(self._double_precision_graph, self.evaluation_images)
+
+
+def _importance_row(batch: LayerTotals, seconds: float) -> dict[str, Any]:
+    """Return what is saved of a batch of images: a row of numbers per image."""
+    branches = batch.branches if isinstance(batch, Relevance) else {}
+    rows = [values.tolist() for values in branches.values()]
+    return {
+        "shares": torch.stack(list(batch.shares.values()), dim=1).tolist(),
+        "branches": [list(values) for values in zip(*rows, strict=True)],
+        "places": list(branches),
+        "seconds": seconds,
+    }
