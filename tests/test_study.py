@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from mixqvit.bits import BIT_WIDTHS
 from mixqvit.errors import CalibrationError, ImageError, InfeasibleBudgetError, MixQViTError, ModelError
 from mixqvit.quantization import quantize
 from mixqvit.relevance import propagate
+from mixqvit.relevance.methods import METHODS
 from mixqvit.study import Settings, Study
 
 SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
@@ -39,6 +41,73 @@ def test_importance_is_that_of_the_relevance_pass(study):
         assert value == pytest.approx(expected.importance[name], rel=1e-3)
         assert len(found.shares[name]) == 10
         assert found.shares[name] == pytest.approx(expected.shares[name].tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_flow_says_how_relevance_divides_at_every_residual_sum(study):
+    found = study.relevance()
+    assert [(step.block, step.branch) for step in found.flow][:3] == [(0, "attention"), (0, "mlp"), (1, "attention")]
+    assert all(len(step.shares) == 10 and 0 <= min(step.shares) <= max(step.shares) <= 1 for step in found.flow)
+    assert len(found.flow) == 2 * (1 + max(layer.block or 0 for layer in study.layers))
+    assert found.seconds > 0
+
+
+def test_importance_by_another_method_is_kept_apart(study, monkeypatch):
+    found = study.relevance("gradient x activation")
+    assert found.mean != study.relevance().mean
+    assert sum(found.mean.values()) == pytest.approx(1)
+    assert found.flow == ()
+    again = Study("digits_vit", settings=SMALL, store=study.store)
+    monkeypatch.setattr("mixqvit.study.relevance.importance_steps", lambda *_, **__: pytest.fail("computed again"))
+    assert again.relevance("gradient x activation") == found
+    assert again.relevance("chefer").flow == study.relevance().flow
+    with pytest.raises(MixQViTError, match="no importance method 'lime'"):
+        study.relevance("lime")
+
+
+def test_costly_methods_take_fewer_images(study, monkeypatch):
+    methods = {**METHODS, "gradient x activation": replace(METHODS["gradient x activation"], images=2)}
+    monkeypatch.setattr("mixqvit.relevance.methods.METHODS", methods)
+    other = Study("digits_vit", settings=SMALL, store=study.store)
+    assert {len(shares) for shares in other.relevance("gradient x activation").shares.values()} == {2}
+
+
+@pytest.fixture(scope="module")
+def two_methods():
+    """Two quick methods instead of all: the comparison treats every method alike."""
+    return {name: METHODS[name] for name in ("chefer", "gradient x activation")}
+
+
+def test_methods_are_compared_at_one_budget(study, two_methods, monkeypatch):
+    monkeypatch.setattr("mixqvit.study.relevance.METHODS", two_methods)
+    steps = list(study.method_comparison_steps(3.0))
+    found = steps[-1].result
+    assert steps[-1].done == steps[-1].total
+    done = [step.done for step in steps if step.total == steps[-1].total]
+    assert done == sorted(done)
+    assert list(found.methods) == list(two_methods)
+    assert list(found.references) == ["sensitivity only", "uniform"]
+    for method, result in found.methods.items():
+        assert result.importance == study.relevance(method).mean
+        for allocation, evaluation in (result.importance_only, result.with_sensitivity):
+            assert allocation.cost.average_bits <= 3
+            assert evaluation == study.evaluate(allocation)
+        allocation = study.allocate(3.0, importance=result.importance)
+        assert result.with_sensitivity[0].bits == allocation.bits
+        names = list(result.importance)
+        harms = [study.sensitivity()[name][4] for name in names]
+        ranks = [np.argsort(np.argsort(values)) for values in ([result.importance[n] for n in names], harms)]
+        assert result.correlation[4] == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert found.agreement["chefer", "gradient x activation"] == found.agreement["gradient x activation", "chefer"]
+    assert found.methods["chefer"].infidelity > 0
+    with pytest.raises(InfeasibleBudgetError):
+        list(study.method_comparison_steps(1.0))
+
+
+def test_quality_of_attributions_is_saved_and_absent_where_only_layers_are_explained(study, monkeypatch):
+    found = study.attribution_quality("gradient x activation")
+    monkeypatch.setattr("mixqvit.study.relevance.attribution_quality", lambda *_, **__: pytest.fail("computed again"))
+    assert study.attribution_quality("gradient x activation") == found
+    assert study.attribution_quality("gradient x relevance") == (None, None)
 
 
 def test_sensitivity_covers_every_layer_and_bit_width(study):
