@@ -146,6 +146,33 @@ def _remaining(step: "Progress", first_done: int, seconds: float) -> str:
     return f"about {remaining:.0f} s left" if remaining < 90 else f"about {remaining / 60:.0f} min left"
 
 
+def image_number(key: str, count: int) -> int:
+    """Show the picker of one of `count` evaluation images, with a step back and forth; returns its number."""
+    number = st.number_input(
+        "Evaluation image",
+        min_value=0,
+        max_value=count - 1,
+        value=0,
+        key=key,
+        bind="query-params",
+        width=150,
+        help=f"Its number, 0 to {count - 1}.",
+    )
+    for label, icon, by in (("Previous", "chevron_left", -1), ("Next", "chevron_right", 1)):
+        st.button(
+            label,
+            icon=f":material/{icon}:",
+            key=f"{label} {key}",
+            on_click=_step_image,
+            args=(key, by, count),
+        )
+    return int(number)
+
+
+def _step_image(key: str, by: int, count: int) -> None:
+    st.session_state[key] = (st.session_state[key] + by) % count
+
+
 def fact(place: Any, label: str, value: str, below: str, help_text: str | None = None) -> None:
     """Show one number in a frame, with a line below it."""
     place.metric(

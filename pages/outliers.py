@@ -4,7 +4,7 @@ from mixqvit.bits import BIT_WIDTHS
 from mixqvit.channels import CLIPS, OUTLIER_TIMES, VARIANTS
 from mixqvit.figures import outlier_errors, outlier_tokens
 from mixqvit.figures import outliers as figures
-from mixqvit.figures.relevance import thumbnail
+from mixqvit.figures.maps import thumbnail
 from pages import common, outlier_texts
 
 DEFAULTS = {
@@ -237,20 +237,9 @@ def image_section(study, ranges, order: str, chosen: int) -> None:
     with common.errors():
         images = study.evaluation_images
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            index = st.number_input(
-                "Evaluation image",
-                min_value=0,
-                max_value=len(images) - 1,
-                value=0,
-                key="outlier_image",
-                bind="query-params",
-                width=130,
-                help=f"Its number, 0 to {len(images) - 1}.",
-            )
-            st.button("Previous", on_click=step_image, args=(-1, len(images)))
-            st.button("Next", on_click=step_image, args=(1, len(images)))
+            index = common.image_number("outlier_image", len(images))
             st.image(thumbnail(images.display(index, index + 1)[0].numpy()), width=40)
-        found = study.channels.token_map(ranges.layer, int(index))
+        found = study.channels.token_map(ranges.layer, index)
         limit = outlier_tokens.map_limit(found)
         common.chart(
             outlier_tokens.token_figure(found, figures.channel_order(ranges.statistics, order), chosen, limit),
@@ -259,10 +248,6 @@ def image_section(study, ranges, order: str, chosen: int) -> None:
             f"{study.model.name} {ranges.layer} {images.names[index]} tokens",
         )
         st.caption(f"{images.names[index]}. {outlier_tokens.map_words(found, limit)}")
-
-
-def step_image(by: int, images: int) -> None:
-    st.session_state["outlier_image"] = (st.session_state["outlier_image"] + by) % images
 
 
 def error_section(study, ranges, order: str, chosen: int) -> None:

@@ -1,13 +1,9 @@
 import streamlit as st
 
 from mixqvit.figures import relevance as figures
-from pages import common
+from pages import common, relevance_comparison, relevance_images, relevance_texts
 
-SAMPLES = 8
-NO_CLASS_TOKEN = (
-    " This model has no class token whose attention could be followed, so patches have no attribution here and the "
-    "relevance of the pixels stands alone."
-)
+DEFAULTS = {"relevance_view": "grid", "relevance_order": "network", "relevance_layer": None}
 
 
 def main() -> None:
@@ -18,236 +14,206 @@ def main() -> None:
         "network, in proportion to what each part contributed.",
     ):
         study = common.study()
-        importance_section(study)
-        texts()
-        image_section(study)
-        method()
+        method, layer = layers_section(study)
+        relevance_texts.introduction()
+        relevance_images.images_section(study)
+        comparison = st.container()
+        relevance_texts.method(study)
+        with comparison:
+            relevance_comparison.comparison_section(study, method, layer)
 
 
-def importance_section(study) -> None:
+def layers_section(study) -> tuple[str, str | None]:
+    """Show importance, one layer of it, and the flow; returns the method and the layer that is looked at."""
     st.subheader("Importance of the layers")
+    method, view, order = controls(study)
+    default = method == study.settings.importance
+    importance = common.run(
+        "Relevance" if default else f"Relevance ({method})",
+        lambda: study.relevance_steps(None if default else method),
+    )
+    if importance is None:
+        st.info("Importance is a mean over images; it appears here once all of them are through.")
+        return method, st.session_state["relevance_layer"]
+    layer = st.session_state["relevance_layer"] or figures.most_important(importance)
+    importance_section(study, importance, method, view, order, layer)
+    layer_section(study, importance, method, layer)
+    flow_section(study, importance, method)
+    return method, layer
+
+
+def controls(study) -> tuple[str, str, str]:
+    """Show what chooses the figures; returns the method, the view and the order of the bars."""
+    methods = study.importance_methods
     with st.container(horizontal=True, vertical_alignment="bottom"):
+        method = st.selectbox(
+            "Method",
+            list(methods),
+            index=list(methods).index(study.settings.importance),
+            key="importance_method",
+            bind="query-params",
+            width=210,
+            help="What importance is computed by: two rule sets of layer-wise relevance propagation, and attributions "
+            "by gradients. The other pages use the study's own, the first choice here.",
+        )
         view = st.segmented_control(
-            "View", ["grid", "bars"], default="grid", required=True, key="relevance_view", bind="query-params"
+            "View",
+            ["grid", "bars"],
+            default=DEFAULTS["relevance_view"],
+            required=True,
+            key="relevance_view",
+            bind="query-params",
         )
         order = st.segmented_control(
             "Order of the bars",
             ["network", "largest first"],
-            default="network",
+            default=DEFAULTS["relevance_order"],
             required=True,
             key="relevance_order",
             bind="query-params",
             disabled=view == "grid",
         )
-    importance = common.run("Relevance", study.relevance_steps)
-    if importance is None:
-        st.info("Importance is a mean over images; it appears here once all of them are through.")
-        return
+        st.selectbox(
+            "Layer to look at",
+            [layer.name for layer in study.layers],
+            index=None,
+            placeholder="the most important",
+            key="relevance_layer",
+            bind="query-params",
+            width=230,
+            help="Shown below the figure. Clicking a bar or a point chooses its layer too.",
+        )
+        st.button(
+            "Reset",
+            icon=":material/restart_alt:",
+            key="reset layers",
+            on_click=st.session_state.update,
+            args=(DEFAULTS | {"importance_method": study.settings.importance},),
+        )
+    st.caption(methods[method])
+    return method, view, order
+
+
+def choose_layer(layer: str | None) -> None:
+    if layer is not None:
+        st.session_state["relevance_layer"] = layer
+
+
+def importance_section(study, importance, method: str, view: str, order: str, layer: str) -> None:
     images = len(next(iter(importance.shares.values())))
     leading = figures.leading(study.layers, importance, 3)
     st.markdown(
         f"Ω adds up to 100 % over the {len(study.layers)} layers; mean over {images} calibration images. "
         f"Most important: {leading}."
     )
+    name = f"{study.model.name} importance {method}"
+    options = {}
     if view == "grid":
-        figure = figures.importance_grid(study.layers, importance)
+        figure = figures.importance_grid(study.layers, importance, layer)
     else:
-        figure = figures.importance_bars(study.layers, importance, order == "largest first")
+        figure = figures.importance_bars(study.layers, importance, order == "largest first", layer)
+        name += " bars"
+        options = {
+            "on_select": lambda: choose_layer(
+                figures.clicked_layer(st.session_state[f"chart {name}"].selection.points)
+            ),
+            "selection_mode": "points",
+        }
     common.chart(
         figure,
-        f"Importance of the layers of {study.model.name}; most important: {leading}",
+        f"Importance of the layers of {study.model.name} by {method}; most important: {leading}",
         figures.importance_frame(study.layers, importance),
-        f"{study.model.name} importance",
+        name,
+        **options,
     )
 
 
-def texts() -> None:
-    left, right = st.columns(2, gap="medium")
-    left.markdown(
-        "**What relevance is.** The network gives a class a score. Put one unit of *relevance* on it and hand it "
-        "backwards: every neuron passes on what it received to its inputs, in proportion to what each contributed. "
-        "What arrives at the pixels says which of them the decision rests on; what passes through a layer says how "
-        "much of the decision that layer carried."
-    )
-    right.markdown(
-        "**Why the share of a branch, not the sum over a layer.** Cut the network between two blocks: the same unit "
-        "of relevance passes every cut, so that sum is the same everywhere and says nothing. Inside a block it "
-        "splits: a part takes the attention or the MLP *branch*, the rest the skip connection past it. That share "
-        "differs. Layers in a row on one branch get nearly the same share (an attention product half of it, because "
-        "it divides relevance between two operands); sensitivity tells those apart."
-    )
-
-
-@st.fragment
-def image_section(study) -> None:
-    st.subheader("One image")
-    with common.errors():
-        show_explained(study)
-
-
-def image_controls(study) -> tuple[int, int | str, int | str]:
-    """Show the pickers; returns the index of the image, the class to explain and the class beside it."""
-    images = study.evaluation_images
-    labels = figures.class_labels(images.class_names)
-    words = {"predicted": "the predicted one", "true": "the true one", "nothing": "nothing"}
-    classes = ["predicted", *(["true"] if images.labels is not None else []), *range(len(labels))]
-
-    def name(option: int | str) -> str:
-        return words[option] if option in words else labels[option]
-
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        index = st.number_input(
-            "Evaluation image",
-            min_value=0,
-            max_value=len(images) - 1,
-            value=0,
-            key="image",
-            bind="query-params",
-            width=160,
-            help=f"Its number, 0 to {len(images) - 1}.",
-        )
-        st.button("Previous", icon=":material/chevron_left:", on_click=step_image, args=(-1, len(images)))
-        st.button("Next", icon=":material/chevron_right:", on_click=step_image, args=(1, len(images)))
-        explained = st.selectbox(
-            "Class to explain",
-            classes,
-            format_func=name,
-            key="class",
-            bind="query-params",
-            width=190,
-            help="Relevance starts at the score of this class: what speaks for it, and what against?",
-        )
-        beside = st.selectbox(
-            "Compare with",
-            ["nothing", *classes],
-            format_func=name,
-            key="beside",
-            bind="query-params",
-            width=190,
-            help="The same picture explained for a second class, on the same colour scales.",
-        )
-        st.button("Reset", icon=":material/restart_alt:", on_click=reset_image, help="First image, predicted class")
-    return int(index), explained, beside
-
-
-def step_image(by: int, images: int) -> None:
-    st.session_state["image"] = (st.session_state["image"] + by) % images
-
-
-def reset_image() -> None:
-    st.session_state.update({"image": 0, "class": "predicted", "beside": "nothing"})
-
-
-def samples(study, index: int) -> None:
-    images = study.evaluation_images
-    first = index - index % SAMPLES
-    pictures = images.display(first, first + SAMPLES).numpy()
-    with st.container(horizontal=True, gap="small"):
-        for position, picture in enumerate(pictures, first):
-            with st.container(width=64, gap="xsmall"):
-                st.image(figures.thumbnail(picture), width="stretch")
-                st.button(
-                    f"{position}",
-                    key=f"sample {position}",
-                    type="primary" if position == index else "secondary",
-                    help=f"{images.names[position]}: explain this image",
-                    on_click=st.session_state.update,
-                    args=({"image": position},),
-                    width="stretch",
-                )
-
-
-def show_explained(study) -> None:
-    index, explained, beside = image_controls(study)
-    samples(study, index)
-    predicted = study.image_relevance(index)
-    known = {"predicted": predicted.predicted, "true": predicted.label}
-    targets = dict.fromkeys(known.get(option, option) for option in (explained, beside) if option != "nothing")
-    results = [study.image_relevance(index, target) for target in targets]
-    if beside != "nothing" and len(results) == 1:
-        st.caption("Both choices mean the same class, so it is shown once.")
-    pixel_limit, patch_limit = figures.limits(results)
-    for found in results:
-        explanation(study, found, pixel_limit, patch_limit)
+def layer_section(study, importance, method: str, name: str) -> None:
+    layer = next(layer for layer in study.layers if layer.name == name)
+    st.subheader(f"Layer {name}", help="Choose another one above, or click a bar.")
     st.caption(
-        "Red pixels support the explained class, blue ones speak against it. The colour scale is centred on zero and "
-        "the same for all pictures shown together." + (NO_CLASS_TOKEN if results[0].attribution is None else "")
+        f"Kind {layer.kind}, {'outside of blocks' if layer.block is None else f'block {layer.block}'}. Each point is "
+        "one image."
     )
-
-
-def explanation(study, found, pixel_limit: float, patch_limit: float) -> None:
-    """Show one image explained for one class."""
-    names = figures.class_labels(study.evaluation_images.class_names)
-    explained, predicted = names[found.target], names[found.predicted]
-    true = "" if found.label is None else f", true class **{names[found.label]}**"
-    st.markdown(
-        f"{found.name}: predicted **{predicted}** ({found.probabilities[found.predicted]:.1%}){true}, explained "
-        f"**{explained}**. Of the relevance 1 at the score, {found.pixels.sum():.2f} reaches the pixels.",
-        help="The rest leaves on the way, at the position embedding, the class token and outputs without any positive "
-        "contribution.",
-    )
-    file = f"{study.model.name} {found.name} class {explained}"
-    columns = st.columns(3 if found.attribution is None else 4)
-    with columns[0]:
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
         common.chart(
-            figures.picture(found),
-            f"The picture {found.name}",
-            figures.map_frame(found.image.mean(axis=-1), "brightness"),
-            f"{file} picture",
+            figures.share_figure(importance, name, study.calibration_images.names),
+            f"Share of {name} in every calibration image; the mean is {importance.mean[name]:.2%}",
+            figures.share_frame(importance, name, study.calibration_images.names),
+            f"{study.model.name} {name} shares {method}",
         )
-    with columns[1]:
-        common.chart(
-            figures.relevance_overlay(found, pixel_limit),
-            f"Relevance of every pixel of {found.name} for class {explained}",
-            figures.map_frame(found.pixels, "relevance"),
-            f"{file} relevance",
+    with right:
+        macs, parameters = (sum(getattr(each, count) for each in study.layers) for count in ("macs", "parameters"))
+        first, second = st.columns(2)
+        common.fact(
+            first,
+            "Importance Ω",
+            f"{importance.mean[name]:.2%}",
+            f"rank {figures.rank(importance, name)} of {len(study.layers)}",
+            "Its mean share over the images, and its place among all layers.",
         )
-    if found.attribution is not None:
-        with columns[2]:
-            common.chart(
-                figures.attribution_overlay(found, patch_limit),
-                f"Attribution of every patch of {found.name} to class {explained}",
-                figures.map_frame(found.attribution, "attribution"),
-                f"{file} attribution",
+        common.fact(
+            second,
+            "Times equal share",
+            f"× {importance.mean[name] * len(study.layers):.2f}",
+            f"equal is {1 / len(study.layers):.2%}",
+            "Its importance over what it would be if all layers were equally important.",
+        )
+        common.fact(
+            first,
+            "MACs",
+            figures.counted(layer.macs),
+            f"{layer.macs / macs:.1%} of all layers'",
+            "Multiply-accumulate operations for one image.",
+        )
+        common.fact(
+            second,
+            "Parameters",
+            figures.counted(layer.parameters) if layer.parameters else "none",
+            f"{layer.parameters / parameters:.1%} of all layers'" if layer.parameters else "two activations",
+            "Elements of its weight.",
+        )
+        here = {"model": st.session_state.model, "outliers": str(st.session_state.outliers)}
+        with st.container(horizontal=True):
+            st.page_link(
+                "pages/sensitivity.py",
+                label="How sensitive is it?",
+                icon=":material/show_chart:",
+                query_params=here | {"highlight": name},
+                help="The Sensitivity page with this layer highlighted.",
             )
-    with columns[-1]:
-        common.chart(
-            figures.probability_bars(found, names),
-            f"Class probabilities of {found.name}; predicted is {predicted}",
-            figures.probability_frame(found, names),
-            f"{file} probabilities",
-        )
+            st.page_link(
+                "pages/quantizers.py",
+                label="What do quantizers make of it?",
+                icon=":material/grid_on:",
+                query_params=here | {"quantizer_layer": name},
+                help="The Quantizers page with this layer chosen.",
+            )
 
 
-def method() -> None:
-    with st.expander("How this is computed", icon=":material/functions:"):
-        st.markdown(
-            "Rules of Chefer, Gur & Wolf 2021 (arXiv 2012.09838) with α = 1. A linear layer shares relevance among "
-            "its inputs by their positive products with the weights:"
-        )
-        st.latex(
-            r"R_i = \sum_j \frac{x_i^+ w_{ij}^+ + x_i^- w_{ij}^-}"
-            r"{\sum_k \left( x_k^+ w_{kj}^+ + x_k^- w_{kj}^- \right)}\, R_j"
-        )
-        st.markdown(
-            "An attention product gives each operand half of its relevance; a residual connection splits it by what "
-            "each branch contributed, per image; LayerNorm, GELU and softmax pass it on unchanged; the patch embedding "
-            "uses the z^B rule with the image's own range. The importance of layer *l* is its mean share over the "
-            "calibration images (the share as a measure is this project's definition; Mix-QViT, arXiv 2501.06357, "
-            "builds on layer relevance):"
-        )
-        st.latex(
-            r"r_l(x) = \Bigl|\sum R \text{ at the output of layer } l\Bigr| \qquad "
-            r"\Omega_l = \frac{1}{N}\sum_x \frac{r_l(x)}{\sum_k r_k(x)}"
-        )
-        st.markdown(
-            "The attribution of the patches follows the attention from the first block up: per block the mean over "
-            "heads of gradient × relevance, where positive, plus the identity; the class token's row of the product:"
-        )
-        st.latex(
-            r"C = \bar A^{(B)} \cdots \bar A^{(1)}, \qquad \bar A^{(b)} = I + \mathbb{E}_h \Bigl[ \max\bigl(0, "
-            r"\nabla A^{(b)} \odot R^{(b)}_A \bigr)\Bigr]"
-        )
+def flow_section(study, importance, method: str) -> None:
+    st.subheader(
+        "How relevance flows past the blocks",
+        help="At each residual sum, seen from the class: what goes into the branch, and what passes it on the skip "
+        "connection. Lines: 5 to 95 % of the images.",
+    )
+    if not importance.flow:
+        st.caption(f"{method} attributes to layers directly: nothing flows, so there are no shares of branches.")
+        return
+    st.markdown(figures.flow_words(importance.flow))
+    name = f"{study.model.name} flow {method}"
+    common.chart(
+        figures.flow_figure(importance.flow),
+        f"Share of relevance that takes the attention and MLP branch of every block of {study.model.name}",
+        figures.flow_frame(importance.flow),
+        name,
+        on_select=lambda: choose_layer(
+            figures.clicked_branch(study.layers, st.session_state[f"chart {name}"].selection.points)
+        ),
+        selection_mode="points",
+    )
+    st.caption("Coloured: the branch. Grey: the skip connection past it. Click a bar for the last layer of its branch.")
 
 
 main()

@@ -1,54 +1,61 @@
-"""Figures of the Relevance page: layer importance Ω, and the relevance of one image."""
+"""Figures of the Relevance page about layers: importance Ω, one layer's share per image, and the flow past blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 
 from mixqvit.figures.grid import blocks_by_kinds, layer_frame
 from mixqvit.figures.labels import short_labels
-from mixqvit.figures.style import DIVERGING, KIND_COLOURS, SEQUENTIAL, finish
+from mixqvit.figures.maps import STAYS
+from mixqvit.figures.style import KIND_COLOURS, SEQUENTIAL, finish
 from mixqvit.layers import Layer
 
 if TYPE_CHECKING:
-    from mixqvit.study import ImageRelevance, Importance
+    from mixqvit.records import BranchShare, Importance
 
 __all__ = [
-    "attribution_overlay",
-    "class_labels",
+    "BRANCHES",
+    "clicked_branch",
+    "clicked_layer",
+    "counted",
+    "flow_figure",
+    "flow_frame",
+    "flow_words",
     "importance_bars",
     "importance_frame",
     "importance_grid",
     "leading",
-    "limits",
-    "map_frame",
-    "picture",
-    "probability_bars",
-    "probability_frame",
-    "relevance_overlay",
-    "thumbnail",
+    "most_important",
+    "rank",
+    "share_figure",
+    "share_frame",
 ]
 
 SPREAD = (5, 95)
 """Percentiles of the images that the spread covers."""
 
-_BAR_HEIGHT, _PANEL_HEIGHT = 18, 330  # pixels
-_CLASSES_SHOWN = 10
-_PALEST = 0.45  # the darkest grey of a picture below an overlay, so that colours stay readable
+BRANCHES = {"attention": ("#0072b2", "proj"), "mlp": ("#e69f00", "fc2")}
+"""Colour of each branch, and the kind of its last layer, through which all of its relevance passes."""
+
+_BAR_HEIGHT, _FLOW_HEIGHT, _SHARE_HEIGHT = 18, 330, 300  # pixels
+_SHARE_BINS = 24
+_LINE, _SKIP, _CHOSEN = "#7a868d", "rgba(122, 134, 141, 0.22)", "#d55e00"
+_SHORT = {"attention": "attn", "mlp": "MLP"}
 
 
-def importance_grid(layers: Sequence[Layer], importance: "Importance") -> go.Figure:
-    """Draw Ω of every layer, in percent, as blocks × kinds."""
+def importance_grid(layers: Sequence[Layer], importance: "Importance", chosen: str | None = None) -> go.Figure:
+    """Draw Ω of every layer, in percent, as blocks × kinds; a chosen layer has its number in brackets."""
     frame = importance_frame(layers, importance).set_index("layer")
+    low, high = _spread_columns()
 
     def hover(layer: Layer, value: float) -> str:
         row = frame.loc[layer.name]
         return (
             f"importance Ω = {value:.3f} %<br>"
-            f"{SPREAD[0]} to {SPREAD[1]} % of the images: {row.iloc[-2]:.2f} to {row.iloc[-1]:.2f} %<br>"
+            f"{SPREAD[0]} to {SPREAD[1]} % of the images: {row[low]:.2f} to {row[high]:.2f} %<br>"
         )
 
     return blocks_by_kinds(
@@ -56,16 +63,19 @@ def importance_grid(layers: Sequence[Layer], importance: "Importance") -> go.Fig
         frame["importance (%)"].to_dict(),
         colours=SEQUENTIAL,
         title="importance Ω (%)",
-        text=lambda _, value: f"{value:.1f}",
+        text=lambda layer, value: f"<b>[{value:.1f}]</b>" if layer.name == chosen else f"{value:.1f}",
         hover=hover,
         limits=(0.0, float(frame["importance (%)"].max())),
     )
 
 
-def importance_bars(layers: Sequence[Layer], importance: "Importance", largest_first: bool) -> go.Figure:
-    """Draw Ω of every layer as a bar with its spread over the images."""
+def importance_bars(
+    layers: Sequence[Layer], importance: "Importance", largest_first: bool, chosen: str | None = None
+) -> go.Figure:
+    """Draw Ω of every layer as a bar with its spread over the images; a chosen layer is marked."""
     frame = importance_frame(layers, importance)
-    frame["label"] = frame["layer"].map(short_labels(layers))
+    labels = short_labels(layers)
+    frame["label"] = [f"▸ {labels[name]}" if name == chosen else labels[name] for name in frame["layer"]]
     low, high = _spread_columns()
     figure = go.Figure()
     for kind, rows in frame.groupby("kind", sort=False):
@@ -81,15 +91,16 @@ def importance_bars(layers: Sequence[Layer], importance: "Importance", largest_f
                 "arrayminus": middle - rows[low],
                 "thickness": 1,
                 "width": 2,
-                "color": "#7a868d",
+                "color": _LINE,
             },
             customdata=rows[["layer", low, high]],
             hovertemplate="<b>%{customdata[0]}</b><br>importance Ω = %{x:.3f} %<br>"
             f"{SPREAD[0]} to {SPREAD[1]} % of the images: %{{customdata[1]:.2f}} to %{{customdata[2]:.2f}} %"
             "<extra></extra>",
         )
+    figure.update_traces(unselected=STAYS)
     if largest_first:
-        frame = frame.sort_values("importance (%)", ascending=False)
+        frame = frame.sort_values("importance (%)", ascending=False, kind="stable")
     figure.update_yaxes(
         type="category", categoryorder="array", categoryarray=frame["label"], autorange="reversed", dtick=1
     )
@@ -115,170 +126,188 @@ def importance_frame(layers: Sequence[Layer], importance: "Importance") -> pd.Da
 def leading(layers: Sequence[Layer], importance: "Importance", count: int) -> str:
     """Name the most important layers with their Ω, in words."""
     labels = short_labels(layers)
-    first = sorted(importance.mean, key=importance.mean.__getitem__, reverse=True)[:count]
-    return ", ".join(f"{labels[name]} ({importance.mean[name]:.1%})" for name in first)
+    return ", ".join(f"{labels[name]} ({importance.mean[name]:.1%})" for name in _by_importance(importance)[:count])
+
+
+def most_important(importance: "Importance") -> str:
+    """Return the name of the most important layer."""
+    return _by_importance(importance)[0]
+
+
+def rank(importance: "Importance", layer: str) -> int:
+    """Return the place of a layer by importance, 1 for the most important."""
+    return _by_importance(importance).index(layer) + 1
+
+
+def clicked_layer(points: Sequence[Mapping]) -> str | None:
+    """Return the layer of the first of the clicked points, where each carries its layer's name as first datum."""
+    return points[0]["customdata"][0] if points else None
+
+
+def _by_importance(importance: "Importance") -> list[str]:
+    return sorted(importance.mean, key=importance.mean.__getitem__, reverse=True)
 
 
 def _spread_columns() -> tuple[str, str]:
     return f"{SPREAD[0]} % of images (%)", f"{SPREAD[1]} % of images (%)"
 
 
-def class_labels(names: Sequence[str]) -> list[str]:
-    """Return one label per class; classes that share a name get their number added."""
-    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names)]
+def counted(amount: int) -> str:
+    """Write a count with three digits and thousands or millions as a unit."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if amount >= size:
+            return f"{amount / size:.3g}{unit}"
+    return str(amount)
 
 
-def picture(found: "ImageRelevance") -> go.Figure:
-    """Draw the picture itself."""
-    figure = go.Figure(go.Image(z=_rgb(found.image), hoverinfo="skip"))
-    return _panel(figure, "Picture")
-
-
-def relevance_overlay(found: "ImageRelevance", limit: float) -> go.Figure:
-    """Draw the relevance of every pixel over the pale picture.
+def share_figure(importance: "Importance", layer: str, names: Sequence[str]) -> go.Figure:
+    """Draw the share of a layer in every image as a stack of points, with Ω and what an equal share would be.
 
     Args:
-        found: The relevance of an image.
-        limit: |R| at the two ends of the colour scale.
+        importance: Importance by any method.
+        layer: Name of the layer.
+        names: Names of the images.
     """
-    heatmap = go.Heatmap(
-        z=found.pixels,
-        colorscale=_fading(DIVERGING),
-        zmin=-limit,
-        zmax=limit,
-        colorbar=_bar_below("R (against … for the class)"),
-        hovertemplate="row %{y}, column %{x}<br>relevance R = %{z:.3e}<extra></extra>",
+    frame = share_frame(importance, layer, names)
+    shares = frame["share (%)"].to_numpy()
+    edges = np.histogram_bin_edges(shares, _SHARE_BINS)
+    bins = np.clip(np.digitize(shares, edges) - 1, 0, _SHARE_BINS - 1)
+    heights = np.zeros(len(shares), dtype=int)
+    for place in range(_SHARE_BINS):
+        (inside,) = np.nonzero(bins == place)
+        heights[inside[np.argsort(shares[inside], kind="stable")]] = np.arange(1, len(inside) + 1)
+    points = go.Scatter(
+        x=shares,
+        y=heights,
+        mode="markers",
+        marker={"size": 9, "color": "#0072b2", "line": {"width": 1, "color": "white"}},
+        customdata=frame[["image", "name"]],
+        hovertemplate="calibration image %{customdata[0]} (%{customdata[1]})<br>share %{x:.3f} %<extra></extra>",
     )
-    return _panel(go.Figure([_pale(found.image), heatmap]), "Relevance of the pixels")
-
-
-def attribution_overlay(found: "ImageRelevance", limit: float) -> go.Figure:
-    """Draw the rollout attribution of every patch over the pale picture.
-
-    Args:
-        found: The relevance of an image of a model with a class token.
-        limit: Attribution at the upper end of the colour scale.
-    """
-    height, width = found.image.shape[:2]
-    rows, columns = found.attribution.shape
-    step_y, step_x = height / rows, width / columns
-    heatmap = go.Heatmap(
-        z=found.attribution,
-        # Pixels are centred on whole numbers, so the picture begins half a pixel before zero.
-        x0=(step_x - 1) / 2,
-        dx=step_x,
-        y0=(step_y - 1) / 2,
-        dy=step_y,
-        colorscale=SEQUENTIAL,
-        zmin=0.0,
-        zmax=limit,
-        opacity=0.65,
-        colorbar=_bar_below("attribution"),
-        customdata=np.stack(np.indices((rows, columns)), axis=-1),
-        hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>attribution = %{z:.4f}<extra></extra>",
-    )
-    return _panel(go.Figure([_pale(found.image), heatmap]), "Attribution of the patches")
-
-
-def limits(results: Sequence["ImageRelevance"]) -> tuple[float, float]:
-    """Return the largest |R| of a pixel and the largest attribution, so that all results share their colour scales."""
-    tiny = np.finfo(float).tiny
-    attributions = [found.attribution.max() for found in results if found.attribution is not None]
-    return max(tiny, *(float(np.abs(found.pixels).max()) for found in results)), float(
-        max(attributions, default=0.0)
-    ) or tiny
-
-
-def map_frame(values: np.ndarray, name: str) -> pd.DataFrame:
-    """Return a map `[h, w]` as a table of row, column and value."""
-    rows, columns = np.indices(values.shape)
-    return pd.DataFrame({"row": rows.ravel(), "column": columns.ravel(), name: values.ravel()})
-
-
-def probability_bars(found: "ImageRelevance", names: Sequence[str]) -> go.Figure:
-    """Draw the probabilities of the likeliest classes, the true and the explained one always among them."""
-    frame = probability_frame(found, names)
-    frame = frame[frame["shown"]]
-    names, values, roles = (frame[column].tolist() for column in ("class", "probability", "role"))
-    bars = go.Bar(
-        orientation="h",
-        x=values,
-        y=[f"▸ {name}" if "explained" in role else name for name, role in zip(names, roles, strict=True)],
-        marker={"color": ["#0072b2" if "explained" in role else "#9aa5ab" for role in roles]},
-        text=[f"{value:.1%}{' ✓' if 'true' in role else ''}" for value, role in zip(values, roles, strict=True)],
-        textposition="auto",
-        customdata=list(zip(names, roles, strict=True)),
-        hovertemplate="<b>%{customdata[0]}</b> %{customdata[1]}<br>probability %{x:.4f}<extra></extra>",
-    )
-    margin = {"l": 5, "r": 5, "t": 34, "b": 10}
-    figure = finish(
-        go.Figure(bars), _PANEL_HEIGHT, title=_title("Probabilities (▸ explained, ✓ true)"), bargap=0.2, margin=margin
-    )
-    figure.update_xaxes(range=[0, 1], tickformat=".0%", nticks=4)
-    figure.update_yaxes(type="category", autorange="reversed", dtick=1)
+    equal, mean = 100 / len(importance.mean), 100 * importance.mean[layer]
+    figure = finish(go.Figure(points), _SHARE_HEIGHT, showlegend=False, margin={"l": 10, "r": 10, "t": 44, "b": 10})
+    for value, text, colour, dash, height in (
+        (mean, f"Ω = {mean:.2f} %", _CHOSEN, "solid", 16),
+        (equal, f"equal share {equal:.2f} %", _LINE, "dot", 0),
+    ):
+        figure.add_vline(value, line={"color": colour, "dash": dash, "width": 2})
+        figure.add_annotation(
+            x=value,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            yshift=height,
+            text=text,
+            showarrow=False,
+            font={"color": colour, "size": 12},
+        )
+    figure.update_xaxes(title="share of the layer in one image (%)")
+    figure.update_yaxes(title="images", rangemode="tozero", range=[0, max(heights.max() + 1, 6)])
     return figure
 
 
-def probability_frame(found: "ImageRelevance", names: Sequence[str]) -> pd.DataFrame:
-    """Return the probability and role of every class, and whether the bars show it."""
-    roles = {found.label: "true", found.predicted: "predicted"}
-    if found.label == found.predicted:
-        roles = {found.predicted: "predicted, true"}
-    roles[found.target] = ", ".join(filter(None, (roles.get(found.target), "explained")))
-    order = np.argsort(-found.probabilities, kind="stable")
-    likeliest = set(order[:_CLASSES_SHOWN].tolist())
+def share_frame(importance: "Importance", layer: str, names: Sequence[str]) -> pd.DataFrame:
+    """Return the share of a layer in every image, in percent."""
+    shares = 100 * np.asarray(importance.shares[layer])
+    return pd.DataFrame({"image": range(len(shares)), "name": names[: len(shares)], "share (%)": shares})
+
+
+def flow_figure(flow: Sequence["BranchShare"]) -> go.Figure:
+    """Draw how relevance divides at every residual sum: the branch below, the skip connection above it."""
+    frame = flow_frame(flow)
+    low, high = _spread_columns()
+    figure = go.Figure()
+    numbers_fit = len(frame) <= 16
+    for branch, (colour, _) in BRANCHES.items():
+        rows = frame[frame["branch"] == branch]
+        middle = rows["share (%)"]
+        axis = [[f"block {block}" for block in rows["block"]], [_SHORT[branch]] * len(rows)]
+        hover = (
+            f"<b>block %{{customdata[0]}}, {'MLP' if branch == 'mlp' else branch} branch</b><br>"
+            "takes %{customdata[2]:.2f} %, the skip connection %{customdata[3]:.2f} %<br>"
+            f"{SPREAD[0]} to {SPREAD[1]} % of the images: %{{customdata[4]:.2f}} to %{{customdata[5]:.2f}} %"
+            "<extra></extra>"
+        )
+        customdata = rows.assign(skip=100 - middle)[["block", "branch", "share (%)", "skip", low, high]]
+        figure.add_bar(
+            name=f"{'MLP' if branch == 'mlp' else branch} branch",
+            x=axis,
+            y=middle,
+            marker={
+                "color": colour,
+                "pattern": {
+                    "shape": "/" if branch == "mlp" else "",
+                    "fillmode": "overlay",
+                    "fgcolor": "white",
+                    "fgopacity": 0.5,
+                    "size": 6,
+                    "solidity": 0.2,
+                },
+            },
+            error_y={
+                "array": (rows[high] - middle).clip(lower=0),
+                "arrayminus": (middle - rows[low]).clip(lower=0),
+                "thickness": 1.5,
+                "width": 3,
+                "color": _LINE,
+            },
+            text=[f"{value:.0f}" for value in middle] if numbers_fit else None,
+            textposition="inside",
+            insidetextanchor="start",
+            textangle=0,
+            customdata=customdata,
+            hovertemplate=hover,
+        )
+        figure.add_bar(
+            name="skip connection",
+            x=axis,
+            y=100 - middle,
+            base=middle,
+            marker={"color": _SKIP},
+            customdata=customdata,
+            hovertemplate=hover,
+            legendgroup="skip",
+            showlegend=branch == "attention",
+        )
+    finish(figure, _FLOW_HEIGHT, barmode="overlay", bargap=0.12, margin={"l": 10, "r": 10, "t": 50, "b": 10})
+    figure.update_traces(unselected=STAYS)
+    figure.update_xaxes(dividercolor=_LINE)
+    figure.update_yaxes(title="share of the relevance (%)", dtick=25)
+    return figure
+
+
+def flow_frame(flow: Sequence["BranchShare"]) -> pd.DataFrame:
+    """Return the mean share of every branch and its spread over the images, in percent."""
+    shares = [100 * np.asarray(found.shares) for found in flow]
+    low, high = _spread_columns()
     return pd.DataFrame(
         {
-            "class": list(names),
-            "probability": found.probabilities,
-            "role": [roles.get(index, "") for index in range(len(names))],
-            "shown": [index in likeliest or index in roles for index in range(len(names))],
+            "block": [found.block for found in flow],
+            "branch": [found.branch for found in flow],
+            "share (%)": [values.mean() for values in shares],
+            low: [np.percentile(values, SPREAD[0]) for values in shares],
+            high: [np.percentile(values, SPREAD[1]) for values in shares],
         }
     )
 
 
-def thumbnail(image: np.ndarray, side: int = 64) -> np.ndarray:
-    """Return a picture `[H, W, C]` for a small preview, its pixels enlarged to about `side` without blurring."""
-    factor = max(1, side // max(image.shape[:2]))
-    return _rgb(image).repeat(factor, axis=0).repeat(factor, axis=1)
+def flow_words(flow: Sequence["BranchShare"]) -> str:
+    """Say in words where the branches take most of the relevance."""
+    frame = flow_frame(flow)
+    parts = []
+    for branch, rows in frame.groupby("branch", sort=False):
+        most = rows.loc[rows["share (%)"].idxmax()]
+        parts.append(
+            f"{'MLP' if branch == 'mlp' else branch} branches take {rows['share (%)'].mean():.0f} % on average, most "
+            f"in block {most['block']} ({most['share (%)']:.0f} %)"
+        )
+    return f"The {'; the '.join(parts)}. The rest passes each of them on the skip connection."
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
-    colours = image if image.shape[-1] == 3 else image[..., :1].repeat(3, axis=-1)
-    return (255 * colours).round().astype(np.uint8)
-
-
-def _pale(image: np.ndarray) -> go.Image:
-    grey = image.mean(axis=-1, keepdims=True)
-    return go.Image(z=_rgb(_PALEST + (1 - _PALEST) * grey), hoverinfo="skip")
-
-
-def _fading(scale: str) -> list[tuple[float, str]]:
-    """Return a diverging colour scale that is transparent in the middle, so that the picture shows where R is 0."""
-    lower, upper = (colour[4:-1] for colour in sample_colorscale(scale, [0.08, 0.92]))
-    opacities = np.linspace(0, 1, 6)
-    fading = [((1 - opacity) / 2, f"rgba({lower}, {opacity:.2f})") for opacity in opacities[::-1]]
-    return fading + [((1 + opacity) / 2, f"rgba({upper}, {opacity:.2f})") for opacity in opacities]
-
-
-def _bar_below(title: str) -> dict:
-    return {
-        "orientation": "h",
-        "thickness": 10,
-        "y": -0.02,
-        "yanchor": "top",
-        "title": {"text": title, "side": "bottom"},
-        "nticks": 5,
-        "exponentformat": "power",
-    }
-
-
-def _title(text: str) -> dict:
-    return {"text": text, "font": {"size": 14}}
-
-
-def _panel(figure: go.Figure, title: str) -> go.Figure:
-    finish(figure, _PANEL_HEIGHT, title=_title(title), margin={"l": 5, "r": 5, "t": 34, "b": 70, "autoexpand": False})
-    figure.update_xaxes(visible=False, constrain="domain")
-    figure.update_yaxes(visible=False, constrain="domain", constraintoward="top")
-    return figure
+def clicked_branch(layers: Sequence[Layer], points: Sequence[Mapping]) -> str | None:
+    """Return the last layer of the branch of the first of the clicked points of the flow."""
+    if not points:
+        return None
+    block, branch = points[0]["customdata"][:2]
+    kind = BRANCHES[branch][1]
+    return next((layer.name for layer in layers if layer.block == block and layer.kind == kind), None)

@@ -37,7 +37,9 @@ class Explanation:
 def explain(graph: Graph, pixels: Tensor, targets: Tensor | int | None = None, *, rules: str = "chefer") -> Explanation:
     """Explain every image for its class; arguments, precision and errors as in `propagate`."""
     graph = in_precision(graph, torch.float64)
-    products = {layer.block: layer.name for layer in graph.layers if layer.kind == "matmul2"}
+    products = {
+        layer.block: layer.name for layer in graph.layers if layer.kind == "matmul2" and layer.block is not None
+    }
     try:
         attentions = class_token_attentions(graph)
     except UnsupportedOperationError:

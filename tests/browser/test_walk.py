@@ -150,6 +150,40 @@ def test_moving_the_budget_slider_measures_a_new_accuracy(page, cache):
     assert "average_bits=" in page.url
 
 
+def click_middle(page: Page, mark: Locator) -> None:
+    """Click a mark of a figure, where plotly's own layer lies on top."""
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+
+def test_a_click_on_a_bar_of_importance_looks_at_its_layer(browser, server):
+    page = browser.new_page(viewport={"width": 1400, "height": 2400})
+    page.goto(f"{server}/relevance?relevance_view=bars")
+    wait_until_finished(page)
+    bars = page.get_by_test_id("stPlotlyChart").first.locator(".bars").nth(1).locator(".point path")
+    click_middle(page, bars.nth(2))  # the second kind is qkv
+    expect(page.get_by_role("heading", name="Layer blocks.2.attn.qkv")).to_be_visible(timeout=MINUTES)
+    page.get_by_role("link", name="How sensitive is it?").click()
+    expect(page.get_by_role("heading", level=1, name="Sensitivity")).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_test_id("stMain").get_by_label("Highlight")).to_have_value("blocks.2.attn.qkv", timeout=MINUTES)
+    page.close()
+
+
+def test_relevance_is_followed_through_the_blocks(page):
+    open_page(page, "Relevance")
+    wait_until_finished(page)
+    slider = page.get_by_role("slider", name="Where in the network")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_text("Tokens after block 1")).to_be_visible(timeout=MINUTES)
+    page.get_by_text("side by side", exact=True).click()
+    page.get_by_role("button", name="Next ones").click()
+    expect(page.get_by_text("4: 4", exact=True).first).to_be_visible(timeout=MINUTES)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+
+
 def test_a_link_reproduces_the_view(browser, server):
     page = browser.new_page()
     page.goto(f"{server}/budget?model=digits_swin&average_bits=3.0")

@@ -36,6 +36,7 @@ _MODELS: dict[str, Callable[[], nn.Module]] = {
     "clip": lambda: VisionTransformer(**_VIT, pre_norm=True, act_layer="quick_gelu"),
     "dinov2": lambda: VisionTransformer(**_VIT, init_values=0.1, reg_tokens=2, no_embed_class=True),
     "dinov2_gated": lambda: VisionTransformer(**_VIT, init_values=0.1, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU),
+    "siglip": lambda: VisionTransformer(**_VIT, class_token=False, global_pool="map"),
     "beit": lambda: Beit(**_VIT, init_values=0.1, use_rel_pos_bias=True, use_abs_pos_emb=False),
     "eva02": lambda: Eva(**_VIT, **_GATED, **_ROTARY, qkv_fused=False, scale_mlp=True),
     "eva02_fused": lambda: Eva(**_VIT, **_GATED, **_ROTARY),

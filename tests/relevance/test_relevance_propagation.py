@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.models.cait import Cait
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -161,6 +162,13 @@ def test_nothing_of_the_caller_is_touched(build) -> None:
         in_inference = propagate(graph, pixels.detach() * 1.0)
     for relevance in (found, in_inference):
         assert torch.equal(relevance.pixels, expected.pixels)
+
+
+def test_deep_models_take_time_in_proportion_to_their_depth() -> None:
+    """The search for what a constant is made of must not walk every path through the network."""
+    module = Cait(img_size=16, patch_size=8, num_classes=5, embed_dim=8, depth=24, num_heads=2, init_values=0.1)
+    pixels = torch.randn(1, 3, 16, 16)
+    assert "class token" in propagate(trace(module, pixels), pixels, keep=()).exits
 
 
 def test_threads_share_a_graph(build) -> None:

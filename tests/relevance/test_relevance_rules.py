@@ -100,6 +100,17 @@ def test_matmul_shares_in_proportion_to_products_and_halves(stabilizer: float) -
     torch.testing.assert_close(sent["y"], for_b, rtol=1e-10, atol=1e-12)
 
 
+def test_matmul_with_a_constant_gives_all_to_the_activation() -> None:
+    x, query, relevance = random(2, 4, 3), nn.Parameter(random(1, 4, seed=1)), random(2, 1, 3, seed=2)
+    module = Function(lambda self, x: torch.matmul(self.query, x), query=query)
+    sent, where = send(module, {"x": x}, "matmul", relevance)
+    both, _ = send(Binary(torch.matmul), {"x": query.detach().expand(2, 1, 4), "y": x}, "matmul", relevance)
+    torch.testing.assert_close(sent["x"], 2 * both["y"])
+    torch.testing.assert_close(sent["x"].sum((1, 2)), relevance.sum((1, 2)))
+    assert sent.keys() == {"x"}
+    assert not where.exits
+
+
 def test_matmul_looks_through_the_attention_scale() -> None:
     q, k, relevance = random(2, 3, 4), random(2, 4, 3, seed=1), random(2, 3, 3, seed=2)
     scaled, _ = send(Binary(lambda x, y: torch.matmul(x * 0.5, y)), {"x": q, "y": k}, "matmul", relevance, 0.1)
@@ -209,7 +220,7 @@ def test_a_value_read_twice_collects_with_the_stabilizer() -> None:
     [
         ("truediv", Function(lambda self, x: 1 / x), "by an activation"),
         ("truediv", Binary(lambda x, y: x / y), "by an activation"),
-        ("matmul", Function(lambda self, x: x @ self.w, w=nn.Parameter(random(4, 4))), "constant"),
+        ("matmul", Binary(lambda x, y: torch.matmul(x, y, out=None)), "out"),
         ("add", Binary(lambda x, y: torch.add(x, y, alpha=2)), "alpha"),
         ("cat", Binary(lambda x, y: torch.cat([x, y])), "first dimension"),
         ("Conv2d", Function(lambda self, x: self.c(x), c=nn.Conv2d(1, 1, 1, padding_mode="circular")), "circular"),

@@ -94,7 +94,7 @@ class Add(Sum):
             if is_operand(summand, step.image_nodes):
                 sent.append((summand.name, share))
             else:
-                reason = constant_exit(summand, step.node, step.graph) if isinstance(summand, fx.Node) else BIAS
+                reason = constant_exit(summand, step) if isinstance(summand, fx.Node) else BIAS
                 exits[reason] = step.per_image(share)
         return Sent(sent, exits)
 

@@ -78,7 +78,7 @@ class Add(Sum):
             portion = step.divide(share_sum.abs(), magnitude)[0] * total
             factor, _ = step.divide(portion, share_sum)
             if branch in constants:
-                exits[constant_exit(branch, step.node, step.graph)] = factor * share_sum
+                exits[constant_exit(branch, step)] = factor * share_sum
             else:
                 rescaled = share.reshape(step.images, -1) * factor[:, None]
                 sent.append((branch.name, rescaled.reshape(relevance.shape)))

@@ -179,26 +179,32 @@ class Item(Rule):
 class Matmul(Rule):
     """Product of two activations Z = A·B: S = R / Z, R_A = A ⊙ (S·Bᵀ), R_B = B ⊙ (Aᵀ·S), each halved.
 
-    Chefer et al. and AttnLRP (its uniform rule, proposition 3.3) agree on it.
+    Chefer et al. and AttnLRP (its uniform rule, proposition 3.3) agree on it. A constant factor, such as the learned
+    query of attention pooling, is a weight and gets nothing.
 
     Z is the product before any scaling by a number: timm scales Q before the product, the published code scales the
     product, and only its Z gives the published stabilizer its size.
     """
 
     def refusal(self, graph: Graph, node: fx.Node, image_nodes: frozenset[str]) -> str | None:
-        """Refuse products with a constant."""
-        both = all(is_operand(argument, image_nodes) for argument in node.args)
-        return None if both and not node.kwargs else "with a constant"
+        """Refuse out=."""
+        return f"with {next(iter(node.kwargs))}=" if node.kwargs else None
 
     def reads(self, node: fx.Node) -> Sequence[fx.Node]:
         """The factors before scaling."""
         return [_unscaled(factor) for factor in node.args]
 
     def send(self, step: Step, relevance: Tensor) -> Sent:
-        """Give each factor half."""
-        names = [factor.name for factor in self.reads(step.node)]
-        shares, exits = redistribute(step, torch.matmul, [step.values[name] for name in names], relevance)
-        return Sent([(name, share / 2) for name, share in zip(names, shares, strict=True)], exits)
+        """Give each factor half, or all to the only activation."""
+        factors = self.reads(step.node)
+        shares, exits = redistribute(step, torch.matmul, [step.values[factor.name] for factor in factors], relevance)
+        activations = sum(is_operand(factor, step.image_nodes) for factor in factors)
+        sent = [
+            (factor.name, share / activations)
+            for factor, share in zip(factors, shares, strict=True)
+            if is_operand(factor, step.image_nodes)
+        ]
+        return Sent(sent, exits)
 
 
 class Sum(Rule):
@@ -244,15 +250,18 @@ def reaches_softmax(node: fx.Node, graph: Graph) -> bool:
     return False
 
 
-def constant_exit(constant: fx.Node, node: fx.Node, graph: Graph) -> str:
+def constant_exit(constant: fx.Node, step: Step) -> str:
     """Name the exit of relevance that reaches a constant summand."""
-    pending = [constant]
+    pending, seen = [constant], set()
     while pending:
         source = pending.pop()
         if source.op == "get_attr" and source.target.rpartition(".")[2] in ("cls_token", "dist_token", "reg_token"):
             return CLASS_TOKEN
-        pending.extend(source.all_input_nodes)
-    return ATTENTION_BIAS if reaches_softmax(node, graph) else POSITION_EMBEDDING
+        seen.add(source)
+        # Constants may be expanded to the number of images; that is no way back to other constants.
+        sources = {node for node in source.all_input_nodes if node.name not in step.image_nodes}
+        pending.extend(sources - seen)
+    return ATTENTION_BIAS if reaches_softmax(step.node, step.graph) else POSITION_EMBEDDING
 
 
 _LAYOUT = (
