@@ -104,10 +104,12 @@ def test_methods_are_compared_at_one_budget(study, two_methods, monkeypatch):
 
 
 def test_quality_of_attributions_is_saved_and_absent_where_only_layers_are_explained(study, monkeypatch):
-    found = study.attribution_quality("gradient x activation")
-    monkeypatch.setattr("mixqvit.study.relevance.attribution_quality", lambda *_, **__: pytest.fail("computed again"))
-    assert study.attribution_quality("gradient x activation") == found
-    assert study.attribution_quality("gradient x relevance") == (None, None)
+    found = list(study.attribution_quality_steps("gradient x activation"))[-1]
+    assert found.total == 8
+    assert all(value > 0 for value in found.result)
+    monkeypatch.setattr("mixqvit.study.relevance.attribution_quality_steps", lambda *_, **__: pytest.fail("again"))
+    assert list(study.attribution_quality_steps("gradient x activation")) == [found]
+    assert list(study.attribution_quality_steps("gradient x relevance"))[-1].result == (None, None)
 
 
 def test_sensitivity_covers_every_layer_and_bit_width(study):

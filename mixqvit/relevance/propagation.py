@@ -16,7 +16,7 @@ from mixqvit.relevance.rules import RULE_SETS, RuleSet
 from mixqvit.relevance.rules.shared import Item, Layout, Product
 from mixqvit.relevance.step import Parts, Rule, Step
 
-__all__ = ["BATCH_SIZE", "in_precision", "propagate", "propagate_steps", "token_grid"]
+__all__ = ["BATCH_SIZE", "explained_classes", "in_precision", "propagate", "propagate_steps", "token_grid"]
 
 BATCH_SIZE = 8
 """Images propagated at once by default: an image of DeiT-Tiny at 224 needs about 80 MB in double precision."""
@@ -112,7 +112,7 @@ def propagate_steps(
         raise MixQViTError("There is no image to explain; give at least one.")
     next(graph.walk(pixels, [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
     plan = _plan(graph, RULE_SETS[rules], keep)
-    classes = _targets(targets, len(pixels), graph.classes)
+    classes = explained_classes(targets, len(pixels), graph.classes)
     converted = in_precision(graph, precision)
     return _batches(converted, pixels, classes, plan, measure, stabilizer, batch_size)
 
@@ -205,7 +205,12 @@ def _block_outputs(graph: Graph, nodes: Sequence[fx.Node]) -> dict[str, int]:
     return {name: block for block, name in sorted(last.items())}
 
 
-def _targets(targets: Tensor | int | None, images: int, classes: int) -> Tensor | None:
+def explained_classes(targets: Tensor | int | None, images: int, classes: int) -> Tensor | None:
+    """Return one class per image `[N]` from what a caller asked for; None for the predicted classes.
+
+    Raises:
+        MixQViTError: They are no classes of the model, or not one per image.
+    """
     if targets is None:
         return None
     chosen = torch.as_tensor(targets).detach()

@@ -1,9 +1,9 @@
 """Which kind of layer importance predicts what quantization really costs? All of them side by side, at one budget."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scipy.stats import spearmanr
 
@@ -46,31 +46,30 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
     total = _PARTS * (len(references) + _STAGES_PER_METHOD * len(methods))
     finished = 0
 
-    def forwarded(steps: Iterator[Progress], name: str) -> Iterator[Progress]:
+    def forwarded(steps: Iterator[Progress], name: str) -> Generator[Progress, None, Any]:
+        """Report a stage as a part of the comparison; returns its last result."""
         nonlocal finished
         for step in steps:
             done = finished + _PARTS * step.done // max(1, step.total)
             yield Progress(done, total, f"{name}: {step.doing}", comparison)
         finished += _PARTS
+        return step.result
 
     for name, allocation in references.items():
-        yield from forwarded(study.evaluate_steps(allocation), name)
-        measured = {**comparison.references, name: (allocation, study.evaluate(allocation))}
-        comparison = replace(comparison, references=measured)
+        measured = yield from forwarded(study.evaluate_steps(allocation), name)
+        comparison = replace(comparison, references={**comparison.references, name: (allocation, measured)})
     harms = importance_only_harms(study)
     for method in methods:
-        yield from forwarded(study.relevance_steps(method), method)
-        importance = study.relevance(method)
-        infidelity, max_sensitivity = study.attribution_quality(method)
-        finished += _PARTS
+        importance = yield from forwarded(study.relevance_steps(method), method)
+        infidelity, max_sensitivity = yield from forwarded(study.attribution_quality_steps(method), method)
         results: list[tuple[Allocation, Evaluation]] = []
         for allocation in (
             study.allocate(average_bits, importance=importance.mean, sensitivity=harms),
             study.allocate(average_bits, importance=importance.mean),
         ):
             allocation = study.allocation(allocation.bits)
-            yield from forwarded(study.evaluate_steps(allocation), method)
-            results.append((allocation, study.evaluate(allocation)))
+            measured = yield from forwarded(study.evaluate_steps(allocation), method)
+            results.append((allocation, measured))
         found = MethodResult(
             importance=importance.mean,
             images=len(next(iter(importance.shares.values()))),

@@ -12,7 +12,7 @@ from mixqvit.graph import Graph
 from mixqvit.records import BranchShare, ImageRelevance, Importance, Progress
 from mixqvit.relevance import RULE_SETS, LayerTotals, Relevance
 from mixqvit.relevance.methods import METHODS, find_method, importance_steps
-from mixqvit.relevance.quality import attribution_quality
+from mixqvit.relevance.quality import attribution_quality_steps
 from mixqvit.study.base import StudyBase
 from mixqvit.study.explanations import Explanations
 
@@ -107,21 +107,30 @@ class RelevanceStages(StudyBase):
         """
         return self._explanations.image(index, target, rules)
 
-    def attribution_quality(self, method: str) -> tuple[float | None, float | None]:
-        """Return Captum's infidelity and maximum sensitivity of the attribution of the pixels, means over images.
+    def attribution_quality_steps(self, method: str) -> Iterator[Progress]:
+        """Score the attribution of the pixels by Captum's measures, an image at a time.
 
-        Both are None where a method explains layers only.
+        The last `result` is the mean infidelity and the mean maximum sensitivity, both None where a method explains
+        layers only (`mixqvit.relevance.quality`).
         """
         if not find_method(method).explains_pixels:
-            return None, None
+            yield Progress(1, 1, "quality", (None, None))
+            return
         pixels = self._analysis_pixels[:QUALITY_IMAGES]
-        key = self._key("relevance", "quality", method, len(pixels))
-        saved = self.store.rows(key).get("quality")
-        if saved is None:
-            quality = attribution_quality(self._graph_for(method), pixels, method=method)
-            saved = [float(quality.infidelity.mean()), float(quality.max_sensitivity.mean())]
-            self.store.put(key, "quality", saved)
-        return saved[0], saved[1]
+        key = self._key("relevance", "quality", method)
+        saved = self.store.rows(key)
+        scores = []
+        while (score := saved.get(f"image {len(scores)}")) is not None and len(scores) < len(pixels):
+            scores.append(score)
+        if len(scores) < len(pixels):
+            steps = attribution_quality_steps(self._graph_for(method), pixels[len(scores) :], method=method)
+            for step in steps:
+                score = [float(step.infidelity), float(step.max_sensitivity)]
+                self.store.put(key, f"image {len(scores)}", score)
+                scores.append(score)
+                yield Progress(len(scores), len(pixels), f"quality on {len(scores)} of {len(pixels)} images")
+        infidelity, max_sensitivity = np.mean(scores, axis=0).tolist()
+        yield Progress(len(pixels), len(pixels), "quality", (infidelity, max_sensitivity))
 
     def _graph_for(self, method: str) -> Graph:
         return self._double_precision_graph if find_method(method).double_precision else self.graph
