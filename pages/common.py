@@ -198,7 +198,7 @@ def chart(figure: Any, alt: str, data: pd.DataFrame, name: str, **options: Any) 
     )
     st.download_button(
         "Numbers as CSV",
-        data.to_csv(index=False).encode(),
+        lambda: data.to_csv(index=False).encode(),  # written when it is asked for: a photograph has 50,000 rows
         f"{name}.csv",
         "text/csv",
         key=f"csv {name}",

@@ -2,55 +2,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from timm.layers import SwiGLUPacked
-from timm.models.beit import Beit
-from timm.models.cait import Cait
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.eva import Eva
-from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mixqvit.graph import Graph, trace
-
-_VIT = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 2}
-_WINDOWS = {"patch_size": 2, "num_classes": 5, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), "window_size": 4}
-_GATED = {"mlp_ratio": 8 / 3, "swiglu_mlp": True}
-_ROTARY = {"use_rot_pos_emb": True, "ref_feat_shape": (4, 4)}
-_DINO3 = {"qkv_bias": False, "use_abs_pos_emb": False, "num_reg_tokens": 4, "use_fc_norm": False, "init_values": 0.1}
-_PYRAMID = {
-    "embed_dims": (8, 16, 16, 16),
-    "depths": (1, 1, 1, 1),
-    "num_heads": (1, 2, 2, 2),
-    "mlp_ratios": (2, 2, 2, 2),
-}
-
-_MODELS: dict[str, Callable[[], nn.Module]] = {
-    "vit": lambda: VisionTransformer(**_VIT),
-    "vit_gray": lambda: VisionTransformer(**_VIT, in_chans=1),
-    "vit_pooled": lambda: VisionTransformer(**_VIT, class_token=False, global_pool="avg"),
-    "deit3": lambda: VisionTransformer(**_VIT, init_values=0.1, no_embed_class=True),
-    "deit_distilled": lambda: VisionTransformerDistilled(**_VIT),
-    "clip": lambda: VisionTransformer(**_VIT, pre_norm=True, act_layer="quick_gelu"),
-    "dinov2": lambda: VisionTransformer(**_VIT, init_values=0.1, reg_tokens=2, no_embed_class=True),
-    "dinov2_gated": lambda: VisionTransformer(**_VIT, init_values=0.1, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU),
-    "siglip": lambda: VisionTransformer(**_VIT, class_token=False, global_pool="map"),
-    "beit": lambda: Beit(**_VIT, init_values=0.1, use_rel_pos_bias=True, use_abs_pos_emb=False),
-    "eva02": lambda: Eva(**_VIT, **_GATED, **_ROTARY, qkv_fused=False, scale_mlp=True),
-    "eva02_fused": lambda: Eva(**_VIT, **_GATED, **_ROTARY),
-    "dinov3": lambda: Eva(**_VIT, **_DINO3, use_rot_pos_emb=True, rope_type="dinov3", rope_rotate_half=True),
-    "cait": lambda: Cait(**_VIT, init_values=0.1),
-    "swin": lambda: SwinTransformer(img_size=16, **_WINDOWS),
-    "swin_padded": lambda: SwinTransformer(img_size=18, **_WINDOWS),  # 9 x 9 tokens in windows of 4 x 4
-    "swin_v2": lambda: SwinTransformerV2(img_size=16, **_WINDOWS),
-    "pvt_v2": lambda: PyramidVisionTransformerV2(**_PYRAMID, num_classes=5),
-    "pvt_v2_linear": lambda: PyramidVisionTransformerV2(**_PYRAMID, num_classes=5, linear=True),
-}
-"""Every architecture that the README's table names, small."""
-
-_SIZES = {"swin_padded": 18, "pvt_v2": 64, "pvt_v2_linear": 64}
+from tests.models import TRANSFORMERS, small_transformer
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +13,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=sorted(_MODELS))
+@pytest.fixture(params=sorted(TRANSFORMERS))
 def model_name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -69,15 +24,7 @@ def build() -> Callable[[str], tuple[nn.Module, Graph, Tensor]]:
     torch.set_num_threads(1)
 
     def build(name: str) -> tuple[nn.Module, Graph, Tensor]:
-        module = _MODELS[name]().double().eval()
-        generator = torch.Generator().manual_seed(0)
-        for parameter_name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            is_norm_weight = "norm" in parameter_name and parameter_name.endswith("weight")
-            parameter.data = 0.3 * noise + (1.0 if is_norm_weight else 0.0)
-        channels = module.patch_embed.proj.in_channels
-        size = _SIZES.get(name, 16)
-        pixels = torch.randn(3, channels, size, size, generator=generator, dtype=torch.float64)
+        module, pixels = small_transformer(name)
         return module, trace(module, pixels), pixels
 
     return build
