@@ -93,10 +93,19 @@ def test_methods_are_compared_at_one_budget(study, two_methods, monkeypatch):
             assert evaluation == study.evaluate(allocation)
         allocation = study.allocate(3.0, importance=result.importance)
         assert result.with_sensitivity[0].bits == allocation.bits
+        # Ω alone: Λ := 4^(−w) + 4^(−a) (METHOD.md), the input of the patch embedding at its 8 bits.
+        harms = {
+            layer.name: {b: 4.0**-b + 4.0 ** -(8 if layer.kind == "patch_embed" else b) for b in BIT_WIDTHS}
+            for layer in study.layers
+        }
+        alone = study.allocate(3.0, importance=result.importance, sensitivity=harms)
+        assert result.importance_only[0].bits == alone.bits != allocation.bits
         names = list(result.importance)
         harms = [study.sensitivity()[name][4] for name in names]
         ranks = [np.argsort(np.argsort(values)) for values in ([result.importance[n] for n in names], harms)]
         assert result.correlation[4] == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert found.references["sensitivity only"][0].bits == study.allocate(3.0, gamma=0.0).bits
+    assert found.references["sensitivity only"][0].bits != study.allocate(3.0).bits
     assert found.agreement["chefer", "gradient x activation"] == found.agreement["gradient x activation", "chefer"]
     assert found.methods["chefer"].infidelity > 0
     with pytest.raises(InfeasibleBudgetError):

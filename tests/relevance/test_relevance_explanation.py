@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mixqvit.relevance import propagate, transformer_attribution
+from mixqvit.relevance.attribution import attention_gradients, class_token_attentions
 from mixqvit.relevance.explanation import explain
 
 
@@ -81,6 +82,10 @@ def test_attribution_and_its_heads_belong_together(build) -> None:
     found = explain(graph, pixels, 1)
     torch.testing.assert_close(found.attribution, transformer_attribution(graph, pixels, 1))
     assert {block: heads.shape for block, heads in found.attribution_heads.items()} == {0: (3, 2, 16), 1: (3, 2, 16)}
-    assert all((heads >= 0).all() for heads in found.attribution_heads.values())
-    # Only the last block's class token is read: its row of the product begins with that block's evidence.
-    assert (found.attribution[0] >= found.attribution_heads[1][0].mean(0) - 1e-12).all()
+    # Literally: the last block's row of the class token, times gradient, averaged over heads, starts the rollout.
+    attentions = class_token_attentions(graph)
+    relevance = propagate(graph, pixels, 1, keep=list(attentions.nodes.values()))
+    gradients = attention_gradients(graph, pixels, relevance.targets)
+    for block, node in attentions.nodes.items():
+        expected = (gradients[node] * relevance.outputs[node])[:, :, 0, -16:].clamp(min=0)
+        torch.testing.assert_close(found.attribution_heads[block], expected)

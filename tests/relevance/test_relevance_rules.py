@@ -138,6 +138,21 @@ def test_residual_add_rescales_both_branches_per_image(stabilizer: float) -> Non
             torch.testing.assert_close(sent[name][image], expected, rtol=1e-10, atol=1e-12)
 
 
+def test_a_class_token_that_joins_by_a_sum_leaves_under_its_own_name() -> None:
+    class ClassToken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cls_token = nn.Parameter(random(1, 1, 2, seed=1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.cls_token.expand(3, -1, -1) + x
+
+    relevance = random(3, 1, 2, seed=2)
+    sent, where = send(ClassToken(), {"x": random(3, 1, 2)}, "add", relevance)
+    assert where.exits.keys() == {CLASS_TOKEN}
+    torch.testing.assert_close(where.exits[CLASS_TOKEN] + sent["x"].sum((1, 2)), relevance.sum((1, 2)))
+
+
 def test_position_embedding_takes_its_share_out() -> None:
     embedding = nn.Parameter(random(1, 4, 2, seed=1))
     x, relevance = random(3, 4, 2), random(3, 4, 2, seed=2)
