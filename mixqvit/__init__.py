@@ -26,6 +26,7 @@ _HOMES = {
     "amplify_outliers": "outliers",
     "calibrate": "quantization",
     "evaluate": "evaluation",
+    "importance_steps": "relevance.methods",
     "list_models": "cards",
     "load_images": "datasets",
     "load_model": "zoo",

@@ -92,15 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     command("models", _models, "list the embedded models")
     study_command("layers", _layers, "show the table of quantized layers")
     relevance = study_command("relevance", _relevance, "compute layer importance by relevance propagation")
-    relevance.add_argument("--method", default="chefer", help="chefer, attnlrp or one of Captum's (default: chefer)")
+    _add_method(relevance)
     sensitivity = study_command("sensitivity", _sensitivity, "measure the harm of quantizing each layer alone")
     sensitivity.add_argument("--operands", choices=["both", "weights", "activations"], default="both")
     allocation = study_command("allocate", _allocate, "find the best bits per layer under a budget")
     _add_budget(allocation)
+    _add_method(allocation)
     allocation.add_argument("--evaluate", action="store_true", help="measure the allocation and uniform bits beside it")
     packing = study_command("pack", _pack, "write a quantized model as one file, at uniform bits or under a budget")
     packing.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
     _add_budget(packing)
+    _add_method(packing)
     packing.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
     evaluation = study_command(
         "evaluate", _evaluate, "measure accuracy at uniform bits or of a packed file", model_required=False
@@ -127,6 +129,15 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gamma", type=float, default=1.0, help="exponent of importance; 0 is sensitivity alone")
     parser.add_argument(
         "--pin", action="append", default=[], metavar="LAYER=BITS", help="fix a layer's bits; may be repeated"
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        default="chefer",
+        help="kind of layer importance: chefer (default), attnlrp, 'gradient x relevance', 'gradient x activation', "
+        "conductance or 'integrated gradients'",
     )
 
 
@@ -172,9 +183,10 @@ def _layers(options: argparse.Namespace) -> tuple[Document, str]:
 
 def _relevance(options: argparse.Namespace) -> tuple[Document, str]:
     study = _study(options)
-    importance = _finish(study.relevance_steps(options.method))
+    importance = _finish(study.relevance_steps())
     rows = [(name, f"{value:.4f}") for name, value in importance.mean.items()]
     document = {"model": study.model.name, "method": options.method, "measure": study.settings.measure}
+    document |= {"images": len(next(iter(importance.shares.values()))), "seconds_per_image": importance.seconds}
     return document | {"importance": importance.mean}, _table(("layer", "importance"), rows)
 
 
@@ -287,7 +299,8 @@ def _study(options: argparse.Namespace) -> "Study":
     if not options.model:
         raise ModelError("Say which model it is, e.g. --model digits_vit; `models` lists those that are embedded.")
     model = load_model(options.model, options.checkpoint)
-    return Study(model, options.images, Settings(outlier_factor=options.outliers))
+    importance = getattr(options, "method", Settings().importance)
+    return Study(model, options.images, Settings(importance=importance, outlier_factor=options.outliers))
 
 
 def _pinned(options: argparse.Namespace) -> dict[str, int]:

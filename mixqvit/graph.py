@@ -279,11 +279,14 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
             raise ModelError(f"The model does not run on the example images: {_first_line(error)}") from error
         if not isinstance(expected, Tensor) or expected.dim() != 2:
             raise ModelError(f"The model must return logits [B, classes]; {type(module).__name__} does not.")
-        parameters = sum(parameter.numel() for parameter in traced.parameters())
+        parameters = sum(parameter.numel() for parameter in module.parameters())
         graph = Graph(traced, (), tuple(image.shape[1:]), expected.shape[1], parameters)
-        shapes = _shapes(graph, image)
+        try:
+            shapes, found = _shapes(graph, image), graph(image)
+        except Exception as error:
+            raise ModelError(f"The graph of {type(module).__name__} does not run: {_first_line(error)}") from error
         # Fused and plain attention round differently, so exact equality is not asked for here.
-        if not torch.allclose(expected, graph(image), rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
             raise ModelError(f"The graph of {type(module).__name__} does not compute what the model computes.")
     layers = layer_table(graph, shapes)
     if not layers:
@@ -341,11 +344,14 @@ def _with_linear_modules(traced: fx.GraphModule) -> fx.GraphModule:
         of_module = is_linear and operands[0].op == "get_attr" and "." in operands[0].target
         if of_module and all(o is None or o.name in example for o in operands):
             weight, bias = (None if operand is None else example[operand.name] for operand in operands)
-            module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+            # Not initialized: that would take random numbers from whoever traces.
+            module = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
             module.weight = nn.Parameter(weight.clone(), requires_grad=False)
             if bias is not None:
                 module.bias = nn.Parameter(bias.clone(), requires_grad=False)
             name = operands[0].target.rpartition(".")[0]
+            if any(traced.get_submodule(name).children()):
+                name = f"{name}.linear"  # a module of more than this one layer
             traced.add_submodule(name, module.eval())
             with traced.graph.inserting_before(node):
                 call = traced.graph.call_module(name, (arguments["input"],))

@@ -98,7 +98,15 @@ def _refuse_hidden_weights(graph: "Graph") -> None:
     image_nodes = depends_on_images(graph)
     for node in graph.nodes:
         name = operation_name(node, graph.module)
-        if node.name in image_nodes and node.op == "call_function" and name in _HIDDEN_PRODUCTS:
+        if node.name not in image_nodes:
+            continue
+        parts = graph.module.get_submodule(node.target).modules() if node.op == "call_module" else ()
+        if not _is_layer(node, graph.module) and any(isinstance(part, nn.Linear | nn.Conv2d) for part in parts):
+            raise ModelError(
+                f"{node.target} ({name}) cannot be traced into its operations, so that the layers inside it would stay "
+                "out of the table of layers."
+            )
+        if node.op == "call_function" and name in _HIDDEN_PRODUCTS:
             raise ModelError(
                 f"The operation {name} in {_scope(node) or 'the model'} takes a weight that is computed on "
                 "the way; only Linear and Conv2d modules and matrix products can be quantized."

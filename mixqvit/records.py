@@ -1,6 +1,6 @@
 """What a study is set up with and what it hands out: plain records that need no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -167,9 +167,11 @@ class MethodComparison:
         references: What allocations without importance measure: `sensitivity only` (γ = 0), and `uniform` at the
             largest uniform bit-width within the budget.
         agreement: Spearman rank correlation between the importances of two methods, both ways round.
+        refused: Why a method does not apply to this model, by method name.
     """
 
     average_bits: float
     methods: dict[str, MethodResult]
     references: dict[str, tuple["Allocation", "Evaluation"]]
     agreement: dict[tuple[str, str], float]
+    refused: dict[str, str] = field(default_factory=dict)

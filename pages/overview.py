@@ -64,7 +64,7 @@ def images(study):
     st.caption(
         f"The first {len(pictures)} of {len(study.evaluation_images)} evaluation images, with their labels. "
         f"Every choice is made on other images: {study.settings.calibration_images} to calibrate, "
-        f"{study.settings.analysis_images} for relevance and sensitivity."
+        f"{min(study.settings.analysis_images, len(study.calibration_images))} for relevance and sensitivity."
     )
 
 

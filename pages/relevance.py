@@ -14,7 +14,9 @@ def main() -> None:
         "network, in proportion to what each part contributed.",
     ):
         study = common.study()
-        method, layer = layers_section(study)
+        method, layer = study.settings.importance, None
+        with common.errors():
+            method, layer = layers_section(study)
         relevance_texts.introduction()
         relevance_images.images_section(study)
         comparison = st.container()
@@ -54,7 +56,7 @@ def controls(study) -> tuple[str, str, str]:
             bind="query-params",
             width=210,
             help="What importance is computed by: two rule sets of layer-wise relevance propagation, and attributions "
-            "by gradients. The other pages use the study's own, the first choice here.",
+            "by gradients. The other pages use the study's own.",
         )
         view = st.segmented_control(
             "View",

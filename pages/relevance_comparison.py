@@ -118,6 +118,8 @@ def results(study, comparison, method: str, layer: str | None) -> None:
             st.session_state["comparison_method"] = method if method in methods else methods[0]
         shown = st.selectbox("Importance Ω by", methods, key="comparison_method", width=210)
     words.markdown(figures.comparison_words(comparison, bits, len(study.layers)))
+    for refused, reason in comparison.refused.items():
+        words.caption(f"{refused}: {reason}")
     left, right = st.columns(2, gap="medium")
     with left:
         scatter(study, comparison, shown, bits, layer)

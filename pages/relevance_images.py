@@ -251,7 +251,7 @@ def forming(study, results) -> None:
         "What is not on the patches is on the class token or has left. After the last block the class token holds all "
         "of it where a model decides by that token alone. Click a point to go there."
         if results[0].attribution is not None
-        else "Merging patches puts the relevance of four tokens on one. Click a point to go there."
+        else "Where a model merges patches, one token carries the relevance of several. Click a point to go there."
     )
 
 

@@ -261,8 +261,9 @@ def flow_figure(flow: Sequence["BranchShare"]) -> go.Figure:
         figure.add_bar(
             name="skip connection",
             x=axis,
-            y=100 - middle,
-            base=middle,
+            # Under signed rules a branch can take less than nothing or more than all.
+            y=(100 - middle).clip(0, 100),
+            base=middle.clip(0, 100),
             marker={"color": _SKIP},
             customdata=customdata,
             hovertemplate=hover,
@@ -301,7 +302,10 @@ def flow_words(flow: Sequence["BranchShare"]) -> str:
             f"{'MLP' if branch == 'mlp' else branch} branches take {rows['share (%)'].mean():.0f} % on average, most "
             f"in block {most['block']} ({most['share (%)']:.0f} %)"
         )
-    return f"The {'; the '.join(parts)}. The rest passes each of them on the skip connection."
+    words = f"The {'; the '.join(parts)}. The rest passes each of them on the skip connection."
+    if frame["share (%)"].min() < 0 or frame["share (%)"].max() > 100:
+        words += " A share below 0 % or above 100 % means that branch and skip connection oppose each other."
+    return words
 
 
 def clicked_branch(layers: Sequence[Layer], points: Sequence[Mapping]) -> str | None:

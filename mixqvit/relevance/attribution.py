@@ -97,7 +97,10 @@ def class_token_attentions(graph: Graph) -> ClassTokenAttentions:
     patches = embedding.output_shape[2] * embedding.output_shape[3] if embedding else 0
     same_tokens = len({layer.input_shape for layer in products}) == 1 and products[0].input_shape[0] == 1
     begins_with_token = any(
-        operation_name(node, graph.module) == "cat" and node.args[0][0].name not in image_nodes for node in graph.nodes
+        node.name in image_nodes
+        and operation_name(node, graph.module) == "cat"
+        and node.all_input_nodes[0].name not in image_nodes
+        for node in graph.nodes
     )
     if not (patches and same_tokens and begins_with_token and _reads_token(graph, image_nodes)):
         raise UnsupportedOperationError(

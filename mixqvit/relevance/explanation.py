@@ -35,7 +35,10 @@ class Explanation:
 
 
 def explain(graph: Graph, pixels: Tensor, targets: Tensor | int | None = None, *, rules: str = "chefer") -> Explanation:
-    """Explain every image for its class; arguments, precision and errors as in `propagate`."""
+    """Explain every image for its class; arguments, precision and errors as in `propagate`.
+
+    Meant for a few images: the attention of all of them is in memory at once.
+    """
     graph = in_precision(graph, torch.float64)
     products = {
         layer.block: layer.name for layer in graph.layers if layer.kind == "matmul2" and layer.block is not None

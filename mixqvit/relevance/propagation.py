@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixqvit.errors import MixQViTError, UnsupportedOperationError
+from mixqvit.errors import ImageError, MixQViTError, UnsupportedOperationError
 from mixqvit.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.residuals import Residual, residuals
 from mixqvit.relevance.result import MEASURES, Relevance, merge
@@ -111,6 +111,8 @@ def propagate_steps(
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
     next(graph.walk(pixels, [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
+    if not torch.isfinite(pixels).all():
+        raise ImageError("An image has pixels that are not finite numbers; load it again.")
     plan = _plan(graph, RULE_SETS[rules], keep)
     classes = explained_classes(targets, len(pixels), graph.classes)
     converted = in_precision(graph, precision)
@@ -186,7 +188,11 @@ def _plan(graph: Graph, rule_set: RuleSet, keep: Collection[str] | None) -> _Pla
 
 
 def _is_read_twice(node: fx.Node, image_nodes: frozenset[str]) -> bool:
-    return sum(user.name in image_nodes for user in node.users) > 1
+    readings = []
+    for user in node.users:
+        if user.name in image_nodes:  # a product of a value with itself reads it twice
+            fx.map_arg((user.args, user.kwargs), readings.append)
+    return readings.count(node) > 1
 
 
 def _block_outputs(graph: Graph, nodes: Sequence[fx.Node]) -> dict[str, int]:
@@ -308,13 +314,10 @@ def _backward(
         if node.name in plan.residuals:
             residual = plan.residuals[node.name]
             taken = step.per_image(dict(sent.relevance)[residual.branch_node])
-            branches[residual.block, residual.branch] = taken / step.per_image(relevance)
+            branches[residual.block, residual.branch] = step.divide(taken, step.per_image(relevance))[0]
         for name, part in sent.relevance:
-            if isinstance(part, Tensor) and part.shape != shapes[name]:
-                raise UnsupportedOperationError(
-                    f"The relevance rule for {operation_name(node, graph.module)} (at {node.name}) does not cover "
-                    f"an operand that is broadcast from {list(shapes[name])} to {list(part.shape)}."
-                )
+            if isinstance(part, Tensor):
+                part = part.sum_to_size(shapes[name])  # an operand that was broadcast gets what all its copies get
             arrived.setdefault(name, []).append(part)
         for reason, amount in (*left.items(), *sent.exits.items()):
             exits[reason] = exits[reason] + amount if reason in exits else amount

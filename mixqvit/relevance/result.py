@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from mixqvit.errors import MixQViTError
 
 __all__ = ["MEASURES", "LayerTotals", "Relevance", "merge"]
+
+Totals = TypeVar("Totals", bound="LayerTotals")
 
 MEASURES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "share": lambda relevance: relevance.sum(1).abs(),
@@ -81,14 +84,14 @@ class Relevance(LayerTotals):
         return self.start - self.pixels.sum((1, 2)) - sum(self.exits.values())
 
 
-def merge(parts: Sequence[Relevance]) -> Relevance:
-    """Join the relevance of several batches of images, in order.
+def merge(parts: Sequence[Totals]) -> Totals:
+    """Join the relevance, or the totals of another method, of several batches of images, in order.
 
     Args:
-        parts: What `propagate_steps` yielded, all of it or a part.
+        parts: What `propagate_steps` or `importance_steps` yielded, all of it or a part.
 
     Returns:
-        The relevance of all their images.
+        The same for all their images.
 
     Raises:
         MixQViTError: There is nothing to join, or the parts come from different models or settings.
@@ -98,6 +101,12 @@ def merge(parts: Sequence[Relevance]) -> Relevance:
     first = parts[0]
     if any(_settings(part) != _settings(first) for part in parts):
         raise MixQViTError("Relevance of different models, kept layers or measures cannot be joined.")
+    totals = {
+        measure: {name: torch.cat([part.totals[measure][name] for part in parts]) for name in of_measure}
+        for measure, of_measure in first.totals.items()
+    }
+    if not isinstance(first, Relevance):
+        return replace(first, totals=totals)
     reasons = dict.fromkeys(reason for part in parts for reason in part.exits)
     return replace(
         first,
@@ -107,10 +116,7 @@ def merge(parts: Sequence[Relevance]) -> Relevance:
         pixels=torch.cat([part.pixels for part in parts]),
         branches={name: torch.cat([part.branches[name] for part in parts]) for name in first.branches},
         targets=torch.cat([part.targets for part in parts]),
-        totals={
-            measure: {name: torch.cat([part.totals[measure][name] for part in parts]) for name in totals}
-            for measure, totals in first.totals.items()
-        },
+        totals=totals,
         start=torch.cat([part.start for part in parts]),
         exits={
             reason: torch.cat([part.exits.get(reason, torch.zeros_like(part.start)) for part in parts])
@@ -119,5 +125,6 @@ def merge(parts: Sequence[Relevance]) -> Relevance:
     )
 
 
-def _settings(part: Relevance) -> tuple[object, ...]:
-    return (part.measure, list(part.outputs), list(part.tokens), list(part.totals[part.measure]))
+def _settings(part: LayerTotals) -> tuple[object, ...]:
+    kept = (list(part.outputs), list(part.tokens)) if isinstance(part, Relevance) else ()
+    return (part.measure, list(part.totals[part.measure]), *kept)

@@ -39,6 +39,7 @@ class Study(RelevanceStages, EvaluationStages):
         """Return the best allocation within the given ceilings; arguments and errors as in `allocation.allocate`.
 
         Importance and sensitivity are the study's own unless given; they are computed first where they are missing.
+        With γ = 0 importance is not needed.
         """
         budget = Budget(average_bits, size_bytes, bitops, cap_bitops)
         return allocate(
@@ -46,7 +47,7 @@ class Study(RelevanceStages, EvaluationStages):
             self.sensitivity() if sensitivity is None else sensitivity,
             budget,
             self.storage,
-            self.relevance().mean if importance is None else importance,
+            self._importance(gamma) if importance is None else importance,
             gamma,
             pinned,
         )
@@ -58,13 +59,16 @@ class Study(RelevanceStages, EvaluationStages):
     def allocation(self, bits: Mapping[str, int | Bits], gamma: float = 1.0) -> Allocation:
         """Return any bits per layer as an allocation with its cost and predicted harm."""
         resolved = resolve_bits(self.layers, bits)
-        harm = predicted_harm(self.layers, resolved, self.sensitivity(), self.relevance().mean, gamma)
+        harm = predicted_harm(self.layers, resolved, self.sensitivity(), self._importance(gamma), gamma)
         return Allocation(resolved, harm, cost(self.layers, resolved, self.storage))
 
     def uniform_beside(self, budget: Budget, gamma: float = 1.0) -> Allocation | None:
         """Return the largest uniform allocation within every ceiling of a budget; None if none fits."""
         width = largest_uniform(self.layers, budget, self.storage, BIT_WIDTHS)
         return None if width is None else self.uniform(width, gamma)
+
+    def _importance(self, gamma: float) -> Mapping[str, float] | None:
+        return None if gamma == 0 else self.relevance().mean
 
     def bitops_ceiling(self, budget: Budget) -> float | None:
         """Return the BitOps that a budget allows; None for any number."""

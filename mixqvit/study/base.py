@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import timm
@@ -18,6 +19,8 @@ from mixqvit.layers import Layer
 from mixqvit.packing import storage
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.records import Progress, Settings
+from mixqvit.relevance import MEASURES
+from mixqvit.relevance.methods import find_method
 from mixqvit.relevance.propagation import in_precision
 from mixqvit.store import Store, code_version, fingerprint
 from mixqvit.zoo import Model, load_model
@@ -56,6 +59,7 @@ class StudyBase:
 
         Raises:
             ModelError, ImageError, StoreError: What was named cannot be opened.
+            MixQViTError: Unknown importance method or measure.
             CalibrationError: Unknown recipe, or one that serves a single bit setting only.
         """
         self.settings = settings or Settings()
@@ -66,6 +70,11 @@ class StudyBase:
             raise ImageError(f"Say which images to use with {self.model.name}: a folder with one sub-folder per class.")
         self.calibration_images = load_images(source, "calibration", self.model)
         self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
+        find_method(self.settings.importance)
+        if self.settings.measure not in MEASURES:
+            raise MixQViTError(
+                f"There is no measure {self.settings.measure!r} of importance; choose one of {', '.join(MEASURES)}."
+            )
         recipe = find_recipe(self.settings.recipe)
         if recipe.one_setting:
             raise CalibrationError(
@@ -118,6 +127,8 @@ class StudyBase:
 
     def _key(self, stage: str, *parts: Any) -> str:
         code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)
+        if stage == "relevance":
+            code += (version("captum"),)
         return fingerprint(stage, *code, self.graph.fingerprint, self.calibration_images.fingerprint, *parts)
 
     def _remembered(self, name: Any, compute: Callable[[], Result]) -> Result:

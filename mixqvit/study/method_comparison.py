@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 from mixqvit.allocation import Allocation, Budget
 from mixqvit.bits import BIT_WIDTHS, PATCH_EMBED_INPUT_BITS
+from mixqvit.errors import UnsupportedOperationError
 from mixqvit.evaluation import Evaluation
 from mixqvit.records import MethodComparison, MethodResult, Progress
 
@@ -34,12 +35,12 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
         InfeasibleBudgetError, AllocationError: The budget is not possible.
     """
     budget = Budget(average_bits=average_bits)
-    for step in study.sensitivity_steps():
-        yield replace(step, result=None)
+    for steps in (study.calibration_steps(), study.sensitivity_steps()):
+        yield from (replace(step, result=None) for step in steps)
     sensitivity = study.sensitivity()
-    comparison = MethodComparison(average_bits, {}, {}, {})
+    comparison = MethodComparison(average_bits, {}, {}, {}, {})
     references = {"sensitivity only": study.allocate(average_bits, gamma=0.0)}
-    uniform = study.uniform_beside(budget)
+    uniform = study.uniform_beside(budget, gamma=0.0)
     if uniform is not None:
         references["uniform"] = uniform
     methods = study.importance_methods
@@ -60,14 +61,18 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
         comparison = replace(comparison, references={**comparison.references, name: (allocation, measured)})
     harms = importance_only_harms(study)
     for method in methods:
-        importance = yield from forwarded(study.relevance_steps(method), method)
+        try:
+            importance = yield from forwarded(study.relevance_steps(method), method)
+        except UnsupportedOperationError as error:
+            comparison = replace(comparison, refused={**comparison.refused, method: str(error)})
+            total -= _PARTS * _STAGES_PER_METHOD
+            continue
         infidelity, max_sensitivity = yield from forwarded(study.attribution_quality_steps(method), method)
         results: list[tuple[Allocation, Evaluation]] = []
         for allocation in (
             study.allocate(average_bits, importance=importance.mean, sensitivity=harms),
             study.allocate(average_bits, importance=importance.mean),
         ):
-            allocation = study.allocation(allocation.bits)
             measured = yield from forwarded(study.evaluate_steps(allocation), method)
             results.append((allocation, measured))
         found = MethodResult(

@@ -1,6 +1,6 @@
 """Relevance of a ViT by Chefer, Gur & Wolf 2021 (arXiv 2012.09838), one image at a time, equation by equation.
 
-Slow on purpose: every linear layer writes down what each input contributes to each output (their eq. 5 with α = 1).
+Slow on purpose: every linear layer writes down what each input contributes to each output (their section 3.1, α = 1).
 `AutogradChefer` computes the same in the manner of the published code: through autograd, with the inhibiting half that
 α = 1 multiplies by zero. Neither shares code with `mixqvit`.
 """

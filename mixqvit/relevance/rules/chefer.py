@@ -16,7 +16,10 @@ __all__ = ["CHEFER"]
 
 
 class Linear(Rule):
-    """Linear with α = 1: shared in proportion to the positive products x⁺w⁺ and x⁻w⁻; the bias is ignored."""
+    """Linear with α = 1: shared in proportion to the positive products x⁺w⁺ and x⁻w⁻; the bias is ignored.
+
+    Section 3.1 of the paper.
+    """
 
     def send(self, step: Step, relevance: Tensor) -> Sent:
         """Share over the input's channels; outputs without any positive product keep their relevance."""
@@ -56,8 +59,9 @@ class Convolution(Rule):
 class Add(Sum):
     """Residual add, its sums taken per image; a constant added to attention logits gets nothing.
 
-    Each branch gets its share of the elementwise split, and is then rescaled by its |sum| share so that the total is
-    kept. A position embedding, or a class token before anything was added to it, is a branch whose share leaves.
+    Section 3.2 of the paper, the normalization of sums. Each branch gets its share of the elementwise split, and is
+    then rescaled by its |sum| share so that the total is kept. A position embedding, or a class token before anything
+    was added to it, is a branch whose share leaves.
     """
 
     def send(self, step: Step, relevance: Tensor) -> Sent:

@@ -161,7 +161,11 @@ class Item(Rule):
     """Indexing: one tensor of several, tokens picked by number (`Gradient`), or a crop (`Layout`)."""
 
     def refusal(self, graph: Graph, node: fx.Node, image_nodes: frozenset[str]) -> str | None:
-        """Refuse an index that is itself computed from the images."""
+        """Refuse an index that is itself computed from the images, and parts of a tuple."""
+        if operation_name(node.args[0], graph.module) in ("unbind", "chunk", "split") and isinstance(
+            node.args[1], slice
+        ):
+            return "of several tensors of a tuple"
         return None if image_operands(node, image_nodes) == [node.args[0]] else "with an activation as index"
 
     def reads(self, node: fx.Node) -> Sequence[fx.Node]:
