@@ -152,7 +152,13 @@ def test_a_packed_file_of_another_model_is_refused(run, tmp_path):
 
 
 def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
-    importance = document("relevance", "--model", "digits_vit")["importance"]
+    relevance = document("relevance", "--model", "digits_vit")
+    importance = relevance["importance"]
+    assert (relevance["method"], relevance["measure"]) == ("chefer", "share")
+    assert relevance["images"] > 1
+    other = document("relevance", "--model", "digits_vit", "--method", "gradient x activation")
+    assert other["importance"].keys() == importance.keys()
+    assert other["importance"] != importance
     harm = document("sensitivity", "--model", "digits_vit")["harm"]
     assert list(importance) == list(harm) == list(allocated["allocation"]["bits"])
     assert all(list(row) == [str(bits) for bits in range(2, 9)] for row in harm.values())
@@ -165,6 +171,7 @@ def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
     [
         (["evaluate", "--model", "digits_vitt", "--bits", 4], "digits_vit"),
         (["evaluate", "--model", "digits_vit", "--bits", 1], "1 bits are not possible"),
+        (["allocate", "--model", "digits_vit", "--average-bits", 4, "--method", "lime"], "no importance method 'lime'"),
         (["evaluate", "--model", "digits_vit", "--bits", 9], "9 bits are not possible"),
         (["evaluate", "--model", "digits_vit", "--bits", "four"], "invalid int value: 'four'"),
         (["evaluate", "--model", "digits_vit"], "--bits"),

@@ -7,7 +7,7 @@ from torch import nn
 
 from mixqvit.errors import ImageError, ModelError
 from mixqvit.graph import trace
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from tests.models import ARCHITECTURES, small_transformer, tiny_images, tiny_model
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -216,6 +216,45 @@ class Functional(nn.Module):
 def test_a_model_that_does_not_trace_is_refused_in_words(module, message):
     with pytest.raises(ModelError, match=message):
         trace(module, torch.randn(1, 1, 16, 16))
+
+
+class JoinedProjection(nn.Module):
+    """Keeps its first weight itself and its second in a child, like nn.MultiheadAttention."""
+
+    def __init__(self):
+        super().__init__()
+        self.joined = nn.Module()
+        self.joined.weight = nn.Parameter(torch.randn(8, 256))
+        self.joined.proj = nn.Linear(8, 5)
+
+    def forward(self, images):
+        hidden = nn.functional.linear(images.flatten(1), self.joined.weight)
+        return self.joined.proj(nn.functional.gelu(hidden))
+
+
+def test_a_weight_beside_other_layers_becomes_a_layer_of_its_own():
+    images = torch.randn(2, 1, 16, 16)
+    module = JoinedProjection()
+    graph = trace(module, images)
+    assert [layer.name for layer in graph.layers] == ["joined.linear", "joined.proj"]
+    torch.testing.assert_close(graph(images), module(images))
+
+
+def test_tracing_takes_no_random_numbers_and_counts_the_models_own_parameters():
+    module, images = small_transformer("beit")  # F.linear with a bias that is put together
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    graph = trace(module, images)
+    assert torch.equal(torch.rand(4), expected)
+    assert graph.parameters == sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_layers_inside_what_cannot_be_traced_are_refused():
+    """Timm declares some attentions untraceable; their layers would silently stay out of the table."""
+    module = timm.create_model("convit_tiny", img_size=32, embed_dim=8, depth=1, num_heads=2, num_classes=5).eval()
+    with pytest.raises(ModelError, match=r"blocks.0.attn \(GPSA\) cannot be traced"):
+        trace(module, torch.randn(1, 3, 32, 32))
 
 
 def test_images_that_do_not_fit_and_outputs_that_are_no_logits_are_refused():

@@ -10,10 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import mixqvit
 from mixqvit.bits import BIT_WIDTHS
-from mixqvit.errors import CalibrationError, ImageError, InfeasibleBudgetError, MixQViTError, ModelError
+from mixqvit.errors import (
+    CalibrationError,
+    ImageError,
+    InfeasibleBudgetError,
+    MixQViTError,
+    ModelError,
+    UnsupportedOperationError,
+)
 from mixqvit.quantization import quantize
 from mixqvit.relevance import propagate
 from mixqvit.relevance.methods import METHODS
@@ -276,6 +284,51 @@ def test_one_image_is_explained_with_numbers_that_belong_together(study):
         study.image_relevance(80)
     with pytest.raises(MixQViTError, match="no class 10"):
         study.image_relevance(0, 10)
+
+
+def test_explanations_keep_nothing_else_alive(study):
+    found = study.image_relevance(3)
+    arrays = [found.image, found.pixels, found.probabilities, found.attribution]
+    for by_stage in (found.tokens, found.heads, found.attribution_heads):
+        arrays += by_stage.values()
+    assert all(array.base is None for array in arrays)
+    assert study.image_relevance(3) is found
+    with pytest.raises(MixQViTError, match="whole numbers"):
+        study.image_relevance(3, "predicted")
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """A study of a model that pools by the maximum, for which relevance has no rule."""
+    model = mixqvit.load_model("digits_vit")
+    store = mixqvit.Store(tmp_path_factory.mktemp("refused"))
+    return Study(replace(model, module=_MaxPooled(model.module)), settings=SMALL, store=store)
+
+
+class _MaxPooled(torch.nn.Module):
+    def __init__(self, vit):
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, x):
+        return self.vit.head(self.vit.forward_features(x).amax(1))
+
+
+def test_models_without_relevance_are_allocated_by_sensitivity(refused, monkeypatch):
+    with pytest.raises(UnsupportedOperationError, match="amax"):
+        refused.relevance()
+    assert refused.allocate(3.0, gamma=0.0).cost.average_bits <= 3
+    methods = {name: METHODS[name] for name in ("chefer", "gradient x activation")}
+    monkeypatch.setattr("mixqvit.study.relevance.METHODS", methods)
+    found = list(refused.method_comparison_steps(3.0))[-1].result
+    assert list(found.methods) == ["gradient x activation"]
+    assert "amax" in found.refused["chefer"]
+
+
+@pytest.mark.parametrize(("setting", "message"), [({"importance": "lime"}, "'lime'"), ({"measure": "most"}, "'most'")])
+def test_unknown_settings_are_refused_when_the_study_opens(setting, message):
+    with pytest.raises(MixQViTError, match=message):
+        Study("digits_vit", settings=Settings(**setting))
 
 
 def test_swin_has_no_class_token_rollout(swin):

@@ -171,6 +171,39 @@ def test_deep_models_take_time_in_proportion_to_their_depth() -> None:
     assert "class token" in propagate(trace(module, pixels), pixels, keep=()).exits
 
 
+class _Toy(nn.Module):
+    """Two layers with something in between."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 6), nn.Linear(6, 5)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(x.flatten(1))))
+
+
+@pytest.mark.parametrize("rules", list(RULE_SETS))
+@pytest.mark.parametrize(
+    "between",
+    [lambda x: x * x, lambda x: x + x, lambda x: x * x.mean(1, keepdim=True), lambda x: x + x.mean(1, keepdim=True)],
+    ids=["square", "double", "broadcast gate", "broadcast sum"],
+)
+def test_operands_that_are_read_twice_or_broadcast_keep_relevance_conserved(between, rules) -> None:
+    pixels = torch.randn(3, 3, 2, 2, dtype=torch.float64)
+    graph = trace(_Toy(between).double(), pixels)
+    relevance = propagate(graph, pixels, rules=rules, stabilizer=0.0)
+    flowing = sum(amount.abs() for amount in relevance.exits.values()) + relevance.pixels.abs().sum((1, 2))
+    assert (relevance.leak.abs() <= 1e-9 * flowing).all()
+
+
+def test_a_part_of_a_tuple_is_refused_by_name() -> None:
+    pixels = torch.randn(1, 3, 2, 2)
+    graph = trace(_Toy(lambda x: torch.cat(x.chunk(3, 1)[0:3], 1)), pixels)
+    with pytest.raises(UnsupportedOperationError, match="getitem of several tensors"):
+        propagate(graph, pixels)
+
+
 def test_threads_share_a_graph(build) -> None:
     _, graph, pixels = build("vit")
     alone = [propagate(graph, pixels[index : index + 1]) for index in range(3)]
@@ -233,6 +266,9 @@ def test_bad_images_are_refused_at_once(build) -> None:
         propagate_steps(graph, pixels[:, :, :8])
     with pytest.raises(MixQViTError, match="no image"):
         propagate_steps(graph, pixels[:0])
+    pixels[1, 0, 3, 3] = torch.nan
+    with pytest.raises(ImageError, match="not finite"):
+        propagate_steps(graph, pixels)
 
 
 def test_a_constant_image_has_no_relevance_at_its_pixels(build) -> None:
