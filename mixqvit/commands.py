@@ -185,7 +185,7 @@ def _relevance(options: argparse.Namespace) -> tuple[Document, str]:
     study = _study(options)
     importance = _finish(study.relevance_steps())
     rows = [(name, f"{value:.4f}") for name, value in importance.mean.items()]
-    document = {"model": study.model.name, "method": options.method, "measure": study.settings.measure}
+    document = {"model": study.model.name, "method": options.method, "measure": study.measure()}
     document |= {"images": len(next(iter(importance.shares.values()))), "seconds_per_image": importance.seconds}
     return document | {"importance": importance.mean}, _table(("layer", "importance"), rows)
 

@@ -27,7 +27,8 @@ class Settings:
     Attributes:
         recipe: Quantization recipe; one that serves any bits.
         importance: How layer importance is computed, one of the study's `importance_methods`.
-        measure: How a layer's relevance becomes one number (METHOD.md, "Layer importance Ω").
+        measure: How what is attributed to a layer becomes one number: `share` |Σ R|, `absolute` Σ |R| or `positive`
+            Σ max(R, 0) (METHOD.md, "Layer importance Ω"); None for the one that suits the method.
         calibration_images: Images that quantizers are fitted to.
         analysis_images: Calibration images that relevance and sensitivity are averaged over.
         evaluation_images: Evaluation images to measure on; None for all.
@@ -37,7 +38,7 @@ class Settings:
 
     recipe: str = "mix-qvit"
     importance: str = "chefer"
-    measure: str = "share"
+    measure: str | None = None
     calibration_images: int = 32
     analysis_images: int = 64
     evaluation_images: int | None = None

@@ -30,7 +30,8 @@ def method(study) -> None:
         st.markdown(
             "The mean runs over calibration images, each explained for its predicted class (the share as a measure is "
             "this project's definition; Mix-QViT, arXiv 2501.06357, builds on layer relevance). Methods that are no "
-            "relevance put their own attribution of a layer's output in the place of R:\n"
+            "relevance put their own attribution of a layer's output in the place of R. With signed attributions, all "
+            "but chefer's, the sum would cancel between tokens and channels; there r is the sum of |R|:\n"
             + "\n".join(f"- **{name}**: {words}" for name, words in study.importance_methods.items())
         )
         chefer()

@@ -23,6 +23,8 @@ class Method:
     Attributes:
         name: What it is called everywhere.
         description: One sentence, with the paper it comes from.
+        measure: The measure (`MEASURES`) that suits it. Under rules with signed shares, and for gradients, what a
+            layer gets cancels between tokens and channels, so that the sum says little: there it is `absolute`.
         images: The most images it is worth averaging over for what an image costs; None for no bound. Callers choose
             their images by it: `pixels[: METHODS[name].images]`.
         steps: Steps from the baseline image to the image, None for methods without a baseline.
@@ -33,6 +35,7 @@ class Method:
 
     name: str
     description: str
+    measure: str = "absolute"
     images: int | None = None
     steps: int | None = None
     explains_pixels: bool = False
@@ -43,7 +46,13 @@ METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         *(
-            Method(rule_set.name, rule_set.description, explains_pixels=True, double_precision=True)
+            Method(
+                rule_set.name,
+                rule_set.description,
+                measure="absolute" if rule_set.signed else "share",
+                explains_pixels=True,
+                double_precision=True,
+            )
             for rule_set in RULE_SETS.values()
         ),
         Method(
@@ -95,7 +104,7 @@ def importance_steps(
     targets: Tensor | int | None = None,
     *,
     method: str = "chefer",
-    measure: str = "share",
+    measure: str | None = None,
     batch_size: int | None = None,
 ) -> Iterator[LayerTotals]:
     """Compute layer importance by any method, some images at a time.
@@ -108,7 +117,7 @@ def importance_steps(
         pixels: Images `[N, C, H, W]`; all of them are explained, whatever the method's bound on images.
         targets: The explained class of every image `[N]`, one class for all, or None for the predicted classes.
         method: One of `METHODS`.
-        measure: What a layer's attribution counts as, one of `MEASURES`.
+        measure: What a layer's attribution counts as, one of `MEASURES`; None for what suits the method.
         batch_size: Images in memory at once, every step counted; None for what suits the method.
 
     Returns:
@@ -119,7 +128,8 @@ def importance_steps(
         ImageError: The images do not have the shape the model was traced with.
         MixQViTError: An argument is outside what it can be.
     """
-    if find_method(method).name in RULE_SETS:
+    measure = measure or find_method(method).measure
+    if method in RULE_SETS:
         at_once = propagation.BATCH_SIZE if batch_size is None else batch_size
         return propagate_steps(graph, pixels, targets, rules=method, measure=measure, keep=(), batch_size=at_once)
     at_once = captum_methods.BATCH_SIZE if batch_size is None else batch_size

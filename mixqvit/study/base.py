@@ -71,7 +71,7 @@ class StudyBase:
         self.calibration_images = load_images(source, "calibration", self.model)
         self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
         find_method(self.settings.importance)
-        if self.settings.measure not in MEASURES:
+        if self.settings.measure not in (None, *MEASURES):
             raise MixQViTError(
                 f"There is no measure {self.settings.measure!r} of importance; choose one of {', '.join(MEASURES)}."
             )

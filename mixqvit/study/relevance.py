@@ -35,6 +35,10 @@ class RelevanceStages(StudyBase):
         """Descriptions of the relevance rule sets by name."""
         return {name: rule_set.description for name, rule_set in RULE_SETS.items()}
 
+    def measure(self, method: str | None = None) -> str:
+        """Return how what a method attributes to a layer becomes one number: `share`, `absolute` or `positive`."""
+        return self.settings.measure or find_method(method or self.settings.importance).measure
+
     def relevance_steps(self, method: str | None = None) -> Iterator[Progress]:
         """Compute layer importance, a batch of images at a time.
 
@@ -48,7 +52,8 @@ class RelevanceStages(StudyBase):
         """
         method = method or self.settings.importance
         pixels = self._analysis_pixels[: find_method(method).images]
-        key = self._key("relevance", method, self.settings.measure, len(pixels))
+        measure = self.measure(method)
+        key = self._key("relevance", method, measure, len(pixels))
         total = len(pixels)
         saved = self.store.rows(key)
         shares: list[list[float]] = []
@@ -62,7 +67,7 @@ class RelevanceStages(StudyBase):
             seconds += batch["seconds"]
         if len(shares) < total:
             graph = self._graph_for(method)
-            batches = importance_steps(graph, pixels[len(shares) :], method=method, measure=self.settings.measure)
+            batches = importance_steps(graph, pixels[len(shares) :], method=method, measure=measure)
             started = time.perf_counter()
             for batch in batches:
                 row = _importance_row(batch, time.perf_counter() - started)
