@@ -87,6 +87,7 @@ def two_methods():
 
 def test_methods_are_compared_at_one_budget(study, two_methods, monkeypatch):
     monkeypatch.setattr("mixqvit.study.relevance.METHODS", two_methods)
+    monkeypatch.setattr("mixqvit.study.relevance.QUALITY_IMAGES", 1)
     steps = list(study.method_comparison_steps(3.0))
     found = steps[-1].result
     assert steps[-1].done == steps[-1].total
@@ -302,7 +303,8 @@ def refused(tmp_path_factory):
     """A study of a model that pools by the maximum, for which relevance has no rule."""
     model = mixqvit.load_model("digits_vit")
     store = mixqvit.Store(tmp_path_factory.mktemp("refused"))
-    return Study(replace(model, module=_MaxPooled(model.module)), settings=SMALL, store=store)
+    settings = Settings(calibration_images=2, analysis_images=1, evaluation_images=8)
+    return Study(replace(model, module=_MaxPooled(model.module)), settings=settings, store=store)
 
 
 class _MaxPooled(torch.nn.Module):
