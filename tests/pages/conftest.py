@@ -1,20 +1,33 @@
 """Opening a page without a browser."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.study import Study
+from mixqvit.study import Settings, Study
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
 
 
+SMALL = partial(Settings, analysis_images=16)
+"""The settings of all pages' studies: fewer images, so that the tests take minutes less."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_studies():
+    """Make the pages open their studies with these settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mixqvit.study.Settings", SMALL)
+        yield
+
+
 @pytest.fixture(scope="session")
 def study() -> Study:
     """The study that the pages open by default."""
-    return Study("digits_vit")
+    return Study("digits_vit", settings=SMALL())
 
 
 @pytest.fixture

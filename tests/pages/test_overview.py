@@ -19,12 +19,9 @@ def texts(at: AppTest) -> str:
     return "\n".join(element.value for element in at.markdown)
 
 
-def test_cards_are_filled_with_the_results_of_the_study():
-    from mixqvit.study import Study
-
+def test_cards_are_filled_with_the_results_of_the_study(study):
     at = AppTest.from_file(str(APP), default_timeout=600).run()
     assert not at.exception
-    study = Study("digits_vit")
     shown = texts(at)
     importance, sensitivity = study.relevance().mean, study.sensitivity()
     assert max(importance, key=importance.get) in shown
