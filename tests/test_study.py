@@ -248,7 +248,15 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_image(tmp_path, study):
     assert later[-1].kl == pytest.approx(study.evaluate(3).kl)
 
 
-@pytest.mark.parametrize(("lines", "delay"), [(1, 0.0), (8, 0.01), (70, 0.037), (317, 0.0)])
+@pytest.mark.parametrize(
+    ("lines", "delay"),
+    [
+        pytest.param(1, 0.0, marks=pytest.mark.slow),  # every one starts a process and computes a study
+        pytest.param(8, 0.01, marks=pytest.mark.slow),
+        (70, 0.037),
+        pytest.param(317, 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_where_it_was(tmp_path, swin, lines, delay):
     """SIGKILL during relevance, calibration, the sweep and the evaluation; what was printed is saved."""
     root = Path(mixqvit.__file__).parents[1]

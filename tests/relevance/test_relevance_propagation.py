@@ -32,9 +32,10 @@ def test_relevance_is_conserved_counting_exits(build, model_name, rules) -> None
     assert set(relevance.exits) <= _EXITS[rules]
 
 
+@pytest.mark.parametrize("name", ["vit", "deit_distilled", "swin_padded", "eva02"])
 @pytest.mark.parametrize("rules", list(RULE_SETS))
-def test_the_published_stabilizer_leaks_little(build, model_name, rules) -> None:
-    _, graph, pixels = build(model_name)
+def test_the_published_stabilizer_leaks_little(build, name, rules) -> None:
+    _, graph, pixels = build(name)
     assert propagate(graph, pixels, rules=rules).leak.abs().max() <= 1e-3
 
 
@@ -132,8 +133,9 @@ def test_steps_finish_batches_one_by_one_and_merge_to_the_whole(build) -> None:
         merge([first, replace(first, measure="positive")])
 
 
-def test_single_precision_graphs_are_explained_in_double(build, model_name) -> None:
-    module, _, pixels = build(model_name)
+@pytest.mark.parametrize("name", ["vit", "swin", "dinov3", "swin_v2"])
+def test_single_precision_graphs_are_explained_in_double(build, name) -> None:
+    module, _, pixels = build(name)
     module, pixels = module.float(), pixels.float()
     found = propagate(trace(module, pixels), pixels)
     expected = propagate(trace(module.double(), pixels.double()), pixels.double())
