@@ -136,9 +136,19 @@ class Graph:
         return values[self._output]
 
     def walk(
-        self, pixels: Tensor, stops: Sequence[str], replace: Mapping[str, Operation] | None = None
+        self,
+        pixels: Tensor,
+        stops: Sequence[str],
+        replace: Mapping[str, Operation] | None = None,
+        paused: tuple[str, Mapping[str, Any]] | None = None,
     ) -> Iterator[tuple[str, Values]]:
         """Run the network once, pausing before each of the nodes `stops`.
+
+        Args:
+            pixels: Images `[B, C, H, W]`.
+            stops: Names of the nodes to pause before.
+            replace: As in `run`.
+            paused: What an earlier walk yielded: the run starts there instead of at the images; not changed.
 
         Yields:
             The node's name and the values that the node and all later ones need: enough for `resume`. The caller
@@ -147,9 +157,9 @@ class Graph:
         Raises:
             ImageError: The images do not have the shape the model was traced with.
         """
-        values = self._start(pixels)
+        first, values = (0, self._start(pixels)) if paused is None else (self._index[paused[0]], dict(paused[1]))
         remaining = set(stops)
-        for index, node in enumerate(self.nodes):
+        for index, node in enumerate(self.nodes[first:], first):
             if node.name in remaining:
                 yield node.name, dict(values)
                 remaining.discard(node.name)
@@ -161,6 +171,26 @@ class Graph:
         """Return the layer's activation operands among `values`: one input, or the two factors of a product."""
         node = self.nodes[self._index[layer.node]]
         return tuple(values[argument.name] for argument in node.args if isinstance(argument, fx.Node))
+
+    def shapes(self, images: int) -> Mapping[str, Any]:
+        """Return the shape of every tensor, and every value that is none, by node name for a number of images."""
+        known = self._shapes_by_images
+        if images not in known:
+            known[images] = _all_shapes(self._on_meta_device, images)
+        return known[images]
+
+    @cached_property
+    def _shapes_by_images(self) -> dict[int, Mapping[str, Any]]:
+        return {}
+
+    @cached_property
+    def _on_meta_device(self) -> "Graph":
+        """The same graph without numbers: it runs in no time and knows the shapes only."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        memo = {id(tensor): tensor.to("meta") for tensor in tensors}
+        for parameter in self.module.parameters():
+            memo[id(parameter)] = nn.Parameter(memo[id(parameter)], requires_grad=False)
+        return replace(self, module=copy.deepcopy(self.module, memo))
 
     @cached_property
     def _index(self) -> Mapping[str, int]:
@@ -398,6 +428,23 @@ def _shapes(graph: Graph, image: Tensor) -> dict[str, tuple[int, ...]]:
         if isinstance(values[node.name], Tensor):
             shapes[node.name] = tuple(values[node.name].shape)
     return shapes
+
+
+def _all_shapes(graph: Graph, images: int) -> Mapping[str, Any]:
+    def shape_of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return tuple(value.shape)
+        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+            return tuple(shape_of(part) for part in value)
+        return value
+
+    parameter = next(graph.module.parameters())
+    values: Values = {graph.nodes[0].name: parameter.new_empty(images, *graph.input_shape)}
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op != "placeholder":
+                values[node.name] = graph.compute(node, values)
+    return {name: shape_of(value) for name, value in values.items()}
 
 
 def _attribute(module: nn.Module, target: str) -> Tensor:
