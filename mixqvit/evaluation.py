@@ -1,8 +1,8 @@
 """Measuring a model: top-1 accuracy with its interval, agreement with full precision, KL divergence."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import fsum, sqrt
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 
 from mixqvit.errors import ImageError
 
-__all__ = ["Evaluation", "evaluate", "evaluate_steps", "kl_divergence", "wilson_interval"]
+__all__ = ["Evaluation", "evaluate", "evaluate_steps", "extended", "kl_divergence", "wilson_interval"]
 
 BATCH_SIZE = 64
 _Z_95 = 1.959963984540054
@@ -26,6 +26,8 @@ class Evaluation:
         correct: Images whose top-1 class is the label; None without labels.
         agreeing: Images whose top-1 class is the full-precision model's.
         kl: KL(full precision ‖ this model) of the class probabilities, mean per image, in nats.
+        predicted: Top-1 class of every image.
+        image_kl: KL of every image.
     """
 
     images: int
@@ -33,6 +35,8 @@ class Evaluation:
     correct: int | None
     agreeing: int
     kl: float
+    predicted: tuple[int, ...] = field(default=(), repr=False)
+    image_kl: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def top1(self) -> float | None:
@@ -101,19 +105,47 @@ def evaluate_steps(
     if not len(pixels):
         raise ImageError("There are no evaluation images.")
     so_far = finished or Evaluation(0, len(pixels), None if labels is None else 0, 0, 0.0)
-    images, correct, agreeing = so_far.images, so_far.correct, so_far.agreeing
-    total_kl = so_far.kl * images
-    for start in range(images, len(pixels), batch_size):
+    for start in range(so_far.images, len(pixels), batch_size):
         batch = slice(start, start + batch_size)
         with torch.no_grad():
             logits = predict(pixels[batch])
-        predicted = logits.argmax(dim=1)
-        images += len(predicted)
-        agreeing += int((predicted == reference[batch].argmax(dim=1)).sum())
-        total_kl += float(kl_divergence(reference[batch], logits).sum())
-        if correct is not None:
-            correct += int((predicted == labels[batch]).sum())
-        yield Evaluation(images, len(pixels), correct, agreeing, total_kl / images)
+        so_far = extended(
+            so_far,
+            logits.argmax(dim=1).tolist(),
+            kl_divergence(reference[batch], logits).tolist(),
+            reference[batch].argmax(dim=1).tolist(),
+            None if labels is None else labels[batch].tolist(),
+        )
+        yield so_far
+
+
+def extended(
+    so_far: Evaluation,
+    predicted: Sequence[int],
+    image_kl: Sequence[float],
+    expected: Sequence[int],
+    labels: Sequence[int] | None,
+) -> Evaluation:
+    """Return an evaluation with more images.
+
+    Args:
+        so_far: What is known.
+        predicted: Top-1 class of each further image.
+        image_kl: KL of each, in nats.
+        expected: Top-1 class of each in full precision.
+        labels: Class of each, or None.
+    """
+    all_kl = (*so_far.image_kl, *image_kl)
+    hits = None if labels is None else sum(one == other for one, other in zip(predicted, labels, strict=True))
+    return Evaluation(
+        images=so_far.images + len(predicted),
+        total=so_far.total,
+        correct=None if so_far.correct is None or hits is None else so_far.correct + hits,
+        agreeing=so_far.agreeing + sum(one == other for one, other in zip(predicted, expected, strict=True)),
+        kl=fsum(all_kl) / len(all_kl),
+        predicted=(*so_far.predicted, *predicted),
+        image_kl=all_kl,
+    )
 
 
 def evaluate(

@@ -7,7 +7,7 @@ rules, quantizers and sensitivity sweeps all work on these nodes, so no architec
 import copy
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ from mixqvit.errors import ImageError, ModelError
 from mixqvit.layer_table import depends_on_images, layer_table, operation_name
 from mixqvit.layers import Layer
 
-__all__ = ["Graph", "Layer", "Values", "depends_on_images", "operation_name", "trace"]
+__all__ = ["Graph", "Layer", "Operation", "Values", "depends_on_images", "operation_name", "trace"]
 
 Values = dict[str, Any]
 """The values of nodes by node name, as far as later nodes still need them."""
@@ -138,7 +138,7 @@ class Graph:
     def walk(
         self,
         pixels: Tensor,
-        stops: Sequence[str],
+        stops: Collection[str],
         replace: Mapping[str, Operation] | None = None,
         paused: tuple[str, Mapping[str, Any]] | None = None,
     ) -> Iterator[tuple[str, Values]]:

@@ -29,9 +29,12 @@ class Settings:
         importance: How layer importance is computed, one of the study's `importance_methods`.
         measure: How what is attributed to a layer becomes one number: `share` |Σ R|, `absolute` Σ |R| or `positive`
             Σ max(R, 0) (METHOD.md, "Layer importance Ω"); None for the one that suits the method.
+        metric: How harm is measured, one of `sensitivity.METRICS`; the allocation minimises it.
+        baseline: Bit-width of all other layers while one is swept; 32 is full precision.
         calibration_images: Images that quantizers are fitted to.
         analysis_images: Calibration images that relevance and sensitivity are averaged over.
         evaluation_images: Evaluation images to measure on; None for all.
+        calibration_seed: Which of the calibration images come first: another seed, another choice.
         outlier_factor: Amplification of outlier channels; 1 leaves the model as it is.
         outlier_channels: Channels of each LayerNorm that are amplified.
     """
@@ -39,9 +42,12 @@ class Settings:
     recipe: str = "mix-qvit"
     importance: str = "chefer"
     measure: str | None = None
+    metric: str = "kl"
+    baseline: int = 32
     calibration_images: int = 32
     analysis_images: int = 64
     evaluation_images: int | None = None
+    calibration_seed: int = 0
     outlier_factor: float = 1.0
     outlier_channels: int = 2
 

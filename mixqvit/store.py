@@ -7,6 +7,7 @@ being computed. Keys are fingerprints of all that produced a result, so nothing 
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sqlite3
 import time
@@ -24,6 +25,9 @@ __all__ = ["LIMIT_BYTES", "Store", "code_version", "default_folder", "fingerprin
 
 LIMIT_BYTES = 2 * 10**9
 """Size of the store above which the results written longest ago are dropped."""
+
+CLAIM_SECONDS = 300
+"""Time after which a claim that was not renewed is void: far longer than any piece takes that is claimed."""
 
 
 def default_folder() -> Path:
@@ -45,6 +49,19 @@ def code_version(*names: str) -> str:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _is_running(process: int) -> bool:
+    """Return whether a process of this machine exists; on Windows, where asking would end it, assume so."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it runs as somebody else
+    return True
 
 
 class Store:
@@ -77,6 +94,47 @@ class Store:
                 "ON CONFLICT DO UPDATE SET value = excluded.value, written = excluded.written",
                 (key, item, json.dumps(value), time.time()),
             )
+
+    def items(self, key: str) -> list[str]:
+        """Return the items that are saved under a key, in the order they were first written."""
+        with self._connect() as database:
+            found = database.execute("SELECT item FROM results WHERE key = ? ORDER BY rowid", (key,))
+            return [item for (item,) in found]
+
+    def delete(self, key: str, item: str) -> None:
+        """Forget one value; nothing happens where there is none."""
+        with self._connect() as database:
+            database.execute("DELETE FROM results WHERE key = ? AND item = ?", (key, item))
+
+    def claim(self, key: str, item: str) -> bool:
+        """Say that an item is being computed; returns False while somebody else does, here or in another process.
+
+        A claim ends with `release`, with its process, or `CLAIM_SECONDS` after it was last renewed by `renew`.
+        """
+        here, now = platform.node(), time.time()
+        with self._connect() as database:
+            database.execute("BEGIN IMMEDIATE")
+            found = database.execute(
+                "SELECT host, process, renewed FROM claims WHERE key = ? AND item = ?", (key, item)
+            ).fetchone()
+            if found is not None:
+                host, process, renewed = found
+                if now - renewed < CLAIM_SECONDS and (host != here or _is_running(process)):
+                    return False
+            database.execute(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", (key, item, here, os.getpid(), now)
+            )
+        return True
+
+    def renew(self, key: str, item: str) -> None:
+        """Say that a claimed item is still being computed."""
+        with self._connect() as database:
+            database.execute("UPDATE claims SET renewed = ? WHERE key = ? AND item = ?", (time.time(), key, item))
+
+    def release(self, key: str, item: str) -> None:
+        """End a claim."""
+        with self._connect() as database:
+            database.execute("DELETE FROM claims WHERE key = ? AND item = ?", (key, item))
 
     def tensors(self, key: str, item: str) -> tuple[dict[str, Any], dict[str, str]] | None:
         """Return saved tensors and their metadata; None if there are none or the file is damaged."""
@@ -124,6 +182,7 @@ class Store:
         """Forget everything that was saved."""
         with self._connect() as database:
             database.execute("DELETE FROM results")
+            database.execute("DELETE FROM claims")
         with self._connect() as database:
             database.execute("VACUUM")
         for folder in (self.folder / "tensors").iterdir():
@@ -160,6 +219,10 @@ class Store:
                 database.execute(
                     "CREATE TABLE IF NOT EXISTS results (key TEXT, item TEXT, value TEXT, written REAL, "
                     "PRIMARY KEY (key, item))"
+                )
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS claims (key TEXT, item TEXT, host TEXT, process INTEGER, "
+                    "renewed REAL, PRIMARY KEY (key, item))"
                 )
                 with database:
                     yield database

@@ -1,17 +1,21 @@
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
+import mixqvit
 from mixqvit import store as store_module
 from mixqvit.errors import StoreError
-from mixqvit.store import Store, code_version, default_folder, fingerprint
+from mixqvit.store import CLAIM_SECONDS, Store, code_version, default_folder, fingerprint
 
 
 def test_rows_and_tensors_are_found_again_in_order(tmp_path):
@@ -135,3 +139,43 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "here"
     monkeypatch.delenv("MIXQVIT_CACHE")
     assert "mixqvit" in str(default_folder())
+
+
+def test_what_is_claimed_is_claimed_once_until_released(tmp_path):
+    first, second = Store(tmp_path), Store(tmp_path)
+    assert first.claim("key", "work")
+    assert not second.claim("key", "work")
+    assert second.claim("key", "other work")
+    assert second.claim("other key", "work")
+    first.release("key", "work")
+    assert second.claim("key", "work")
+
+
+def test_a_claim_ends_with_its_process_or_when_it_is_not_renewed(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    code = "import sys, mixqvit; print(mixqvit.Store(sys.argv[1]).claim('key', 'work'))"
+    root = Path(mixqvit.__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=root, check=True)
+    assert found.stdout == "True\n"
+    assert store.claim("key", "work")  # that process is gone
+    monkeypatch.setattr("mixqvit.store.platform.node", lambda: "another machine")
+    assert not store.claim("key", "work")
+    later = time.time() + CLAIM_SECONDS - 1
+    monkeypatch.setattr("mixqvit.store.time.time", lambda: later)
+    assert not store.claim("key", "work")
+    store.renew("key", "work")
+    later += 2
+    assert not store.claim("key", "work")
+    later += CLAIM_SECONDS
+    assert store.claim("key", "work")
+
+
+def test_items_are_listed_and_deleted(tmp_path):
+    store = Store(tmp_path)
+    for item in ("b", "a", "c"):
+        store.put("key", item, 1)
+    assert store.items("key") == ["b", "a", "c"]
+    store.delete("key", "a")
+    store.delete("key", "not there")
+    assert store.items("key") == ["b", "c"]
+    assert store.items("other key") == []

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mixqvit
+from mixqvit import sensitivity
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.errors import (
     CalibrationError,
@@ -214,6 +215,58 @@ def test_stopping_between_pieces_loses_none_and_repeats_none(tmp_path, swin):
     assert len(cells) + len(seen) == later[-1].total
     for name, row in swin.sensitivity().items():
         assert second.sensitivity()[name] == pytest.approx(row, rel=1e-4, abs=1e-9)
+
+
+def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, swin):
+    store = mixqvit.Store(tmp_path)
+    measured = []
+
+    def counted(*arguments):
+        for cell in sensitivity.sensitivity_steps(*arguments):
+            measured.append((cell.layer, cell.bits))
+            yield cell
+
+    monkeypatch.setattr("mixqvit.study.sensitivity.sensitivity_steps", counted)
+    monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
+    studies = [Study("digits_swin", settings=SMALL, store=store) for _ in range(2)]
+    threads = [threading.Thread(target=study.sensitivity) for study in (*studies, studies[0])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(measured) == len(set(measured)) == len(swin.layers) * len(BIT_WIDTHS)
+    assert studies[0].sensitivity() == studies[1].sensitivity()
+
+
+def test_a_session_goes_on_when_the_one_that_worked_is_stopped(tmp_path, monkeypatch, swin):
+    store = mixqvit.Store(tmp_path)
+    monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
+    first, second = (Study("digits_swin", settings=SMALL, store=store) for _ in range(2))
+    working = first.sensitivity_steps()
+    while not first.saved_sensitivity():
+        next(working)
+    waiting = second.sensitivity_steps()
+    seen = next(waiting)
+    assert seen.done == len(first.saved_sensitivity())
+    next(working)
+    assert next(waiting).done == seen.done + 1  # it watches
+    working.close()
+    *_, last = waiting
+    assert last.result == second.sensitivity()
+    assert len(second.saved_sensitivity()) == len(swin.layers) * len(BIT_WIDTHS)
+
+
+def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swin, monkeypatch):
+    swin.sensitivity()
+    monkeypatch.setattr("mixqvit.study.sensitivity.calibrate_steps", lambda *_, **__: pytest.fail("calibrated again"))
+    again = Study("digits_swin", settings=replace(SMALL, metric="mse"), store=swin.store)
+    monkeypatch.setattr("mixqvit.study.sensitivity.sensitivity_steps", lambda *_: pytest.fail("measured again"))
+    assert again.sensitivity() == swin.sensitivity(metric="mse") != swin.sensitivity()
+    for name, row in swin.sensitivity_intervals().items():
+        for bits, (low, high) in row.items():
+            assert low <= swin.sensitivity()[name][bits] <= high
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        swin.sensitivity(baseline=8)
 
 
 SWEEP = """

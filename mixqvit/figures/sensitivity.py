@@ -40,11 +40,11 @@ FLOOR = 1e-8
 _HEIGHT = 460  # pixels
 
 
-def table(cells: Iterable["SensitivityCell"]) -> dict[str, dict[int, float]]:
-    """Return measured cells as Λ by layer name and bit-width."""
+def table(cells: Iterable["SensitivityCell"], metric: str = "kl") -> dict[str, dict[int, float]]:
+    """Return measured cells as Λ by layer name and bit-width, by one metric."""
     harms: dict[str, dict[int, float]] = {}
     for cell in cells:
-        harms.setdefault(cell.layer, {})[cell.bits] = cell.harm
+        harms.setdefault(cell.layer, {})[cell.bits] = cell.harm(metric)
     return harms
 
 

@@ -14,6 +14,15 @@ from torch.nn import functional
 from mixqvit.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.graph import Graph, Values, operation_name
 from mixqvit.layers import Layer
+from mixqvit.quantization.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    checkpoint_key,
+    checkpoint_nodes,
+    latest_checkpoint,
+    layers_before,
+    walk_from_checkpoint,
+)
 from mixqvit.quantization.operands import balanced
 from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedOperation
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
@@ -29,6 +38,7 @@ DAMPING = 0.1
 """Added to the Gram matrix of the rounding, in units of its mean diagonal."""
 
 _COLUMNS = 32
+_EXACT, _COMPENSATED = "exact", "compensated"  # names of paused runs over the calibration images
 
 
 def compensate(
@@ -39,6 +49,7 @@ def compensate(
     token_weights: Mapping[str, Tensor | None],
     fit_weight: Callable[[Tensor, int], UniformQuantizer],
     chosen: Compensation,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, QuantizedOperation]:
     """Return the operations with compensated weights and biases.
 
@@ -50,10 +61,12 @@ def compensate(
         token_weights: How much each token of an image counts, by layer; None for layers that are left alone.
         fit_weight: From a weight and a bit-width to its quantizer.
         chosen: Which corrections to make.
+        checkpoints: Paused runs of earlier calls with the same arguments but other bits: what comes before the first
+            layer that changed is taken from there.
     """
     done = dict(operations)
     residuals = _residuals(graph)
-    for layer, exact, quantized in _side_by_side(graph, pixels, operations, done):
+    for layer, exact, quantized in _side_by_side(graph, pixels, operations, bits, done, checkpoints):
         operation = operations[layer.node]
         (inputs,), (own_inputs,) = graph.operands(layer, exact), graph.operands(layer, quantized)
         target = graph.operation(layer).forward(inputs)
@@ -93,14 +106,36 @@ def _side_by_side(
     graph: Graph,
     pixels: Tensor,
     operations: Mapping[str, QuantizedOperation],
-    done: Mapping[str, QuantizedOperation],
+    bits: BitsPerLayer,
+    done: dict[str, QuantizedOperation],
+    checkpoints: Checkpoints | None,
 ) -> Iterator[tuple[Layer, Values, Values]]:
-    """Pause before every quantized layer with a weight, with the values of the exact and of the quantized run."""
+    """Pause before every quantized layer with a weight, with the values of the exact and of the quantized run.
+
+    Starts from the latest checkpoint there is, with what it had compensated put into `done`, and keeps new ones.
+    """
     layers = {layer.node: layer for layer in graph.layers if layer.node in operations and not layer.is_matmul}
-    stops = list(layers)
-    runs = zip(graph.walk(pixels, stops), graph.walk(pixels, stops, done), strict=True)
+    start = exact_start = None
+    nodes: tuple[str, ...] = ()
+    if checkpoints is not None:
+        nodes = checkpoint_nodes(graph)
+        start = latest_checkpoint(checkpoints, _COMPENSATED, graph, bits)
+        exact_start = start and checkpoints.get(checkpoint_key(_EXACT, graph, start.node, None))
+        start = exact_start and start
+        done.update({} if start is None else start.operations)
+    stops = {*layers, *nodes}
+    runs = zip(
+        walk_from_checkpoint(graph, pixels, stops, {}, exact_start),
+        walk_from_checkpoint(graph, pixels, stops, done, start),
+        strict=True,
+    )
     for (node, exact), (_, quantized) in runs:
-        yield layers[node], exact, quantized
+        if node in nodes:
+            checkpoints.put(checkpoint_key(_EXACT, graph, node, None), Checkpoint(node, exact, {}))
+            before = {other.node: done[other.node] for other in layers_before(graph, node) if other.node in layers}
+            checkpoints.put(checkpoint_key(_COMPENSATED, graph, node, bits), Checkpoint(node, quantized, before))
+        if node in layers:
+            yield layers[node], exact, quantized
 
 
 def _residuals(graph: Graph) -> dict[str, str]:

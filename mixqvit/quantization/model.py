@@ -11,6 +11,7 @@ from mixqvit.bits import Bits, BitsPerLayer, resolve_bits
 from mixqvit.errors import CalibrationError
 from mixqvit.graph import Graph
 from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.checkpoints import Checkpoints
 from mixqvit.quantization.compensation import compensate
 from mixqvit.quantization.operations import QuantizedOperation
 from mixqvit.quantization.recipes import Compensation, find_recipe
@@ -44,6 +45,7 @@ def quantize(
     calibration: Calibration,
     bits: int | Mapping[str, int | Bits],
     compensation: Compensation | Literal["recipe"] | None = "recipe",
+    checkpoints: Checkpoints | None = None,
 ) -> QuantizedModel:
     """Return the model at the given bits.
 
@@ -54,6 +56,8 @@ def quantize(
             precision, as does an operand with 32.
         compensation: Which errors to compensate on the calibration images; None for none. `recipe` does what the
             recipe says: `mix-qvit` compensates, the others do not.
+        checkpoints: Paused runs of earlier calls with this calibration and compensation; the result is the same, only
+            faster where the first layers keep their bits.
 
     Raises:
         BitWidthError: A bit-width or layer name is not possible.
@@ -75,6 +79,13 @@ def quantize(
         token_weights = {name: piece.token_weights for name, piece in calibration.layers.items()}
         with torch.no_grad():
             operations = compensate(
-                graph, calibration.pixels, operations, resolved, token_weights, recipe.fit_weight, compensation
+                graph,
+                calibration.pixels,
+                operations,
+                resolved,
+                token_weights,
+                recipe.fit_weight,
+                compensation,
+                checkpoints,
             )
     return QuantizedModel(graph, resolved, calibration.recipe, operations)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mixqvit import outliers
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.costs import Storage
-from mixqvit.datasets import load_images
-from mixqvit.errors import CalibrationError, ImageError, MixQViTError
+from mixqvit.datasets import Images, load_images
+from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
 from mixqvit.graph import Graph, trace
 from mixqvit.layers import Layer
 from mixqvit.packing import storage
@@ -22,6 +23,7 @@ from mixqvit.records import Progress, Settings
 from mixqvit.relevance import MEASURES
 from mixqvit.relevance.methods import find_method
 from mixqvit.relevance.propagation import in_precision
+from mixqvit.sensitivity.metrics import find_metric
 from mixqvit.store import Store, code_version, fingerprint
 from mixqvit.zoo import Model, load_model
 
@@ -34,7 +36,7 @@ _SHARED_CODE = ("study/base.py", "graph.py", "layer_table.py", "layers.py", "bit
 _CODE = {
     "relevance": ("study/relevance.py", "relevance"),
     "calibration": ("study/sensitivity.py", "quantization"),
-    "sensitivity": ("study/sensitivity.py", "quantization", "sensitivity.py", "evaluation.py"),
+    "sensitivity": ("study/sensitivity.py", "quantization", "sensitivity", "batching.py", "evaluation.py"),
     "evaluation": ("study/evaluation.py", "quantization", "evaluation.py"),
 }
 
@@ -59,7 +61,8 @@ class StudyBase:
 
         Raises:
             ModelError, ImageError, StoreError: What was named cannot be opened.
-            MixQViTError: Unknown importance method or measure.
+            MixQViTError: Unknown importance method, measure or metric.
+            BitWidthError: The baseline is not possible.
             CalibrationError: Unknown recipe, or one that serves a single bit setting only.
         """
         self.settings = settings or Settings()
@@ -68,9 +71,16 @@ class StudyBase:
         source = images or self.model.images
         if source is None:
             raise ImageError(f"Say which images to use with {self.model.name}: a folder with one sub-folder per class.")
-        self.calibration_images = load_images(source, "calibration", self.model)
+        calibration_images = load_images(source, "calibration", self.model)
+        self.calibration_images = calibration_images.shuffled(self.settings.calibration_seed)
         self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
         find_method(self.settings.importance)
+        find_metric(self.settings.metric)
+        if self.settings.baseline != FULL_PRECISION and self.settings.baseline not in BIT_WIDTHS:
+            raise BitWidthError(
+                f"The baseline of a sweep is {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, or {FULL_PRECISION} for full "
+                f"precision, not {self.settings.baseline!r}."
+            )
         if self.settings.measure not in (None, *MEASURES):
             raise MixQViTError(
                 f"There is no measure {self.settings.measure!r} of importance; choose one of {', '.join(MEASURES)}."
@@ -122,8 +132,12 @@ class StudyBase:
         return self.calibration_images.subset(self.settings.calibration_images).pixels
 
     @cached_property
+    def _analysis_images(self) -> Images:
+        return self.calibration_images.subset(self.settings.analysis_images)
+
+    @property
     def _analysis_pixels(self) -> Tensor:
-        return self.calibration_images.subset(self.settings.analysis_images).pixels
+        return self._analysis_images.pixels
 
     def _key(self, stage: str, *parts: Any) -> str:
         code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)
@@ -138,9 +152,11 @@ class StudyBase:
             return self._memory[name]
 
     def _finished(self, name: Any, steps: Callable[[], Iterator[Progress]]) -> Any:
-        """Return a remembered result, running its stage to the end if there is none."""
-        with self._lock:
-            if name not in self._memory:
-                for _ in steps():
-                    pass
-            return self._memory[name]
+        """Return a remembered result, running its stage to the end if there is none.
+
+        Without the lock: a stage may wait for a session that computes the same and needs it.
+        """
+        if name not in self._memory:
+            for _ in steps():
+                pass
+        return self._memory[name]

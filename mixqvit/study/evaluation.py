@@ -1,8 +1,7 @@
 """The evaluation stage of a study: any bits, every recipe, packed files."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, replace
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -12,20 +11,25 @@ from mixqvit.allocation import Allocation
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.comparison import OperandComparison, compare_quantizers
 from mixqvit.errors import BitWidthError, CalibrationError, PackingError
-from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps
+from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended
 from mixqvit.packing import Packed, load_packed, packed, packed_source
 from mixqvit.quantization import Calibration, LayerCalibration, QuantizedModel, calibrate_steps, quantize
+from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.operands import roles
 from mixqvit.quantization.recipes import RECIPES, find_recipe
 from mixqvit.records import Progress
 from mixqvit.store import fingerprint
+from mixqvit.study.claims import once
 from mixqvit.study.sensitivity import SensitivityStages
 
 __all__ = ["EvaluationStages"]
 
 # Comparisons of quantizers that are kept: some hundred kilobytes each.
 OPERAND_COMPARISONS = 64
+
+CHECKPOINT_BYTES = 512 * 2**20
+"""Memory for paused runs, so that a setting is measured from the first layer that changed."""
 
 
 class EvaluationStages(SensitivityStages):
@@ -46,31 +50,41 @@ class EvaluationStages(SensitivityStages):
         """
         recipe = recipe or self.settings.recipe
         resolved = self.resolved(bits)
-        key, item = self._evaluation_key(recipe), _bits_item(resolved)
-        saved = self.store.rows(key).get(item)
-        so_far = Evaluation(**saved) if saved else None
-        images = self.evaluation_images
-        total = len(images)
-        if so_far is None or so_far.images < total:
+        key = self._evaluation_key(recipe, resolved)
+        images, total = self.evaluation_images, len(self.evaluation_images)
+
+        def progress() -> Progress:
+            return Progress(_images_in(self.store.items(key)), total, "evaluation")
+
+        def run() -> Iterator[Progress]:
             predict = self.graph
             if any(pair != (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
                 predict = yield from self._quantized_steps(recipe, bits, resolved)
-            reference = self._reference_logits()
-            batches = evaluate_steps(predict, images.pixels, images.labels, reference, finished=so_far)
-            for so_far in batches:
-                self.store.put(key, item, asdict(so_far))
-                yield Progress(so_far.images, total, f"{so_far.images} of {total} images", so_far)
-        self._memory["evaluation", recipe, item] = so_far
-        yield Progress(total, total, "evaluation", so_far)
+            so_far = self._saved_evaluation(recipe, resolved)
+            start = 0 if so_far is None else so_far.images
+            batches = evaluate_steps(predict, images.pixels, images.labels, self._reference_logits(), finished=so_far)
+            for found in batches:
+                row = {"predicted": found.predicted[start:], "image_kl": found.image_kl[start:]}
+                self.store.put(key, f"images {start} to {found.images}", row)
+                start = found.images
+                yield Progress(found.images, total, f"{found.images} of {total} images", found)
+
+        name = ("evaluation", recipe, _bits_item(resolved))
+        if name not in self._memory:
+            yield from once(self.store, key, progress, run)
+            self._memory[name] = self._saved_evaluation(recipe, resolved)
+        yield Progress(total, total, "evaluation", self._memory[name])
 
     def _quantized_steps(
         self, recipe: str, bits: Allocation | int | Mapping[str, int | Bits], resolved: BitsPerLayer
-    ) -> Generator[Progress, None, QuantizedModel]:
+    ) -> Generator[Progress, None, Callable[[Tensor], Tensor]]:
         """Calibrate where needed and return the model at these bits; only the study's own recipe is saved."""
         if recipe == self.settings.recipe:
-            if "calibration" not in self._memory:
-                yield from (replace(step, result=None) for step in self.calibration_steps())
-            return quantize(self.calibration(), resolved)
+            yield from self._calibrated_steps()
+            calibration = self.calibration()
+            checkpoints = self._remembered("checkpoints", lambda: Checkpoints(CHECKPOINT_BYTES))
+            quantized = quantize(calibration, resolved, checkpoints=checkpoints)
+            return partial(_run_on_evaluation_images, quantized, checkpoints)
         setting = None
         if find_recipe(recipe).one_setting:
             if not isinstance(bits, int):
@@ -115,8 +129,29 @@ class EvaluationStages(SensitivityStages):
     def _evaluation_part(self) -> str:
         return self.evaluation_images.fingerprint
 
-    def _evaluation_key(self, recipe: str) -> str:
-        return self._key("evaluation", recipe, self.settings.calibration_images, self._evaluation_part)
+    def _evaluation_key(self, recipe: str, resolved: BitsPerLayer) -> str:
+        images = (self.settings.calibration_images, self._evaluation_part)
+        return self._key("evaluation", recipe, *images, _bits_item(resolved))
+
+    def saved_evaluation(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation | None:
+        """Return what was measured of bits on all evaluation images, None if they were not, without measuring."""
+        found = self._saved_evaluation(self.settings.recipe, self.resolved(bits))
+        return found if found is not None and found.images == found.total else None
+
+    def _saved_evaluation(self, recipe: str, resolved: BitsPerLayer) -> Evaluation | None:
+        """Return what is saved of an evaluation, which may be a part of the images; None for nothing."""
+        rows = self.store.rows(self._evaluation_key(recipe, resolved))
+        if not rows:
+            return None
+        images, total = self.evaluation_images, len(self.evaluation_images)
+        expected = self._reference_logits().argmax(dim=1).tolist()
+        labels = None if images.labels is None else images.labels.tolist()
+        found = Evaluation(0, total, None if labels is None else 0, 0, 0.0)
+        for row in rows.values():
+            part = slice(found.images, found.images + len(row["predicted"]))
+            truth = None if labels is None else labels[part]
+            found = extended(found, row["predicted"], row["image_kl"], expected[part], truth)
+        return found
 
     # Quantizers
 
@@ -166,9 +201,9 @@ class EvaluationStages(SensitivityStages):
             ("full precision", self.settings.recipe, FULL_PRECISION),
             *((recipe, recipe, bits) for recipe in reversed(RECIPES)),
         ):
-            saved = self.store.rows(self._evaluation_key(recipe)).get(_bits_item(self.resolved(width)))
-            if saved and saved["images"] == saved["total"]:
-                found[name] = Evaluation(**saved)
+            saved = self._saved_evaluation(recipe, self.resolved(width))
+            if saved is not None and saved.images == saved.total:
+                found[name] = saved
         return found
 
     @property
@@ -221,6 +256,24 @@ class EvaluationStages(SensitivityStages):
         predict = load_packed(path, self.model)
         for so_far in evaluate_steps(predict, images.pixels, images.labels, self._reference_logits()):
             yield Progress(so_far.images, len(images), f"{so_far.images} of {len(images)} images", so_far)
+
+
+def _run_on_evaluation_images(quantized: QuantizedModel, checkpoints: Checkpoints, pixels: Tensor) -> Tensor:
+    """Return logits `[B, classes]`; batches are parts of one tensor, so their place in it says which one it is."""
+    with torch.no_grad():
+        return run_from_checkpoint(
+            quantized.graph,
+            pixels,
+            quantized.operations,
+            quantized.bits,
+            checkpoints,
+            ("evaluation", pixels.storage_offset(), len(pixels)),
+        )
+
+
+def _images_in(items: Sequence[str]) -> int:
+    """Return how many images the saved batches of an evaluation cover."""
+    return int(items[-1].rpartition(" ")[2]) if items else 0
 
 
 def _bits_item(resolved: BitsPerLayer) -> str:

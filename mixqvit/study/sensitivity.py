@@ -2,13 +2,27 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from mixqvit.bits import BIT_WIDTHS
+from mixqvit.layers import Layer
 from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps
 from mixqvit.quantization.saving import from_tensors, to_tensors
 from mixqvit.records import Progress
-from mixqvit.sensitivity import SensitivityCell, sensitivity_steps
+from mixqvit.sensitivity import (
+    METRICS,
+    Effect,
+    SensitivityCell,
+    cell_bits,
+    find_metric,
+    harm,
+    intervals,
+    sensitivity_steps,
+)
 from mixqvit.study.base import StudyBase
+from mixqvit.study.claims import once
 
 __all__ = ["SensitivityStages"]
 
@@ -20,61 +34,143 @@ class SensitivityStages(StudyBase):
         """Fit the quantizers, a layer at a time."""
         settings = self.settings
         key = self._key("calibration", settings.recipe, settings.calibration_images)
-        found = {layer.name: self.store.tensors(key, layer.name) for layer in self.layers}
-        finished = {name: from_tensors(name, *saved) for name, saved in found.items() if saved}
-        pixels = self.calibration_images.subset(settings.calibration_images).pixels
-        total = len(self.layers)
-        if len(finished) < total:
-            for piece in calibrate_steps(self.graph, pixels, settings.recipe, finished=finished):
+        pixels, total = self._calibration_pixels, len(self.layers)
+        finished: dict[str, LayerCalibration] = {}
+
+        def progress() -> Progress:
+            for layer in self.layers:
+                if layer.name not in finished and (saved := self.store.tensors(key, layer.name)):
+                    finished[layer.name] = from_tensors(layer.name, *saved)
+            return Progress(len(finished), total, "calibration")
+
+        def run() -> Iterator[Progress]:
+            for piece in calibrate_steps(self.graph, pixels, settings.recipe, finished=dict(finished)):
                 self.store.put_tensors(key, piece.layer, *to_tensors(piece))
                 finished[piece.layer] = piece
                 yield Progress(len(finished), total, f"calibration of {piece.layer}")
+
+        yield from once(self.store, key, progress, run)
         ordered: Mapping[str, LayerCalibration] = {layer.name: finished[layer.name] for layer in self.layers}
-        self._memory["calibration"] = Calibration(self.graph, settings.recipe, ordered, pixels)
-        yield Progress(total, total, "calibration", self._memory["calibration"])
+        found = self._remembered("calibration", lambda: Calibration(self.graph, settings.recipe, ordered, pixels))
+        yield Progress(total, total, "calibration", found)
 
     def calibration(self) -> Calibration:
         """Return the calibration, computing what is missing."""
         return self._finished("calibration", self.calibration_steps)
 
-    def sensitivity_steps(self, operands: str = "both") -> Iterator[Progress]:
+    def _calibrated_steps(self) -> Iterator[Progress]:
+        """Report the calibration as a stage that another one needs first, where it is not there yet."""
+        if "calibration" not in self._memory:
+            yield from (replace(step, result=None) for step in self.calibration_steps())
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Descriptions of the metrics of sensitivity by name, those that these images have labels for."""
+        has_labels = self.calibration_images.labels is not None
+        return {name: metric.description for name, metric in METRICS.items() if has_labels or not metric.needs_labels}
+
+    def sensitivity_steps(self, operands: str = "both", baseline: int | None = None) -> Iterator[Progress]:
         """Measure the sensitivity of every layer at every bit-width, a cell at a time.
+
+        The results of steps are cells; the last one is Λ by layer and bit-width, by the metric of the settings.
 
         Args:
             operands: `both`, `weights` or `activations`.
+            baseline: Bit-width of all other layers; that of the settings by default.
         """
-        key = self._sensitivity_key(operands)
-        saved = self.store.rows(key)
-        cells = {tuple(item.split("@")): harm for item, harm in saved.items()}
-        harms = {(name, int(bits)): harm for (name, bits), harm in cells.items()}
-        applicable = [layer for layer in self.layers if operands != "weights" or not layer.is_matmul]
-        total = len(applicable) * len(BIT_WIDTHS)
-        if len(harms) < total:
-            if "calibration" not in self._memory:
-                yield from (replace(step, result=None) for step in self.calibration_steps())
-            calibration = self.calibration()
-            for cell in sensitivity_steps(calibration, self._analysis_pixels, operands, finished=set(harms)):
-                self.store.put(key, f"{cell.layer}@{cell.bits}", cell.harm)
-                harms[cell.layer, cell.bits] = cell.harm
-                yield Progress(len(harms), total, f"{cell.layer} at {cell.bits} bits", cell)
-        table = {layer.name: {bits: harms[layer.name, bits] for bits in BIT_WIDTHS} for layer in applicable}
-        self._memory["sensitivity", operands] = table
-        yield Progress(total, total, "sensitivity", table)
+        baseline = self.settings.baseline if baseline is None else baseline
+        key = self._sensitivity_key(operands, baseline)
+        swept = self._swept(operands)
+        total = len(swept) * len(BIT_WIDTHS)
 
-    def sensitivity(self, operands: str = "both") -> dict[str, dict[int, float]]:
-        """Return Λ by layer name and bit-width, computing what is missing."""
-        return self._finished(("sensitivity", operands), lambda: self.sensitivity_steps(operands))
+        def progress() -> Progress:
+            return Progress(len(self.store.items(key)), total, "sensitivity")
 
-    def saved_sensitivity(self, operands: str = "both") -> list[SensitivityCell]:
+        def run() -> Iterator[Progress]:
+            yield from self._calibrated_steps()
+            saved = set(self.store.items(key))
+            missing = {
+                layer.name: [bits for bits in BIT_WIDTHS if _item(layer.name, bits) not in saved] for layer in swept
+            }
+            images = self._analysis_images
+            cells = sensitivity_steps(
+                self.calibration(), images.pixels, images.labels, operands, BIT_WIDTHS, baseline, missing.__getitem__
+            )
+            for done, cell in enumerate(cells, len(saved) + 1):
+                self.store.put(key, _item(cell.layer, cell.bits), _row(cell.effect))
+                yield Progress(done, total, f"{cell.layer} at {cell.bits} bits", cell)
+
+        if ("effects", operands, baseline) not in self._memory:
+            yield from once(self.store, key, progress, run)
+            cells = {(cell.layer, cell.bits): cell.effect for cell in self.saved_sensitivity(operands, baseline)}
+            effects = {layer.name: {bits: cells[layer.name, bits] for bits in BIT_WIDTHS} for layer in swept}
+            self._memory["effects", operands, baseline] = effects
+        yield Progress(total, total, "sensitivity", self.sensitivity(operands, baseline=baseline))
+
+    def sensitivity(
+        self, operands: str = "both", metric: str | None = None, baseline: int | None = None
+    ) -> dict[str, dict[int, float]]:
+        """Return Λ by layer name and bit-width, computing what is missing.
+
+        Args:
+            operands: `both`, `weights` or `activations`.
+            metric: How harm is measured, one of `metrics`; that of the settings by default.
+            baseline: Bit-width of all other layers; that of the settings by default.
+
+        Raises:
+            MixQViTError: The metric is unknown.
+            ImageError: The metric needs labels and there are none.
+        """
+        chosen, baseline = self._chosen(metric, baseline)
+        effects = self._effects(operands, baseline)
+        return self._remembered(
+            ("sensitivity", operands, chosen.name, baseline),
+            lambda: {name: {bits: harm(chosen, found) for bits, found in row.items()} for name, row in effects.items()},
+        )
+
+    def sensitivity_intervals(
+        self, operands: str = "both", metric: str | None = None, baseline: int | None = None
+    ) -> dict[str, dict[int, tuple[float, float]]]:
+        """Return the 95 % bootstrap interval over images of every Λ; arguments and errors as in `sensitivity`."""
+        chosen, baseline = self._chosen(metric, baseline)
+        effects = self._effects(operands, baseline)
+
+        def compute() -> dict[str, dict[int, tuple[float, float]]]:
+            found = iter(intervals(chosen, [cell for row in effects.values() for cell in row.values()]))
+            return {name: {bits: next(found) for bits in row} for name, row in effects.items()}
+
+        return self._remembered(("intervals", operands, chosen.name, baseline), compute)
+
+    def saved_sensitivity(self, operands: str = "both", baseline: int | None = None) -> list[SensitivityCell]:
         """Return the cells that are saved already, without computing any."""
+        baseline = self.settings.baseline if baseline is None else baseline
         cells = []
-        for item, harm in self.store.rows(self._sensitivity_key(operands)).items():
+        for item, row in self.store.rows(self._sensitivity_key(operands, baseline)).items():
             name, bits = item.split("@")
-            cells.append(SensitivityCell(name, operands, int(bits), harm))
+            found = Effect(**{part: None if values is None else np.array(values) for part, values in row.items()})
+            cells.append(SensitivityCell(name, operands, int(bits), found))
         return cells
 
-    def _sensitivity_key(self, operands: str) -> str:
+    def _effects(self, operands: str, baseline: int) -> dict[str, dict[int, Effect]]:
+        steps = lambda: self.sensitivity_steps(operands, baseline)  # noqa: E731
+        return self._finished(("effects", operands, baseline), steps)
+
+    def _chosen(self, metric: str | None, baseline: int | None) -> tuple[Any, int]:
+        return find_metric(metric or self.settings.metric), self.settings.baseline if baseline is None else baseline
+
+    def _swept(self, operands: str) -> list[Layer]:
+        return [layer for layer in self.layers if cell_bits(layer, operands, BIT_WIDTHS[0]) is not None]
+
+    def _sensitivity_key(self, operands: str, baseline: int) -> str:
         settings = self.settings
-        return self._key(
-            "sensitivity", settings.recipe, settings.calibration_images, settings.analysis_images, operands
-        )
+        images = (settings.calibration_images, settings.analysis_images)
+        return self._key("sensitivity", settings.recipe, *images, operands, baseline)
+
+
+def _item(layer: str, bits: int) -> str:
+    return f"{layer}@{bits}"
+
+
+def _row(effect: Effect) -> dict[str, list[float] | None]:
+    """Return what is saved of a cell."""
+    return {part: None if values is None else values.tolist() for part, values in vars(effect).items()}
