@@ -9,6 +9,7 @@ __all__ = [
     "MixQViTError",
     "ModelError",
     "PackingError",
+    "RecipeError",
     "StoreError",
     "UnsupportedOperationError",
 ]
@@ -48,6 +49,10 @@ class InfeasibleBudgetError(AllocationError):
 
 class PackingError(MixQViTError):
     """A packed model could not be written, or a file is none, is damaged or does not fit the model."""
+
+
+class RecipeError(MixQViTError):
+    """A file is no recipe of an allocation, or one that cannot be used."""
 
 
 class StoreError(MixQViTError):

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BranchShare",
+    "FrontierPoint",
     "ImageRelevance",
     "Importance",
     "MethodComparison",
     "MethodResult",
     "Progress",
     "Settings",
+    "StrategyComparison",
+    "StrategyResult",
 ]
 
 
@@ -181,4 +184,49 @@ class MethodComparison:
     methods: dict[str, MethodResult]
     references: dict[str, tuple["Allocation", "Evaluation"]]
     agreement: dict[tuple[str, str], float]
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The optimum of one budget.
+
+    Attributes:
+        average_bits: The budget.
+        allocation: The best allocation within it, None where nothing fits.
+    """
+
+    average_bits: float
+    allocation: "Allocation | None"
+
+
+@dataclass(frozen=True)
+class StrategyResult:
+    """What one allocation strategy chooses within a budget, and what that measures.
+
+    Attributes:
+        allocation: The bits; their harm is what the strategy minimises, in its own unit.
+        predicted_harm: Σ Λ of these bits: the same yardstick for all strategies.
+        evaluation: On the evaluation images.
+        score_seconds: Computing time of all that the strategy has to know, measured once when it was computed.
+        solve_seconds: Time to solve for the bits, measured here and now.
+    """
+
+    allocation: "Allocation"
+    predicted_harm: float
+    evaluation: "Evaluation"
+    score_seconds: float
+    solve_seconds: float
+
+
+@dataclass(frozen=True)
+class StrategyComparison:
+    """Allocation strategies side by side, within the same budget.
+
+    Attributes:
+        results: Finished results by strategy.
+        refused: Why a strategy has none, by strategy.
+    """
+
+    results: dict[str, StrategyResult]
     refused: dict[str, str] = field(default_factory=dict)

@@ -93,7 +93,7 @@ def test_what_libraries_print_stays_off_standard_output(run, monkeypatch):
         os.write(1, b"printed by a library")
         return ()
 
-    monkeypatch.setattr("mixqvit.commands.list_models", noisy)
+    monkeypatch.setattr("mixqvit.commands.stages.list_models", noisy)
     finished = run("models", "--json")
     assert json.loads(finished.stdout) == {"models": []}
     assert "printed by a library" in finished.stderr
@@ -117,6 +117,46 @@ def test_allocate_by_size_and_bitops_and_as_tables(run, document, allocated):
     text = run("allocate", "--model", "digits_vit", "--average-bits", "4.5").stdout
     assert "patch_embed.proj" in text
     assert "uniform 4" in text
+
+
+def test_an_allocation_written_as_a_recipe_is_evaluated_and_packed_by_other_runs(run, document, tmp_path):
+    recipe, packed = tmp_path / "recipe.json", tmp_path / "model.safetensors"
+    ceilings = ["--average-bits", 3, "--at-least", "head=5", "--allow", "fc1=2,4,8", "--strategy", "sensitivity"]
+    found = document("allocate", "--model", "digits_vit", *ceilings, "--evaluate", "--output", recipe)
+    bits = found["allocation"]["bits"]
+    assert bits["head"][0] >= 5
+    assert {pair[0] for name, pair in bits.items() if name.endswith("fc1")} <= {2, 4, 8}
+    written = json.loads(recipe.read_text())
+    assert written["bits"] == bits
+    assert written["measured"]["top1"] == found["allocation"]["measured"]["top1"]
+    assert document("evaluate", "--recipe", recipe)["measured"] == found["allocation"]["measured"]
+    assert document("pack", "--recipe", recipe, "--output", packed)["bits"] == bits
+    assert packed.stat().st_size == found["allocation"]["cost"]["size_bytes"]
+    assert document("evaluate", "--packed", packed)["measured"] == found["allocation"]["measured"]
+    recipe.write_text(recipe.read_text().replace('"head": [', '"heads": ['))
+    assert "no layer 'heads'" in run("evaluate", "--recipe", recipe).stderr
+    recipe.write_text(recipe.read_text()[:100])
+    finished = run("evaluate", "--recipe", recipe)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "is not JSON" in finished.stderr
+
+
+def test_the_frontier_lists_every_budget(run, document):
+    points = document("frontier", "--model", "digits_vit", "--pin", "head=8", "--gamma", 0)["points"]
+    assert [point["budget"] for point in points] == [round(2 + tenth / 10, 1) for tenth in range(61)]
+    assert points[0] == {"budget": 2.0, "feasible": False}
+    harms = [point["predicted_harm"] for point in points if point["feasible"]]
+    assert harms == sorted(harms, reverse=True)
+    assert "nothing fits" in run("frontier", "--model", "digits_vit", "--pin", "head=8", "--gamma", 0).stdout
+
+
+def test_sensitivity_by_another_metric_with_intervals(document):
+    found = document("sensitivity", "--model", "digits_vit", "--metric", "sqnr")
+    assert found["metric"] == "sqnr"
+    for name, row in found["harm"].items():
+        for bits, harm in row.items():
+            low, high = found["interval_95"][name][bits]
+            assert 0 <= low <= harm <= high
 
 
 def test_pack_writes_a_file_of_the_size_it_says_which_evaluates_as_its_bits_do(run, document, tmp_path):
@@ -169,6 +209,13 @@ def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["evaluate", "--recipe", "/no/such/recipe.json"], "/no/such/recipe.json cannot be read"),
+        (["sensitivity", "--model", "digits_vit", "--metric", "psnr"], "no metric 'psnr'"),
+        (["sensitivity", "--model", "digits_vit", "--baseline", 9], "baseline of a sweep"),
+        (["allocate", "--model", "digits_vit", "--average-bits", 4, "--strategy", "luck"], "invalid choice: 'luck'"),
+        (["allocate", "--model", "digits_vit", "--average-bits", 4, "--allow", "fc1"], "KIND=BITS,BITS"),
+        (["allocate", "--model", "digits_vit", "--average-bits", 4, "--allow", "fc3=4"], "fc3"),
+        (["allocate", "--model", "digits_vit", "--average-bits", 2, "--at-least", "head=8"], "head"),
         (["evaluate", "--model", "digits_vitt", "--bits", 4], "digits_vit"),
         (["evaluate", "--model", "digits_vit", "--bits", 1], "1 bits are not possible"),
         (["allocate", "--model", "digits_vit", "--average-bits", 4, "--method", "lime"], "no importance method 'lime'"),
@@ -176,10 +223,13 @@ def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
         (["evaluate", "--model", "digits_vit", "--bits", "four"], "invalid int value: 'four'"),
         (["evaluate", "--model", "digits_vit"], "--bits"),
         (["evaluate", "--bits", 4], "--model"),
-        (["evaluate", "--bits", 4, "--packed", "model.safetensors"], "one of the two"),
+        (["evaluate", "--bits", 4, "--packed", "model.safetensors"], "one of the three"),
         (["evaluate", "--packed", "/no/such/file"], "/no/such/file"),
-        (["pack", "--model", "digits_vit", "--output", "unwritten"], "one of the two"),
-        (["pack", "--model", "digits_vit", "--bits", 4, "--pin", "head=8", "--output", "unwritten"], "one of the two"),
+        (["pack", "--model", "digits_vit", "--output", "unwritten"], "one of the three"),
+        (
+            ["pack", "--model", "digits_vit", "--bits", 4, "--pin", "head=8", "--output", "unwritten"],
+            "one of the three",
+        ),
         (["pack", "--model", "digits_vit", "--bits", 4, "--output", "/no/such/folder/file"], "/no/such/folder"),
         (["evaluate", "--model", "digits_vit", "--bits", 4, "--images", "/no/such/folder"], "/no/such/folder"),
         (["evaluate", "--model", "digits_vit", "--bits", 4, "--outliers", "0"], "outlier factor"),
@@ -218,7 +268,20 @@ def test_a_truncated_checkpoint_is_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "models", "layers", "relevance", "sensitivity", "allocate", "pack", "evaluate", "train-embedded"]
+    "command",
+    [
+        "",
+        "models",
+        "layers",
+        "relevance",
+        "sensitivity",
+        "allocate",
+        "strategies",
+        "frontier",
+        "pack",
+        "evaluate",
+        "train-embedded",
+    ],
 )
 def test_every_command_has_help(run, command):
     finished = run(*filter(None, [command]), "--help")

@@ -23,9 +23,9 @@ IMAGES_AT_ONCE = 64
 """Images in one run. More images are several runs, paused before the same layer; only what later layers still need of
 each is held then."""
 
-SHARED_IMAGES = 16
-"""Bit-widths of a layer share a run while their images together are no more. On a CPU larger runs gain nothing: the
-copies that they need cost as much as they save."""
+SHARED_MACS = 6 * 10**8
+"""Bit-widths of a layer share a run while it computes no more multiply-accumulates than this. Small runs gain up to a
+third by it (overhead of each operation); larger ones lose, because the copies cost more than they save (README)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def _logits(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (bit-width, logits of all images `[N, classes]`), a few bit-widths sharing a run."""
     graph, widths = calibration.graph, list(bits_of)
-    shared = max(1, SHARED_IMAGES // len(batches[0]))
+    shared = max(1, SHARED_MACS // (graph.macs * len(batches[0])))
     for start in range(0, len(widths), shared):
         together = widths[start : start + shared]
         operations = [layer_operation(calibration, layer, bits_of[bits]) for bits in together]

@@ -37,6 +37,7 @@ _CODE = {
     "relevance": ("study/relevance.py", "relevance"),
     "calibration": ("study/sensitivity.py", "quantization"),
     "sensitivity": ("study/sensitivity.py", "quantization", "sensitivity", "batching.py", "evaluation.py"),
+    "criteria": ("study/criteria.py", "criteria", "quantization", "batching.py", "evaluation.py"),
     "evaluation": ("study/evaluation.py", "quantization", "evaluation.py"),
 }
 

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from mixqvit.records import Progress
-from mixqvit.store import Store
+from mixqvit.store import Store, fingerprint
 
-__all__ = ["once"]
+__all__ = ["once", "seconds_spent"]
 
 SECONDS_BETWEEN_LOOKS = 0.2
-_WORK = "work"
+_WORK, _SECONDS = "work", "seconds"
 
 
 def once(
@@ -17,7 +17,7 @@ def once(
 ) -> Iterator[Progress]:
     """Run work whose pieces are saved under a key, or wait while another session, here or elsewhere, does.
 
-    If that session stops, this one goes on from what it saved.
+    If that session stops, this one goes on from what it saved. The computing time is saved too.
 
     Args:
         store: Where claims and results are.
@@ -34,8 +34,29 @@ def once(
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         try:
-            for step in run():
-                store.renew(key, _WORK)
-                yield step
+            yield from _timed(store, key, run())
         finally:
             store.release(key, _WORK)
+
+
+def seconds_spent(store: Store, key: str) -> float:
+    """Return the computing time in seconds that the results under a key took, over all sessions."""
+    return store.rows(_seconds_key(key)).get(_SECONDS, 0.0)
+
+
+def _timed(store: Store, key: str, steps: Iterator[Progress]) -> Iterator[Progress]:
+    """Yield the steps, renewing the claim and saving the time that computing them took."""
+    spent = seconds_spent(store, key)
+    while True:
+        started = time.perf_counter()
+        step = next(steps, None)
+        spent += time.perf_counter() - started
+        if step is None:
+            return
+        store.renew(key, _WORK)
+        store.put(_seconds_key(key), _SECONDS, spent)
+        yield step
+
+
+def _seconds_key(key: str) -> str:
+    return fingerprint(key, _SECONDS)

@@ -1,9 +1,11 @@
 """The evaluation stage of a study: any bits, every recipe, packed files."""
 
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,15 @@ __all__ = ["EvaluationStages"]
 
 # Comparisons of quantizers that are kept: some hundred kilobytes each.
 OPERAND_COMPARISONS = 64
+
+QUICK_MACS = 10**11
+"""Multiply-accumulates of an evaluation that takes seconds on two cores: the digits' 500 images are a quarter of it."""
+
+QUANTIZED_PASS, COMPENSATION_PASSES = 1.3, 10.6
+"""Time of a quantized pass, and of error compensation over the calibration images, in full-precision passes (measured
+on DeiT-Tiny, README)."""
+
+_TIMED_IMAGES = 4
 
 CHECKPOINT_BYTES = 512 * 2**20
 """Memory for paused runs, so that a setting is measured from the first layer that changed."""
@@ -99,6 +110,32 @@ class EvaluationStages(SensitivityStages):
             layers[piece.layer] = piece
             yield Progress(len(layers), total, f"calibration of {piece.layer}")
         return quantize(Calibration(self.graph, recipe, layers, pixels, setting), resolved)
+
+    @property
+    def measures_by_itself(self) -> bool:
+        """Whether measuring an allocation takes seconds, so that it need not be asked for."""
+        return self.graph.macs * len(self.evaluation_images) <= QUICK_MACS
+
+    def evaluation_estimate(self) -> float:
+        """Return about how many seconds measuring one allocation takes here, from a timed run of a few images."""
+        pixels = self.evaluation_images.pixels[:_TIMED_IMAGES]
+        with torch.no_grad():
+            self.graph(pixels)
+            started = time.perf_counter()
+            self.graph(pixels)
+            seconds = (time.perf_counter() - started) / len(pixels)
+        return seconds * (
+            QUANTIZED_PASS * len(self.evaluation_images) + COMPENSATION_PASSES * len(self._calibration_pixels)
+        )
+
+    @property
+    def reference_predictions(self) -> list[int]:
+        """Top-1 class of every evaluation image in full precision."""
+        return self._reference_logits().argmax(dim=1).tolist()
+
+    def picture(self, index: int) -> np.ndarray:
+        """Return an evaluation image as a screen shows it, `[H, W, C]`, 0 to 1."""
+        return self.evaluation_images.display(index, index + 1)[0].numpy()
 
     def evaluate(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation:
         """Return accuracy, agreement and KL on all evaluation images, measuring what is not saved."""

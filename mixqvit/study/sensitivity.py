@@ -87,7 +87,6 @@ class SensitivityStages(StudyBase):
             return Progress(len(self.store.items(key)), total, "sensitivity")
 
         def run() -> Iterator[Progress]:
-            yield from self._calibrated_steps()
             saved = set(self.store.items(key))
             missing = {
                 layer.name: [bits for bits in BIT_WIDTHS if _item(layer.name, bits) not in saved] for layer in swept
@@ -101,6 +100,8 @@ class SensitivityStages(StudyBase):
                 yield Progress(done, total, f"{cell.layer} at {cell.bits} bits", cell)
 
         if ("effects", operands, baseline) not in self._memory:
+            if progress().done < total:
+                yield from self._calibrated_steps()
             yield from once(self.store, key, progress, run)
             cells = {(cell.layer, cell.bits): cell.effect for cell in self.saved_sensitivity(operands, baseline)}
             effects = {layer.name: {bits: cells[layer.name, bits] for bits in BIT_WIDTHS} for layer in swept}

@@ -58,7 +58,7 @@ def test_runs_shared_by_bit_widths_and_split_by_images_change_nothing(name, monk
         return [value for cell in cells for value in cell.effect.kl]
 
     shared = harms()  # three images: all bit-widths in one run
-    monkeypatch.setattr(sweep, "SHARED_IMAGES", 1)
+    monkeypatch.setattr(sweep, "SHARED_MACS", 1)
     monkeypatch.setattr(sweep, "IMAGES_AT_ONCE", 2)
     assert harms() == pytest.approx(shared, rel=1e-9, abs=1e-13)
 

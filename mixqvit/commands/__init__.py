@@ -1,0 +1,54 @@
+"""What the command line does: every command returns a document, printed as JSON or as plain tables."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from mixqvit.commands.parser import BAD_INPUT, parser
+from mixqvit.errors import MixQViTError
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted.
+
+    Args:
+        arguments: The command line without the program's name.
+    """
+    options = parser().parse_args(arguments)
+    with _clean_standard_output(options.json) as output:
+        try:
+            document, text = options.run(options)
+        except MixQViTError as error:
+            print(f"mixqvit {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+            return BAD_INPUT
+        except KeyboardInterrupt:
+            kept = "nothing was written" if options.command == "train-embedded" else "what was finished is saved"
+            print(f"Stopped; {kept}.", file=sys.stderr)
+            return INTERRUPTED
+        print(json.dumps(document, indent=2) if options.json else text, file=output)
+    return 0
+
+
+@contextmanager
+def _clean_standard_output(only_document: bool) -> Iterator[TextIO]:
+    """Yield where to print; libraries that write to standard output themselves land on standard error meanwhile."""
+    if not only_document:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with open(saved, "w", closefd=False) as output:
+            yield output
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)

@@ -1,0 +1,214 @@
+"""Commands that choose bits and measure them: allocate, strategies, frontier, evaluate, pack."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixqvit.allocation_recipe import read_recipe, recipe_bits, recipe_document, settings_of
+from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
+from mixqvit.commands.studies import allocation_request, finish, has_ceiling
+from mixqvit.commands.studies import study as open_study
+from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, RecipeError
+
+if TYPE_CHECKING:
+    from mixqvit.allocation import Allocation
+    from mixqvit.bits import BitsPerLayer
+    from mixqvit.study import Study
+
+__all__ = ["allocate", "evaluate", "frontier", "pack", "strategies"]
+
+_SIZE_PARTS = {
+    "weight_bytes": "weight codes",
+    "scale_bytes": "scales and zero points",
+    "full_precision_bytes": "full precision (float32)",
+    "container_bytes": "header and table of bits",
+}
+
+
+def allocate(options: argparse.Namespace) -> tuple[Document, str]:
+    """Solve for the best bits, show them beside uniform ones, and write the recipe if asked to."""
+    study = open_study(options)
+    request = allocation_request(options)
+    allocation = _allocation(study, options)
+    finish(study.sensitivity_steps())  # the predicted harm of every strategy is that of the measured sensitivity
+    gamma = options.gamma if options.strategy == "mix-qvit" else 0.0
+    beside = study.uniform_beside(allocation.budget, gamma)
+    document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
+    document |= {"budget": asdict(allocation.budget), "gap": allocation.gap}
+    mixed = replace(study.allocation(allocation.bits, gamma), budget=allocation.budget)
+    document |= {"allocation": _describe(study, mixed, options.evaluate)}
+    document["uniform"] = None if beside is None else _describe(study, beside, options.evaluate)
+    if options.output is not None:
+        measured = study.saved_evaluation(allocation) if options.evaluate else None
+        recipe = recipe_document(study.model.name, study.settings, allocation, request, measured)
+        _write(options.output, json.dumps(recipe, indent=2) + "\n")
+    bits = [(name, *pair) for name, pair in allocation.bits.items()]
+    summary = [_summary("mixed", document["allocation"])]
+    if beside is not None:
+        summary.append(_summary(f"uniform {min(pair[0] for pair in beside.bits.values())}", document["uniform"]))
+    columns = ("", "predicted harm", "size MB", "BitOps G", "average bits", "top-1", "agreement", "KL")
+    return document, f"{table(('layer', 'weight bits', 'activation bits'), bits)}\n\n{table(columns, summary)}"
+
+
+def strategies(options: argparse.Namespace) -> tuple[Document, str]:
+    """Measure every strategy within one budget."""
+    study = open_study(options)
+    request = allocation_request(options)
+    del request["strategy"]
+    found = finish(study.compare_strategies_steps(**request))
+    document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
+    document["strategies"] = {
+        name: {
+            "description": study.strategies[name],
+            "bits": {layer: list(pair) for layer, pair in result.allocation.bits.items()},
+            "objective": result.allocation.harm,
+            "gap": result.allocation.gap,
+            "predicted_harm": result.predicted_harm,
+            "cost": asdict(result.allocation.cost) | {"size_bytes": result.allocation.cost.size_bytes},
+            "measured": measurement(result.evaluation),
+            "score_seconds": result.score_seconds,
+            "solve_seconds": result.solve_seconds,
+        }
+        for name, result in found.results.items()
+    }
+    document["refused"] = found.refused
+    rows = [
+        (*_summary(name, described), f"{described['score_seconds']:.1f}", f"{described['solve_seconds']:.3f}")
+        for name, described in document["strategies"].items()
+    ]
+    columns = ("strategy", "predicted harm", "size MB", "BitOps G", "average bits", "top-1", "agreement", "KL")
+    refused = "".join(f"\n{name}: {reason}" for name, reason in found.refused.items())
+    return document, table((*columns, "score s", "solve s"), rows) + refused
+
+
+def frontier(options: argparse.Namespace) -> tuple[Document, str]:
+    """Solve every budget from 2 to 8 average bits."""
+    study = open_study(options)
+    request = allocation_request(options)
+    del request["average_bits"]
+    finish(study.score_steps(_scored(options), request["tied"]))
+    points = finish(study.frontier_steps(**request))
+    document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
+    document["points"] = [
+        {"budget": point.average_bits, "feasible": point.allocation is not None}
+        | ({} if point.allocation is None else _describe(study, point.allocation, False))
+        for point in points
+    ]
+    rows = [
+        (f"{found['budget']:.1f}", *(_summary("", found)[1:5] if found["feasible"] else ("nothing fits", "", "", "")))
+        for found in document["points"]
+    ]
+    return document, table(("budget", "predicted harm", "size MB", "BitOps G", "average bits"), rows)
+
+
+def pack(options: argparse.Namespace) -> tuple[Document, str]:
+    """Write a quantized model as one file."""
+    budgeted = has_ceiling(options) or bool(options.pin)
+    if (options.bits is not None) + budgeted + (options.recipe is not None) != 1:
+        raise AllocationError(
+            "Give --bits for uniform bits, a budget such as --average-bits, or --recipe with a file that `allocate` "
+            "wrote; one of the three."
+        )
+    if options.recipe is not None:
+        study, bits = _study_of_recipe(options)
+    else:
+        study = open_study(options)
+        bits = study.resolved(options.bits if options.bits is not None else _allocation(study, options))
+    finish(study.calibration_steps())
+    found = study.pack(bits, options.output)
+    size = {name: getattr(found, name) for name in (*_SIZE_PARTS, "size_bytes")}
+    document = {"model": study.model.name, "settings": asdict(study.settings), "file": str(options.output)}
+    document |= {"bits": {name: list(pair) for name, pair in bits.items()}, "size": size}
+    rows = [
+        (_SIZE_PARTS.get(name, options.output), f"{count:,}", percent(count / found.size_bytes))
+        for name, count in size.items()
+    ]
+    return document, table(("part", "bytes", "share"), rows)
+
+
+def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
+    """Measure uniform bits, a recipe file or a packed file."""
+    from mixqvit.quantization.recipes import RECIPES
+
+    is_name = options.recipe in RECIPES
+    if (options.bits is not None) + (options.packed is not None) + (options.recipe is not None and not is_name) != 1:
+        raise BitWidthError(
+            "Give --bits, --recipe with a file that `allocate` wrote, or --packed with one that `pack` wrote; one of "
+            "the three."
+        )
+    if options.packed is not None:
+        if is_name:
+            raise CalibrationError("--recipe goes with --bits; a packed file is quantized already.")
+        from mixqvit.packing import packed_source
+
+        options.model = options.model or packed_source(options.packed).model
+        study = open_study(options)
+        steps, what = study.evaluate_packed_steps(options.packed), {"packed": str(options.packed)}
+    elif options.bits is not None:
+        study = open_study(options)
+        recipe = options.recipe or study.settings.recipe
+        steps, what = study.evaluate_steps(options.bits, recipe), {"bits": options.bits, "recipe": recipe}
+    else:
+        study, bits = _study_of_recipe(options)
+        steps, what = study.evaluate_steps(bits), {"recipe": options.recipe}
+    measured = measurement(finish(steps))
+    rows = [(*what.values(), *measured_columns(measured), measured["images"])]
+    document = {"model": study.model.name, **what, "measured": measured}
+    return document, table((*what, "top-1", "agreement", "KL", "images"), rows)
+
+
+def _scored(options: argparse.Namespace) -> str:
+    """Return the strategy whose scores are needed: without importance, Mix-QViT needs none of it."""
+    return "sensitivity" if options.strategy == "mix-qvit" and options.gamma == 0 else options.strategy
+
+
+def _allocation(study: "Study", options: argparse.Namespace) -> "Allocation":
+    """Return the best allocation within the budget on the command line."""
+    request = allocation_request(options)
+    finish(study.score_steps(_scored(options), request["tied"]))
+    return study.allocate(**request)
+
+
+def _study_of_recipe(options: argparse.Namespace) -> tuple["Study", "BitsPerLayer"]:
+    """Open the study that a recipe file was made with; model, checkpoint and images may be given beside it."""
+    from mixqvit.study import Study
+    from mixqvit.zoo import load_model
+
+    document = read_recipe(options.recipe)
+    model = load_model(options.model or document["model"], options.checkpoint)
+    study = Study(model, options.images, settings_of(document, str(options.recipe)))
+    return study, study.resolved(recipe_bits(document, str(options.recipe)))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"The recipe cannot be written to {path}: {error.strerror or error}.") from error
+
+
+def _describe(study: "Study", allocation: "Allocation", measure: bool) -> Document:
+    costs = allocation.cost
+    document: Document = {
+        "bits": {name: list(pair) for name, pair in allocation.bits.items()},
+        "predicted_harm": allocation.harm,
+        "cost": asdict(costs) | {"size_bytes": costs.size_bytes},
+    }
+    if measure:
+        document["measured"] = measurement(finish(study.evaluate_steps(allocation)))
+    return document
+
+
+def _summary(name: str, described: Mapping[str, Any]) -> tuple[str, ...]:
+    costs = described["cost"]
+    return (
+        name,
+        f"{described['predicted_harm']:.3e}",
+        f"{costs['size_bytes'] / 1e6:.3f}",
+        f"{costs['bitops'] / 1e9:.4f}",
+        f"{costs['average_bits']:.3f}",
+        *measured_columns(described.get("measured")),
+    )

@@ -1,0 +1,159 @@
+"""The options of every command."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from mixqvit.bits import FULL_PRECISION
+from mixqvit.commands import allocations, stages
+from mixqvit.commands.printing import Document
+from mixqvit.strategies import STRATEGIES
+
+__all__ = ["BAD_INPUT", "parser"]
+
+BAD_INPUT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    root = _Parser("mixqvit", description="How few bits can each layer of a vision transformer live on?")
+    root.prog = "python -m mixqvit"
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str):
+        added = commands.add_parser(name, help=description, description=description)
+        added.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+        added.set_defaults(run=run)
+        return added
+
+    def study_command(
+        name: str,
+        run: Callable[[argparse.Namespace], tuple[Document, str]],
+        description: str,
+        model_required: bool = True,
+    ):
+        added = command(name, run, description)
+        added.add_argument(
+            "--model", required=model_required, help="a name that `models` lists, or any timm model name"
+        )
+        added.add_argument("--checkpoint", help="local weights (.safetensors, .pth) for a timm model name")
+        added.add_argument("--images", help="digits, or a folder with one sub-folder per class")
+        added.add_argument(
+            "--outliers", type=float, default=1.0, metavar="FACTOR", help="amplify outlier channels (default: off)"
+        )
+        return added
+
+    command("models", stages.models, "list the embedded models")
+    study_command("layers", stages.layers, "show the table of quantized layers")
+    relevance = study_command("relevance", stages.relevance, "compute layer importance by relevance propagation")
+    _add_method(relevance)
+    sensitivity = study_command("sensitivity", stages.sensitivity, "measure the harm of quantizing each layer alone")
+    sensitivity.add_argument("--operands", choices=["both", "weights", "activations"], default="both")
+    _add_harm(sensitivity)
+    allocation = study_command("allocate", allocations.allocate, "find the best bits per layer under a budget")
+    _add_budget(allocation)
+    _add_strategy(allocation)
+    allocation.add_argument("--output", type=Path, metavar="FILE", help="write the allocation as a JSON recipe")
+    allocation.add_argument("--evaluate", action="store_true", help="measure the allocation and uniform bits beside it")
+    comparison = study_command("strategies", allocations.strategies, "measure all allocation strategies in one budget")
+    _add_budget(comparison)
+    frontier = study_command("frontier", allocations.frontier, "solve every budget from 2 to 8 average bits")
+    _add_budget(frontier, average_bits=False)
+    _add_strategy(frontier)
+    packing = study_command(
+        "pack", allocations.pack, "write a quantized model as one file: uniform bits, a budget or a recipe", False
+    )
+    packing.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
+    _add_budget(packing)
+    _add_strategy(packing)
+    packing.add_argument("--recipe", metavar="FILE", help="what `allocate --output` wrote; it names its model itself")
+    packing.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    evaluation = study_command(
+        "evaluate", allocations.evaluate, "measure uniform bits, a JSON recipe or a packed file", model_required=False
+    )
+    evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
+    evaluation.add_argument(
+        "--recipe",
+        metavar="FILE|NAME",
+        help="a JSON recipe that `allocate --output` wrote; or, with --bits, the name of the quantization recipe "
+        "(default: mix-qvit; `recipes` lists all)",
+    )
+    evaluation.add_argument("--packed", type=Path, metavar="FILE", help="what `pack` wrote; it names its model itself")
+    recipes = study_command("recipes", stages.recipes, "measure every recipe at the same bits, beside full precision")
+    recipes.add_argument("--bits", type=int, required=True, help="2 to 8, for every layer")
+    training = command(
+        "train-embedded", stages.train, "train an embedded model again and write its checkpoint and card"
+    )
+    training.add_argument("--model", required=True, help="a name that `models` lists")
+    training.add_argument("--folder", type=Path, help="where to write (default: assets)")
+    training.add_argument("--epochs", type=int, help="fewer or more epochs than the model's recipe")
+    return root
+
+
+def _add_budget(parser: argparse.ArgumentParser, average_bits: bool = True) -> None:
+    """Add ceilings and restrictions."""
+    if average_bits:
+        parser.add_argument("--average-bits", type=float, help="ceiling on weight bits, averaged over weights")
+    parser.set_defaults(average_bits=None)
+    parser.add_argument("--size-mb", type=float, help="ceiling on the size of the packed file in MB (10^6 bytes)")
+    parser.add_argument("--bitops-g", type=float, help="ceiling on BitOps for one image, in G (10^9)")
+    parser.add_argument(
+        "--no-bitops-cap", action="store_true", help="let average bits alone leave BitOps free (default: as uniform)"
+    )
+    parser.add_argument("--gamma", type=float, default=1.0, help="exponent of importance; 0 is sensitivity alone")
+    for option, meaning in (
+        ("--pin", "fix a layer's bits"),
+        ("--at-least", "give a layer at least so many bits"),
+        ("--at-most", "give a layer at most so many bits"),
+    ):
+        parser.add_argument(
+            option, action="append", default=[], metavar="LAYER=BITS", help=f"{meaning}; may be repeated"
+        )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KIND=BITS,BITS",
+        help="bit-widths that layers of a kind may have, e.g. fc1=4,8; may be repeated",
+    )
+    parser.add_argument(
+        "--independent", action="store_true", help="choose the bits of weights and activations independently"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the strategy `random`")
+    parser.set_defaults(strategy="mix-qvit")
+    _add_method(parser)
+    _add_harm(parser)
+
+
+def _add_strategy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strategy", choices=list(STRATEGIES), default="mix-qvit", help="what to minimise (default: mix-qvit)"
+    )
+
+
+def _add_harm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metric",
+        default="kl",
+        help="how harm is measured: kl (default), cross-entropy, top1-drop, mse or sqnr",
+    )
+    parser.add_argument(
+        "--baseline", type=int, default=FULL_PRECISION, metavar="BITS", help="bits of all other layers (default: 32)"
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        default="chefer",
+        help="kind of layer importance: chefer (default), attnlrp, 'gradient x relevance', 'gradient x activation', "
+        "conductance or 'integrated gradients'",
+    )

@@ -1,0 +1,47 @@
+"""How results are printed: fractions, tables, measurements."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixqvit.evaluation import Evaluation
+
+__all__ = ["Document", "measured_columns", "measurement", "percent", "table"]
+
+Document = dict[str, Any]
+
+
+def measurement(evaluation: "Evaluation") -> Document:
+    """Return what was measured as a document."""
+    return {
+        "images": evaluation.images,
+        "top1": evaluation.top1,
+        "top1_interval_95": evaluation.interval,
+        "agreement": evaluation.agreement,
+        "agreement_interval_95": evaluation.agreement_interval,
+        "kl": evaluation.kl,
+    }
+
+
+def measured_columns(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """Return top-1 with its interval, agreement and KL as texts; empty where nothing was measured."""
+    if measured is None:
+        return "", "", ""
+    top1 = percent(measured["top1"])
+    if measured["top1"] is not None:
+        low, high = measured["top1_interval_95"]
+        top1 += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return top1, percent(measured["agreement"]), f"{measured['kl']:.4f}"
+
+
+def percent(fraction: float | None) -> str:
+    """Write a fraction."""
+    return "unlabelled" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a plain table with aligned columns."""
+    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,84 @@
+"""Commands that show one stage: models, layers, relevance, sensitivity, recipes, training."""
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from mixqvit.cards import list_models
+from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
+from mixqvit.commands.studies import finish
+from mixqvit.commands.studies import study as open_study
+
+__all__ = ["layers", "models", "recipes", "relevance", "sensitivity", "train"]
+
+
+def models(options: argparse.Namespace) -> tuple[Document, str]:
+    """List the embedded models."""
+    models = [asdict(model) for model in list_models()]
+    rows = [
+        (model["name"], f"{model['parameters']:,}", percent(model["top1"]), model["description"]) for model in models
+    ]
+    return {"models": models}, table(("model", "parameters", "top-1", "what it is"), rows)
+
+
+def layers(options: argparse.Namespace) -> tuple[Document, str]:
+    """Show the table of quantized layers."""
+    study = open_study(options)
+    layers = [asdict(layer) for layer in study.layers]
+    rows = [
+        (layer.name, layer.kind, "" if layer.block is None else layer.block, f"{layer.parameters:,}", f"{layer.macs:,}")
+        for layer in study.layers
+    ]
+    document = {"model": study.model.name, "parameters": study.graph.parameters, "macs": study.graph.macs}
+    text = table(("layer", "kind", "block", "weights", "MACs"), rows)
+    return document | {
+        "layers": layers
+    }, f"{text}\n{study.graph.macs / 1e6:.2f} M MACs, {study.graph.parameters:,} parameters"
+
+
+def relevance(options: argparse.Namespace) -> tuple[Document, str]:
+    """Compute layer importance."""
+    study = open_study(options)
+    importance = finish(study.relevance_steps())
+    rows = [(name, f"{value:.4f}") for name, value in importance.mean.items()]
+    document = {"model": study.model.name, "method": options.method, "measure": study.measure()}
+    document |= {"images": len(next(iter(importance.shares.values()))), "seconds_per_image": importance.seconds}
+    return document | {"importance": importance.mean}, table(("layer", "importance"), rows)
+
+
+def sensitivity(options: argparse.Namespace) -> tuple[Document, str]:
+    """Measure the harm of quantizing each layer alone."""
+    study = open_study(options)
+    harms = finish(study.sensitivity_steps(options.operands))
+    intervals = study.sensitivity_intervals(options.operands)
+    widths = list(next(iter(harms.values())))
+    rows = [(name, *(f"{row[bits]:.2e}" for bits in widths)) for name, row in harms.items()]
+    document = {"model": study.model.name, "metric": options.metric, "description": study.metrics[options.metric]}
+    document |= {"operands": options.operands, "baseline": options.baseline}
+    harm, spread = (
+        {name: {str(bits): value for bits, value in row.items()} for name, row in found.items()}
+        for found in (harms, intervals)
+    )
+    return document | {"harm": harm, "interval_95": spread}, table(
+        ("layer", *(f"{bits} bits" for bits in widths)), rows
+    )
+
+
+def recipes(options: argparse.Namespace) -> tuple[Document, str]:
+    """Measure every quantization recipe at the same bits."""
+    study = open_study(options)
+    measured = {name: measurement(found) for name, found in finish(study.recipe_steps(options.bits)).items()}
+    rows = [(name, *measured_columns(found), found["images"]) for name, found in measured.items()]
+    document = {"model": study.model.name, "bits": options.bits, "descriptions": study.recipes, "recipes": measured}
+    return document, table((f"W{options.bits}A{options.bits}", "top-1", "agreement", "KL", "images"), rows)
+
+
+def train(options: argparse.Namespace) -> tuple[Document, str]:
+    """Train an embedded model again."""
+    from mixqvit.training import train_embedded
+
+    epochs = []
+    for epoch in train_embedded(options.model, options.folder, options.epochs):
+        epochs.append(asdict(epoch))
+        print(", ".join(f"{key} {value}" for key, value in epochs[-1].items()), file=sys.stderr)
+    return {"model": options.model, "epochs": epochs}, f"{options.model} is trained; its card states the accuracy."

@@ -1,0 +1,94 @@
+"""How far quantization moves the weight and the activation operands of a layer: ‖Ŵ - W‖² and ‖x̂ - x‖²."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixqvit.bits import BIT_WIDTHS
+from mixqvit.criteria.shared import tied_bits
+from mixqvit.layers import Layer
+from mixqvit.quantization.calibration import Calibration, prepare_weight
+from mixqvit.quantization.operands import roles
+from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
+
+__all__ = ["Perturbation", "squared_perturbations"]
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Squared perturbations of one layer by quantization, summed over elements, in the coordinates of W and x.
+
+    Attributes:
+        layer: Name of the layer.
+        weight: ‖Ŵ - W‖² by weight bits; None for an attention product.
+        operands: For each activation operand the mean over images of ‖x̂ - x‖² by bits.
+    """
+
+    layer: str
+    weight: Mapping[int, float] | None
+    operands: tuple[Mapping[int, float], ...]
+
+
+@torch.no_grad()
+def squared_perturbations(
+    calibration: Calibration,
+    pixels: Tensor,
+    bit_widths: Sequence[int] = BIT_WIDTHS,
+    finished: Collection[str] = (),
+) -> Iterator[Perturbation]:
+    """Measure the squared perturbations of every layer, in network order, in one pass over the images.
+
+    The patch embedding's input has 8 bits only. A reparameterized weight W' = W · diag(r) depends on the bits of its
+    input through r: it is taken at the same bits for both, as a tied allocation has it, and its error is divided by r.
+
+    Args:
+        calibration: Fitted quantizers.
+        pixels: Calibration images `[N, C, H, W]`; one batch, whose intermediate values are held in memory.
+        bit_widths: Bit-widths to measure.
+        finished: Names of layers that are known already.
+
+    Yields:
+        Each layer as soon as it is done.
+
+    Raises:
+        CalibrationError: The calibration does not serve these bits.
+        ImageError: The images do not fit the model.
+    """
+    graph = calibration.graph
+    layers = {layer.node: layer for layer in graph.layers if layer.name not in finished}
+    for node, values in graph.walk(pixels, list(layers)) if layers else ():
+        layer = layers[node]
+        operands: list[dict[int, float]] = [{} for _ in roles(layer)]
+        weight: dict[int, float] = {}
+        for bits in tied_bits(layer, bit_widths):
+            if not layer.is_matmul:
+                weight[bits[0]] = _squared_norm(_weight_error(calibration, layer, bits))
+            activation_bits = bits if layer.is_matmul else bits[1:]
+            pieces = zip(operands, activation_bits, calibration.quantizers(layer, bits), strict=True)
+            for (found, width, quantizer), operand in zip(pieces, graph.operands(layer, values), strict=True):
+                if width not in found:
+                    found[width] = _squared_norm(_operand_error(quantizer, operand)) / len(pixels)
+        yield Perturbation(layer.name, None if layer.is_matmul else weight, tuple(operands))
+
+
+def _weight_error(calibration: Calibration, layer: Layer, bits: tuple[int, int]) -> Tensor:
+    weight = calibration.graph.weight(layer)
+    prepared = prepare_weight(calibration, layer, bits)
+    (quantizer,) = calibration.quantizers(layer, bits)
+    if not isinstance(quantizer, ReparameterizedQuantizer):
+        return prepared.weight - weight
+    # A ratio that underflows to zero makes a zero column without error.
+    ratio = quantizer.ratio.clamp(min=torch.finfo(weight.dtype).tiny)
+    return (prepared.weight - weight * quantizer.ratio) / ratio
+
+
+def _operand_error(quantizer: ActivationQuantizer, values: Tensor) -> Tensor:
+    if isinstance(quantizer, ReparameterizedQuantizer):
+        quantizer = quantizer.per_channel
+    return quantizer(values) - values
+
+
+def _squared_norm(error: Tensor) -> float:
+    return float(error.double().square().sum())

@@ -1,0 +1,214 @@
+"""The stages of a study that score layers for strategies other than Mix-QViT: Hessian traces, loss changes, pairs."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
+from mixqvit.criteria import (
+    LossChangeBatch,
+    Pair,
+    Perturbation,
+    TraceBatch,
+    all_pairs,
+    block_pairs,
+    hawq_harms,
+    hessian_trace_steps,
+    loss_change_steps,
+    mean_loss_changes,
+    mean_traces,
+    pair_cost,
+    pair_steps,
+    squared_perturbations,
+    tied_bits,
+)
+from mixqvit.layers import Layer
+from mixqvit.records import Progress
+from mixqvit.study.claims import once
+from mixqvit.study.sensitivity import SensitivityStages
+
+__all__ = ["CriteriaStages"]
+
+ALL_PAIRS_MACS = 200 * 10**6
+"""Models of no more multiply-accumulates per image get all pairs of layers at all bit-widths."""
+
+FEW_WIDTHS = (2, 3, 4, 6, 8)
+"""Bit-widths of the pairs of larger models, within a block each."""
+
+PAIR_IMAGES = 8
+"""Calibration images that pairs are measured on."""
+
+_TIMED_IMAGES = 4
+
+PairHarms = dict[Pair, dict[tuple[Bits, Bits], float]]
+
+
+class CriteriaStages(SensitivityStages):
+    """What HAWQ-V2, MPQCO and CLADO know about the layers."""
+
+    def hessian_steps(self) -> Iterator[Progress]:
+        """Estimate the mean Hessian traces and measure the perturbations; the last result is the harm by bits."""
+        images, total = self._analysis_images, len(self._analysis_images)
+        trace_key, square_key = self._hessian_keys
+
+        def traces() -> Progress:
+            done = sum(row["images"] for row in self.store.rows(trace_key).values())
+            return Progress(done, total, "Hessian traces")
+
+        def run_traces() -> Iterator[Progress]:
+            done, finished = traces().done, {int(item) for item in self.store.items(trace_key)}
+            for batch in hessian_trace_steps(self.graph, images.pixels, images.labels, finished=finished):
+                self.store.put(trace_key, str(batch.start), _trace_row(batch))
+                done += batch.images
+                yield Progress(done, total, f"Hessian traces of {done} of {total} images")
+
+        def squares() -> Progress:
+            return Progress(len(self.store.items(square_key)), len(self.layers), "perturbations")
+
+        def run_squares() -> Iterator[Progress]:
+            saved = set(self.store.items(square_key))
+            steps = squared_perturbations(self.calibration(), images.pixels, finished=saved)
+            for done, found in enumerate(steps, len(saved) + 1):
+                self.store.put(square_key, found.layer, _perturbation_row(found))
+                yield Progress(done, len(self.layers), f"perturbation of {found.layer}")
+
+        if "hessian" not in self._memory:
+            yield from once(self.store, trace_key, traces, run_traces)
+            yield from self._calibrated_steps()
+            yield from once(self.store, square_key, squares, run_squares)
+            batches = [_trace_batch(int(start), row) for start, row in self.store.rows(trace_key).items()]
+            rows = self.store.rows(square_key)
+            found = [_perturbation(layer.name, rows[layer.name]) for layer in self.layers]
+            self._memory["hessian"] = hawq_harms(mean_traces(batches), found)
+        yield Progress(total, total, "Hessian", self._memory["hessian"])
+
+    def loss_change_steps(self, tied: bool = True) -> Iterator[Progress]:
+        """Predict the loss change of each layer from calibration gradients; the last result is the harm by bits.
+
+        Args:
+            tied: Whether both operands share their bits; otherwise weights and activations are scored alone, the other
+                one in full precision.
+        """
+        images, total = self._analysis_images, len(self._analysis_images)
+        key = self._loss_change_key(tied)
+
+        def progress() -> Progress:
+            return Progress(sum(row["images"] for row in self.store.rows(key).values()), total, "loss changes")
+
+        def run() -> Iterator[Progress]:
+            done, finished = progress().done, {int(item) for item in self.store.items(key)}
+            bits_of = tied_bits if tied else _operands_alone
+            for batch in loss_change_steps(self.calibration(), images.pixels, bits_of, finished=finished):
+                harms = {layer: _listed(row) for layer, row in batch.harms.items()}
+                self.store.put(key, str(batch.start), {"images": batch.images, "harms": harms})
+                done += batch.images
+                yield Progress(done, total, f"loss changes of {done} of {total} images")
+
+        if ("loss change", tied) not in self._memory:
+            yield from self._calibrated_steps()
+            yield from once(self.store, key, progress, run)
+            batches = [
+                LossChangeBatch(
+                    int(start),
+                    row["images"],
+                    {layer: {(w, a): harm for w, a, harm in harms} for layer, harms in row["harms"].items()},
+                )
+                for start, row in self.store.rows(key).items()
+            ]
+            self._memory["loss change", tied] = mean_loss_changes(batches)
+        yield Progress(total, total, "loss changes", self._memory["loss change", tied])
+
+    def pair_steps(self) -> Iterator[Progress]:
+        """Measure what pairs of layers cost together beyond what each costs alone; the last result is all terms."""
+        pairs, widths, count = self._pair_plan()
+        key = self._pair_key
+
+        def progress() -> Progress:
+            return Progress(len(self.store.items(key)), len(pairs), "pairs")
+
+        def run() -> Iterator[Progress]:
+            finished = {tuple(item.split("|")) for item in self.store.items(key)}
+            pixels = self.calibration_images.subset(count).pixels
+            found = pair_steps(self.calibration(), pixels, pairs, widths, finished)
+            for done, terms in enumerate(found, len(finished) + 1):
+                values = [[*first, *second, value] for (first, second), value in terms.values.items()]
+                self.store.put(key, f"{terms.first}|{terms.second}", values)
+                yield Progress(done, len(pairs), f"{terms.first} with {terms.second}")
+
+        if "pairs" not in self._memory:
+            yield from self._calibrated_steps()
+            yield from once(self.store, key, progress, run)
+            self._memory["pairs"] = {
+                tuple(item.split("|")): {((a, b), (c, d)): value for a, b, c, d, value in values}
+                for item, values in self.store.rows(key).items()
+            }
+        yield Progress(len(pairs), len(pairs), "pairs", self._memory["pairs"])
+
+    def pair_estimate(self) -> float:
+        """Return about how many seconds measuring all pairs takes on this machine, from a timed run of a few images."""
+        pairs, widths, count = self._pair_plan()
+        pixels = self.calibration_images.subset(_TIMED_IMAGES).pixels
+        with torch.no_grad():
+            self.graph(pixels)
+            started = time.perf_counter()
+            self.graph(pixels)
+            seconds = (time.perf_counter() - started) / len(pixels)
+        return seconds * pair_cost(self.graph, pairs, len(widths), count)
+
+    def _pair_plan(self) -> tuple[tuple[Pair, ...], tuple[int, ...], int]:
+        """Return which pairs are measured at which bit-widths on how many images."""
+        count = min(PAIR_IMAGES, len(self.calibration_images))
+        if self.graph.macs <= ALL_PAIRS_MACS:
+            return all_pairs(self.layers), BIT_WIDTHS, count
+        return block_pairs(self.layers), FEW_WIDTHS, count
+
+    @property
+    def _hessian_keys(self) -> tuple[str, str]:
+        count = len(self._analysis_images)
+        return self._criteria_key("hessian traces", count), self._criteria_key("perturbations", count)
+
+    def _loss_change_key(self, tied: bool) -> str:
+        return self._criteria_key("loss changes", len(self._analysis_images), tied)
+
+    @property
+    def _pair_key(self) -> str:
+        _, widths, count = self._pair_plan()
+        return self._criteria_key("pairs", count, list(widths))
+
+    def _criteria_key(self, *parts: Any) -> str:
+        return self._key("criteria", self.settings.recipe, self.settings.calibration_images, *parts)
+
+
+def _operands_alone(layer: Layer) -> tuple[Bits, ...]:
+    """Return bits with only the weights or only the activations quantized."""
+    if layer.is_matmul:
+        return tied_bits(layer)
+    inputs = sorted({bits[1] for bits in tied_bits(layer)})
+    return (*((bits, FULL_PRECISION) for bits in BIT_WIDTHS), *((FULL_PRECISION, bits) for bits in inputs))
+
+
+def _listed(row: Mapping[Bits, float]) -> list[list[float]]:
+    return [[*bits, harm] for bits, harm in row.items()]
+
+
+def _trace_row(batch: TraceBatch) -> dict[str, Any]:
+    return {"images": batch.images, "weights": dict(batch.weights), "operands": dict(batch.operands)}
+
+
+def _trace_batch(start: int, row: Mapping[str, Any]) -> TraceBatch:
+    weights = {name: tuple(values) for name, values in row["weights"].items()}
+    operands = {name: tuple(tuple(values) for values in found) for name, found in row["operands"].items()}
+    return TraceBatch(start, row["images"], weights, operands)
+
+
+def _perturbation_row(found: Perturbation) -> dict[str, Any]:
+    return {
+        "weight": found.weight and list(found.weight.items()),
+        "operands": [list(squares.items()) for squares in found.operands],
+    }
+
+
+def _perturbation(layer: str, row: Mapping[str, Any]) -> Perturbation:
+    return Perturbation(layer, row["weight"] and dict(row["weight"]), tuple(dict(found) for found in row["operands"]))
