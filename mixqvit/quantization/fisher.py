@@ -82,7 +82,8 @@ def _recorded(graph: Graph, layer: Layer, seen: dict[str, tuple[Tensor, ...]]) -
 
     def operation(*operands: Tensor) -> Tensor:
         # A factor that no image changes, such as the query of attention pooling, has gradients of its own.
-        operands = tuple(o if o.requires_grad else o.detach().requires_grad_() for o in operands)
+        # A view of its own tells what flows back through this layer from what flows back through other readers.
+        operands = tuple(o.view_as(o) if o.requires_grad else o.detach().requires_grad_() for o in operands)
         output = torch.matmul(*operands) if layer.is_matmul else graph.operation(layer).forward(*operands)
         seen[layer.name] = (*operands, output)
         return output

@@ -1,21 +1,30 @@
 """The Fisher diagonals against Jacobians, and the samples and weights made of them."""
 
+import pytest
 import torch
 
 from mixqvit.graph import trace
 from mixqvit.quantization import fisher
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.operands import balanced, operands_of, sampled_rows
-from tests.models import tiny_images, tiny_model
+from tests.models import small_transformer, tiny_images, tiny_model
 
 
-def test_the_diagonal_is_that_of_the_fisher_information(monkeypatch):
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("vit_gray", ("blocks.0.attn.matmul1", "blocks.1.mlp.fc2")),
+        ("eva02", ("blocks.0.attn.q_proj", "blocks.1.attn.v_proj")),  # one input for three layers
+        ("swin_v2", ("layers.0.blocks.0.mlp.fc1",)),  # an input that the residual sum reads too
+    ],
+)
+def test_the_diagonal_is_that_of_the_fisher_information(monkeypatch, architecture, names):
     """Exactly: Fᵢᵢ = Σ_y p_y (∂ log p_y / ∂zᵢ)², from a Jacobian; many probes come close to it."""
     monkeypatch.setattr(fisher, "PROBES", 400)
-    graph = trace(tiny_model("vit"), tiny_images(1))
-    images = tiny_images(3)
+    module, images = small_transformer(architecture)
+    graph = trace(module, images)
     found = fisher_diagonals(graph, images)
-    for name in ("blocks.0.attn.matmul1", "blocks.1.mlp.fc2"):
+    for name in names:
         layer = graph.by_name[name]
         total = [0.0] * (1 + layer.is_matmul)
         for image in images.split(1):
