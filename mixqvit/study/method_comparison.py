@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scipy.stats import spearmanr
 
 from mixqvit.allocation import Allocation, Budget
-from mixqvit.bits import BIT_WIDTHS, PATCH_EMBED_INPUT_BITS
+from mixqvit.bits import BIT_WIDTHS
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.evaluation import Evaluation
 from mixqvit.records import MethodComparison, MethodResult, Progress
@@ -16,7 +16,7 @@ from mixqvit.records import MethodComparison, MethodResult, Progress
 if TYPE_CHECKING:
     from mixqvit.study import Study
 
-__all__ = ["compare_methods_steps", "importance_only_harms", "rank_correlation"]
+__all__ = ["compare_methods_steps", "rank_correlation"]
 
 _PARTS = 100  # what one stage of the comparison counts in the progress
 _STAGES_PER_METHOD = 4  # importance, its quality, two measured allocations
@@ -59,7 +59,6 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
     for name, allocation in references.items():
         measured = yield from forwarded(study.evaluate_steps(allocation), name)
         comparison = replace(comparison, references={**comparison.references, name: (allocation, measured)})
-    harms = importance_only_harms(study)
     for method in methods:
         try:
             importance = yield from forwarded(study.relevance_steps(method), method)
@@ -70,7 +69,7 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
         infidelity, max_sensitivity = yield from forwarded(study.attribution_quality_steps(method), method)
         results: list[tuple[Allocation, Evaluation]] = []
         for allocation in (
-            study.allocate(average_bits, importance=importance.mean, sensitivity=harms),
+            study.allocate(average_bits, importance=importance.mean, strategy="lrp-qvit"),
             study.allocate(average_bits, importance=importance.mean),
         ):
             measured = yield from forwarded(study.evaluate_steps(allocation), method)
@@ -90,17 +89,6 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
         )
         comparison = _with(comparison, method, found)
     yield Progress(total, total, "comparison", comparison)
-
-
-def importance_only_harms(study: "Study") -> dict[str, dict[int, float]]:
-    """Return Λ := 4^(−w) + 4^(−a) by layer and bit-width, which leaves importance alone to decide (LRP-QViT)."""
-    return {
-        layer.name: {
-            bits: 4.0**-bits + 4.0 ** -(PATCH_EMBED_INPUT_BITS if layer.kind == "patch_embed" else bits)
-            for bits in BIT_WIDTHS
-        }
-        for layer in study.layers
-    }
 
 
 def rank_correlation(first: dict[str, float], second: dict[str, float]) -> float:

@@ -1,0 +1,77 @@
+"""Print what moving the budget slider costs: solving, and measuring from the first layer that changed.
+
+`python -m tests.benchmarks.slider` moves the slider of every embedded model from 3 to 4 average bits and back by tenths, once with paused runs of earlier positions and once without.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+import mixqvit
+from mixqvit.quantization import Calibration, quantize
+from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
+
+POSITIONS = [*range(30, 41), *range(39, 29, -1)]
+LIMIT = 512 * 2**20
+
+
+def main() -> None:
+    """Measure and print."""
+    print(f"{torch.get_num_threads()} threads, {len(POSITIONS)} positions\n")
+    print(
+        "| model | solve, ms (median) | frontier of 61 budgets, s | measure anew, s "
+        "| from the first layer that changed, s | times as fast (range) |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for model in mixqvit.list_models():
+        with tempfile.TemporaryDirectory() as folder:
+            _print(mixqvit.Study(model.name, store=mixqvit.Store(folder)))
+
+
+def _print(study: mixqvit.Study) -> None:
+    list(study.score_steps("mix-qvit"))
+    calibration, pixels = study.calibration(), study.evaluation_images.pixels
+    checkpoints = Checkpoints(LIMIT)
+    solving, anew, resumed = [], [], []
+    for position in POSITIONS:
+        seconds, allocation = _timed(lambda position=position: study.allocate(position / 10))
+        solving.append(seconds)
+        plain, expected = _timed(lambda bits=allocation.bits: _logits(calibration, bits, pixels, None))
+        faster, found = _timed(lambda bits=allocation.bits: _logits(calibration, bits, pixels, checkpoints))
+        assert torch.equal(expected, found)
+        anew.append(plain)
+        resumed.append(faster)
+    ratios = [one / other for one, other in zip(anew[1:], resumed[1:], strict=True)]
+    seconds, _ = _timed(lambda: list(study.frontier_steps()))
+    print(
+        f"| {study.model.name} | {1000 * median(solving):.1f} | {seconds:.2f} | {median(anew):.2f} "
+        f"| {median(resumed):.2f} | {median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |",
+        flush=True,
+    )
+
+
+def _logits(
+    calibration: Calibration, bits: dict, pixels: torch.Tensor, checkpoints: Checkpoints | None
+) -> torch.Tensor:
+    model = quantize(calibration, bits, checkpoints=checkpoints)
+    with torch.no_grad():
+        return torch.cat(
+            [
+                model(batch)
+                if checkpoints is None
+                else run_from_checkpoint(model.graph, batch, model.operations, model.bits, checkpoints, number)
+                for number, batch in enumerate(pixels.split(64))
+            ]
+        )
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, object]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+if __name__ == "__main__":
+    main()
