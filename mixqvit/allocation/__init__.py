@@ -14,6 +14,7 @@ from mixqvit.allocation.choices import (
 )
 from mixqvit.allocation.exact import allocate, best_allocation, frontier_steps
 from mixqvit.allocation.harms import importance_only, inverse_harms, random_harms
+from mixqvit.allocation.quadratic import PairHarms, PairwiseAllocation, best_pairwise_allocation, pairwise_harm
 from mixqvit.allocation.restrictions import Restrictions
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "Budget",
     "ChoiceHarms",
     "Harms",
+    "PairHarms",
+    "PairwiseAllocation",
     "Restrictions",
     "allocate",
     "best_allocation",
+    "best_pairwise_allocation",
     "bitops_ceiling",
     "choices",
     "frontier_steps",
@@ -32,6 +36,7 @@ __all__ = [
     "inverse_harms",
     "largest_uniform",
     "monotone_envelope",
+    "pairwise_harm",
     "predicted_harm",
     "random_harms",
     "tied_choices",

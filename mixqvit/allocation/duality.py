@@ -1,7 +1,7 @@
 """The Lagrangian dual of the multiple-choice knapsack: a lower bound and a price for every ceiling.
 
-Every price vector λ ≥ 0 gives a lower bound, L(λ) = Σ_l min_k (c_lk + λ·a_lk) − λ·room. The best of them is the value of
-the linear relaxation. It is found by Dantzig-Wolfe decomposition: the simplex method on convex combinations of whole
+Every price vector λ ≥ 0 gives a lower bound, L(λ) = Σ_l min_k (c_lk + λ·a_lk) − λ·room. The best of them is the value
+of the linear relaxation. It is found by Dantzig-Wolfe decomposition: the simplex method on convex combinations of whole
 allocations, whose basis has one row per ceiling and one for convexity, so that an iteration takes microseconds.
 """
 

@@ -32,7 +32,9 @@ def importance_only(
             if layer.kind == "patch_embed":
                 errors[layer.name] = {(w, a): power[w] + power[a] for w, a in errors[layer.name]}
     else:
-        errors = independent_choices(layers, one, {layer.name: (two if layer.is_matmul else one)[layer.name] for layer in layers})
+        errors = independent_choices(
+            layers, one, {layer.name: (two if layer.is_matmul else one)[layer.name] for layer in layers}
+        )
     return weighted(errors, importance, 1.0)
 
 

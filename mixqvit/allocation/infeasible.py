@@ -42,7 +42,8 @@ def why_infeasible(table: ChoiceTable, budget: Budget, restrictions: Restriction
         smallest += " with the rest as it is"
     else:
         smallest = "no single ceiling is to blame; the smallest feasible values together are " + " and ".join(
-            f"{_shown(name, value, True)} for {CEILINGS[name]}" for name, value in _together(table, budget, given).items()
+            f"{_shown(name, value, True)} for {CEILINGS[name]}"
+            for name, value in _together(table, budget, given).items()
         )
     return f"No allocation fits a budget of {asked}: {smallest}.{_blame(table, budget, restrictions, alone)}"
 

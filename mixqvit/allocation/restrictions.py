@@ -56,9 +56,10 @@ def allowed_bits(layers: Sequence[Layer], restrictions: Restrictions) -> list[Ca
         else:
             widths = frozenset(restrictions.allowed.get(layer.kind, BIT_WIDTHS)) & frozenset(range(low, high + 1))
             if not widths:
+                others = ", ".join(map(str, sorted(restrictions.allowed[layer.kind]))) or "none"
                 raise AllocationError(
-                    f"No bit-width is left for layer {layer.name}: {layer.kind} layers may have "
-                    f"{', '.join(map(str, sorted(restrictions.allowed[layer.kind]))) or 'none'}, this one {low} to {high}."
+                    f"No bit-width is left for layer {layer.name}: {layer.kind} layers may have {others}, "
+                    f"this one {low} to {high}."
                 )
             tests.append(lambda bits, layer=layer, widths=widths: widths.issuperset(_bound(layer, bits)))
     return tests

@@ -18,7 +18,7 @@ from mixqvit.allocation.enumeration import Best, enumerate_choices
 from mixqvit.allocation.integer_program import solve_integer_program
 from mixqvit.errors import AllocationError
 
-__all__ = ["Solution", "least_harm"]
+__all__ = ["Solution", "least_harm", "least_with"]
 
 _ROUNDING = 1e-13  # of the sizes that are summed: hundreds of roundings of float64
 _PRICES = 24
@@ -58,15 +58,9 @@ def least_harm(
     found = dual(excess, amounts / scale[:, None, None], rooms / scale)
     prices = found.prices[:_PRICES] / scale
     best = _rounded(excess, amounts, rooms, prices[0], found.columns)
-
-    priced = excess + np.tensordot(prices, amounts, 1)
-    cheapest = priced.min(axis=2)
-    paid = prices @ rooms
-    bounds = cheapest.sum(axis=1) - paid
-    margins = _ROUNDING * (cheapest.sum(axis=1) + paid)
+    bounds, reduced, margins = _bounds(excess, amounts, rooms, prices)
     if best.harm <= (bounds + margins).max():
         return Solution(best.chosen)
-    reduced = priced - cheapest[:, :, None]
     kept = (reduced <= (best.harm - bounds + margins)[:, None, None]).all(axis=0)
     remaining = np.where(kept, excess, np.inf)
     proven = enumerate_choices(remaining, amounts, rooms, prices, best, margins.max(), most_work)
@@ -81,8 +75,34 @@ def least_harm(
     return Solution(best.chosen, 0.0 if proven else (best.harm - bounds.max()) / harm[rows, best.chosen].sum())
 
 
+def least_with(harm: np.ndarray, amounts: np.ndarray, rooms: np.ndarray) -> np.ndarray:
+    """Return for every choice a lower bound of the harm of any allocation that contains it `[L, K]`.
+
+    Args:
+        harm: Harm of every choice `[L, K]`, infinite where a layer has fewer choices.
+        amounts: What every choice takes of every ceiling `[M, L, K]`.
+        rooms: The ceilings `[M]`, which something fits.
+    """
+    least = harm.min(axis=1, keepdims=True)
+    scale = np.maximum(rooms, 1.0)
+    prices = dual(harm - least, amounts / scale[:, None, None], rooms / scale).prices[:_PRICES] / scale
+    bounds, reduced, margins = _bounds(harm - least, amounts, rooms, prices)
+    return (reduced + (bounds - margins)[:, None, None]).max(axis=0) + least.sum()
+
+
+def _bounds(
+    harm: np.ndarray, amounts: np.ndarray, rooms: np.ndarray, prices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return every price vector's bound `[P]`, what each choice adds to it `[P, L, K]`, and the rounding `[P]`."""
+    priced = harm + np.tensordot(prices, amounts, 1)
+    cheapest = priced.min(axis=2)
+    paid = prices @ rooms
+    total = cheapest.sum(axis=1)
+    return total - paid, priced - cheapest[:, :, None], _ROUNDING * (total + paid)
+
+
 def _undominated(harm: np.ndarray, amounts: np.ndarray) -> np.ndarray:
-    """Return which choices `[L, K]` no other of their layer beats in harm and every amount; of equals the first stays."""
+    """Return which choices `[L, K]` no other of their layer beats in harm and all amounts, or the first of equals."""
     measures = np.concatenate([harm[None], amounts])
     no_worse = (measures[:, :, :, None] <= measures[:, :, None, :]).all(axis=0)
     first = np.triu(np.ones(harm.shape[1:] * 2, dtype=bool), 1)

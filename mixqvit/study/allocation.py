@@ -12,6 +12,7 @@ from mixqvit.allocation import (
     ChoiceHarms,
     Restrictions,
     best_allocation,
+    best_pairwise_allocation,
     bitops_ceiling,
     frontier_steps,
     importance_only,
@@ -145,8 +146,6 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             return self._uniform_within(budget)
         harms = self._choice_harms(strategy, gamma, tied, seed, importance, sensitivity)
         if strategy == "clado":
-            from mixqvit.allocation.quadratic import best_pairwise_allocation
-
             terms = self._finished("pairs", self.pair_steps)
             return best_pairwise_allocation(self.layers, harms, terms, budget, self.storage, restrictions)
         return best_allocation(self.layers, harms, budget, self.storage, restrictions)
@@ -278,6 +277,17 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         if strategy == "lrp-qvit":
             shares = self.relevance().mean if importance is None else importance
             return weighted(importance_only(self.layers, self._alike, tied), shares, gamma)
+        if strategy == "clado":
+            if not tied:
+                raise AllocationError(
+                    "The pairwise terms of clado are measured with both operands of a layer at the same bits: let them "
+                    "share their bits, or choose another strategy."
+                )
+            possible = self._sensitivity_choices(tied).items()
+            return {
+                name: {bits: harm for bits, harm in row.items() if bits[0] in self.pair_widths}
+                for name, row in possible
+            }
         if strategy in ("hawq-v2", "mpqco"):
             if strategy == "hawq-v2":
                 scores = self._finished("hessian", self.hessian_steps)

@@ -157,6 +157,11 @@ class CriteriaStages(SensitivityStages):
             seconds = (time.perf_counter() - started) / len(pixels)
         return seconds * pair_cost(self.graph, pairs, len(widths), count)
 
+    @property
+    def pair_widths(self) -> tuple[int, ...]:
+        """Bit-widths that pairs are measured at, and so those that `clado` chooses among."""
+        return self._pair_plan()[1]
+
     def _pair_plan(self) -> tuple[tuple[Pair, ...], tuple[int, ...], int]:
         """Return which pairs are measured at which bit-widths on how many images."""
         count = min(PAIR_IMAGES, len(self.calibration_images))

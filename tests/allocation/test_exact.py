@@ -1,4 +1,4 @@
-from itertools import pairwise, product
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,112 +8,83 @@ from hypothesis import strategies as st
 from mixqvit.allocation import (
     Budget,
     allocate,
-    choices,
+    best_allocation,
+    frontier_steps,
+    independent_choices,
     largest_uniform,
     monotone_envelope,
     predicted_harm,
+    tied_choices,
+    weighted,
 )
+from mixqvit.allocation.restrictions import Restrictions
+from mixqvit.allocation.table import choice_table
 from mixqvit.bits import BIT_WIDTHS, uniform
-from mixqvit.costs import Storage, cost, uniform_bitops
-from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
-from mixqvit.layers import Layer
-
-REST = Storage("mix-qvit", 400, 600)
+from mixqvit.costs import cost
+from mixqvit.errors import AllocationError, InfeasibleBudgetError
+from tests.allocation.problems import REST, brute_force, fits, layer, sensitivities, table, transformer
 
 
-def layer(index, kind="fc1", parameters=64, macs=1000):
-    matmul = kind.startswith("matmul")
-    return Layer(
-        f"layer{index}",
-        kind,
-        0,
-        0 if matmul else parameters,
-        0 if matmul else 8,
-        macs,
-        (1, 8),
-        (1, 8),
-        f"n{index}",
-        None,
-    )
-
-
-def table(count, seed=0, kinds=("patch_embed", "qkv", "matmul1", "fc1")):
-    random = np.random.default_rng(seed)
-    layers = [
-        layer(index, kinds[index % len(kinds)], int(random.integers(1, 40)) * 8, int(random.integers(100, 5000)))
-        for index in range(count)
-    ]
-    harms = {one.name: {bits: float(random.random() * 4.0**-bits) for bits in BIT_WIDTHS} for one in layers}
-    return layers, harms
-
-
-def brute_force(layers, harms, budget, importance=None, gamma=1.0, widths=BIT_WIDTHS):
-    """Try every combination, with costs computed by their definition."""
-    best = None
-    options = [
-        {bits: harm for bits, harm in choices(one, harms[one.name]).items() if bits[0] in widths} for one in layers
-    ]
-    for combination in product(*options):
-        bits = {one.name: pair for one, pair in zip(layers, combination, strict=True)}
-        costs = cost(layers, bits, REST)
-        parameters = sum(one.parameters for one in layers)
-        weight_bits = sum(one.parameters * bits[one.name][0] for one in layers)
-        within = (
-            (budget.average_bits is None or weight_bits <= budget.average_bits * parameters)
-            and (budget.size_bytes is None or costs.size_bytes <= budget.size_bytes)
-            and (budget.bitops is None or costs.bitops <= budget.bitops)
-            and (
-                budget.average_bits is None
-                or not budget.cap_bitops
-                or costs.bitops <= uniform_bitops(layers, budget.average_bits)
-            )
-        )
-        if within:
-            harm = predicted_harm(layers, bits, harms, importance, gamma)
-            best = harm if best is None else min(best, harm)
-    return best
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    average_bits=st.none() | st.floats(1.9, 4.6),
-    size=st.none() | st.floats(0.25, 0.7),
-    bitops=st.none() | st.floats(0.05, 0.5),
-    cap=st.booleans(),
-    gamma=st.sampled_from([0.0, 1.0, 0.5]),
-)
-def test_the_optimum_is_that_of_brute_force_and_no_ceiling_is_exceeded(seed, average_bits, size, bitops, cap, gamma):
-    if average_bits is None and size is None and bitops is None:
-        average_bits = 3.0
-    layers, harms = table(4, seed)
-    harms = {name: {bits: harm for bits, harm in row.items() if bits <= 6} for name, row in harms.items()}
+def budgets(layers, average_bits, size, bitops, cap):
+    """Return a budget from fractions of the cost of 6 bits."""
     largest = cost(layers, uniform(layers, 6), REST)
-    budget = Budget(
+    return Budget(
         average_bits,
         None if size is None else int(size * largest.size_bytes),
         None if bitops is None else bitops * largest.bitops,
         cap,
     )
+
+
+CEILINGS = {
+    "average_bits": st.none() | st.floats(1.9, 4.6) | st.sampled_from([2.0, 3.0, 4.0]),
+    "size": st.none() | st.floats(0.25, 0.9),
+    "bitops": st.none() | st.floats(0.05, 0.5),
+    "cap": st.booleans(),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), gamma=st.sampled_from([0.0, 1.0, 0.5]), **CEILINGS)
+def test_the_optimum_is_that_of_brute_force_and_no_ceiling_is_exceeded(seed, gamma, average_bits, size, bitops, cap):
+    if average_bits is None and size is None and bitops is None:
+        average_bits = 3.0
+    layers, harms = table(4, seed)
+    harms = {name: {bits: harm for bits, harm in row.items() if bits <= 6} for name, row in harms.items()}
+    budget = budgets(layers, average_bits, size, bitops, cap)
     random = np.random.default_rng(seed + 1)
     importance = {one.name: float(random.random()) for one in layers}
-    expected = brute_force(layers, harms, budget, importance, gamma, range(2, 7))
+    expected = brute_force(layers, weighted(tied_choices(layers, harms), importance, gamma), budget)
     if expected is None:
         with pytest.raises(InfeasibleBudgetError):
             allocate(layers, harms, budget, REST, importance, gamma)
         return
     found = allocate(layers, harms, budget, REST, importance, gamma)
+    assert found.gap == 0.0
     assert found.harm == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert found.harm == pytest.approx(predicted_harm(layers, found.bits, harms, importance, gamma))
     assert found.cost == cost(layers, found.bits, REST)
-    if budget.average_bits is not None:
-        assert found.cost.average_bits <= budget.average_bits + 1e-12
-        if cap:
-            assert found.cost.bitops <= uniform_bitops(layers, budget.average_bits)
-    if budget.size_bytes is not None:
-        assert found.cost.size_bytes <= budget.size_bytes
-    if budget.bitops is not None:
-        assert found.cost.bitops <= budget.bitops
+    assert fits(layers, found.bits, budget)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), **CEILINGS)
+def test_the_optimum_of_independent_bits_is_that_of_brute_force(seed, average_bits, size, bitops, cap):
+    if average_bits is None and size is None and bitops is None:
+        average_bits = 3.0
+    layers, weights = table(3, seed, ("patch_embed", "qkv", "matmul2"))
+    _, inputs = table(3, seed + 1)
+    budget = budgets(layers, average_bits, size, bitops, cap)
+    harms = independent_choices(layers, weights, inputs)
+    assert [len(harms[one.name]) for one in layers] == [7, 49, 7]
+    expected = brute_force(layers, harms, budget)
+    if expected is None:
+        with pytest.raises(InfeasibleBudgetError):
+            best_allocation(layers, harms, budget, REST)
+        return
+    found = best_allocation(layers, harms, budget, REST)
+    assert found.harm == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert fits(layers, found.bits, budget)
 
 
 def dynamic_programming(layers, harms, average_bits):
@@ -140,7 +111,18 @@ def test_the_optimum_is_exact_when_harms_span_many_orders_of_magnitude(seed, ave
     harms = {one.name: {bits: float(10 ** random.uniform(-1, 1) * 8.0**-bits) for bits in BIT_WIDTHS} for one in layers}
     harms["layer7"][2] = 1.0
     found = allocate(layers, harms, Budget(average_bits=average_bits, cap_bitops=False), REST)
-    assert found.harm == pytest.approx(dynamic_programming(layers, harms, average_bits), rel=1e-5)
+    assert found.harm == pytest.approx(dynamic_programming(layers, harms, average_bits), rel=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_harms_from_1e_minus_12_to_10_are_told_apart(seed):
+    random = np.random.default_rng(seed)
+    layers = [layer(index) for index in range(30)]
+    falling = -np.sort(-(10.0 ** random.uniform(-12, 1, (len(layers), len(BIT_WIDTHS)))))
+    harms = {one.name: dict(zip(BIT_WIDTHS, row, strict=True)) for one, row in zip(layers, falling, strict=True)}
+    for average_bits in (3.0, 5.0, 7.5):
+        found = allocate(layers, harms, Budget(average_bits=average_bits, cap_bitops=False), REST)
+        assert found.harm == pytest.approx(dynamic_programming(layers, harms, average_bits), rel=1e-10)
 
 
 @pytest.mark.parametrize("bits", BIT_WIDTHS)
@@ -166,6 +148,15 @@ def test_equal_ceilings_are_met_exactly():
             allocate(layers, flat, tighter, REST)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_costs_of_an_optimum_are_a_budget_that_admits_it(seed):
+    """Averages such as 3.1 bits are no exact numbers; what an allocation reports must still be within it."""
+    layers, harms = table(9, seed)
+    found = allocate(layers, harms, Budget(average_bits=3.1 + seed / 10), REST)
+    again = Budget(found.cost.average_bits, found.cost.size_bytes, found.cost.bitops, cap_bitops=False)
+    assert allocate(layers, harms, again, REST).harm == pytest.approx(found.harm, rel=1e-12)
+
+
 def test_a_larger_budget_never_predicts_more_harm():
     layers, harms = table(15, seed=2)
     found = [allocate(layers, harms, Budget(average_bits=bits / 4), REST).harm for bits in range(8, 33)]
@@ -181,43 +172,6 @@ def test_importance_moves_bits_to_the_layers_that_matter():
     assert found.bits["layer3"][0] > min(bits[0] for bits in found.bits.values())
 
 
-def test_predicted_harm_is_the_sum_over_layers_of_importance_to_the_gamma_times_sensitivity():
-    layers = [layer(0), layer(1, "matmul1"), layer(2, "patch_embed")]
-    harms = {"layer0": {2: 0.5, 3: 0.25}, "layer1": {2: 8.0, 3: 4.0}, "layer2": {2: 3.0, 3: 5.0}}
-    importance = {"layer0": 0.5, "layer1": 0.25, "layer2": 0.125}
-    bits = {"layer0": (2, 2), "layer1": (3, 3), "layer2": (3, 8)}
-    # The patch embedding's curve rises; its envelope at 3 bits is the 3.0 measured at 2.
-    assert predicted_harm(layers, bits, harms) == 0.5 + 4.0 + 3.0
-    assert predicted_harm(layers, bits, harms, importance, 1.0) == 0.5 * 0.5 + 0.25 * 4.0 + 0.125 * 3.0
-    assert predicted_harm(layers, bits, harms, importance, 2.0) == 0.25 * 0.5 + 0.0625 * 4.0 + 0.015625 * 3.0
-    assert predicted_harm(layers, bits, harms, importance, 0.0) == predicted_harm(layers, bits, harms)
-
-
-def test_pinned_layers_keep_their_bits():
-    layers, harms = table(8)
-    pinned = {"layer1": 8, "layer2": (2, 2), "layer3": 32, "layer0": 5}
-    found = allocate(layers, harms, Budget(average_bits=7.0, cap_bitops=False), REST, pinned=pinned)
-    assert found.bits["layer1"] == (8, 8)
-    assert found.bits["layer2"] == (2, 2)
-    assert found.bits["layer0"] == (5, 8)  # the patch embedding's input keeps 8 bits
-    with pytest.raises(InfeasibleBudgetError, match="Pinned layers count too: layer1"):
-        allocate(layers, harms, Budget(average_bits=2.0), REST, pinned={"layer1": 8})
-    with pytest.raises(BitWidthError):
-        allocate(layers, harms, Budget(average_bits=4.0), REST, pinned={"layer1": 1})
-
-
-def test_an_impossible_budget_names_the_smallest_feasible_value_which_is_feasible():
-    layers, harms = table(6)
-    smallest = cost(layers, uniform(layers, 2), REST)
-    with pytest.raises(InfeasibleBudgetError, match="smallest feasible value is 2"):
-        allocate(layers, harms, Budget(average_bits=1.5), REST)
-    with pytest.raises(InfeasibleBudgetError) as caught:
-        allocate(layers, harms, Budget(size_bytes=10), REST)
-    value = float(str(caught.value).split("value is ")[1].split(" MB")[0])
-    assert value * 1e6 == pytest.approx(smallest.size_bytes, abs=1)
-    assert allocate(layers, harms, Budget(size_bytes=round(value * 1e6)), REST).cost.size_bytes == smallest.size_bytes
-
-
 @pytest.mark.parametrize(
     "budget",
     [
@@ -229,6 +183,8 @@ def test_unusable_budgets_are_refused(budget):
     layers, harms = table(3)
     with pytest.raises(AllocationError):
         allocate(layers, harms, budget, REST)
+    with pytest.raises(AllocationError):
+        next(frontier_steps(layers, tied_choices(layers, harms), REST, [budget]))
 
 
 @pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
@@ -238,10 +194,49 @@ def test_unusable_exponents_are_refused(gamma):
         allocate(layers, harms, Budget(average_bits=4.0), REST, gamma=gamma)
 
 
-def test_harm_curves_are_used_as_their_monotone_envelope():
-    assert monotone_envelope({2: 1.0, 3: 0.2, 4: 0.5, 5: 0.1}) == {2: 1.0, 3: 0.2, 4: 0.2, 5: 0.1}
+@pytest.mark.parametrize("value", [-0.1, float("nan"), None])
+def test_unusable_importances_are_refused(value):
+    layers, harms = table(3)
+    importance = {one.name: 1.0 for one in layers} | {"layer1": value}
+    with pytest.raises(AllocationError, match="importance of layer layer1"):
+        allocate(layers, harms, Budget(average_bits=4.0), REST, importance)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_harms_that_are_no_numbers_are_refused_with_their_layer(value):
+    layers, harms = table(3)
+    harms["layer1"] = {2: value}
+    with pytest.raises(AllocationError, match="layer1"):
+        allocate(layers, harms, Budget(average_bits=4.0), REST)
+    with pytest.raises(AllocationError, match="layer1"):
+        best_allocation(layers, {"layer0": {(2, 2): 1.0}}, Budget(average_bits=4.0), REST)
 
 
 def test_no_uniform_setting_may_fit():
     layers, _ = table(4)
     assert largest_uniform(layers, Budget(size_bytes=10), REST, BIT_WIDTHS) is None
+
+
+def test_the_frontier_is_every_single_optimum():
+    layers = transformer(4)
+    harms = tied_choices(layers, sensitivities(layers, 3))
+    restrictions = Restrictions(pinned={"head": 8}, at_least={"blocks.1.qkv": 4})
+    wanted = [Budget(average_bits=bits / 10) for bits in range(18, 82, 4)]
+    found = list(frontier_steps(layers, harms, REST, wanted, restrictions))
+    assert found[0] is None
+    assert found[-1] is not None
+    for budget, one in zip(wanted, found, strict=True):
+        try:
+            expected = best_allocation(layers, harms, budget, REST, restrictions)
+        except InfeasibleBudgetError:
+            expected = None
+        assert one == expected
+    feasible = [one.harm for one in found if one is not None]
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(feasible))
+
+
+def test_a_solver_that_exceeds_a_ceiling_would_be_noticed():
+    layers, harms = table(4)
+    chosen = choice_table(layers, tied_choices(layers, harms), REST, Restrictions())
+    with pytest.raises(AllocationError, match="exceeds"):
+        chosen.allocation([6, 6, 6, 6], 0.0, Budget(average_bits=3.0), 0.0)
