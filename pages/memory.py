@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+STEPS_BACK = 100
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -27,27 +29,51 @@ class Memory:
         wanted: What it was solved with: the arguments of `study.allocate`.
         previous: The bits before it, None at first.
         points: What was measured so far, by the setting's bits.
+        settings: Allocations with their common predicted harm, by γ and bits.
+        scored: What strategies have to know that is there: (strategy, tied).
+        importance: Ω by layer name; None as long as no strategy needed it.
         uniforms: Whether all uniform settings are wanted.
+        asked: Settings of a large model that are to be measured.
+        seconds: About how long measuring a setting takes.
+        held: Bits held as A, None for nothing.
+        controls: What the controls were set to, the last as they are now.
     """
 
     allocation: object = None
     wanted: dict | None = None
     previous: dict | None = None
     points: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    scored: set = field(default_factory=set)
+    importance: dict | None = None
     uniforms: bool = False
+    asked: set = field(default_factory=set)
+    seconds: float | None = None
+    held: dict | None = None
+    controls: list = field(default_factory=list)
 
     def show(self, allocation, wanted):
         if self.allocation is not None and self.allocation.bits != allocation.bits:
             self.previous = self.allocation.bits
         self.allocation, self.wanted = allocation, wanted
 
-    def measured(self, allocation):
-        found = self.points.get(key(allocation))
+    def measured(self, bits):
+        found = self.points.get(key(bits))
         return found and found.evaluation
 
-    def remember(self, name, allocation, evaluation):
-        self.points[key(allocation)] = Measured(name, allocation.bits, evaluation)
+    def remember(self, name, bits, evaluation):
+        self.points.setdefault(key(bits), Measured(name, bits, evaluation))
+
+    def note(self, controls):
+        """Remember what the controls are set to, so that Undo finds the way back."""
+        if not self.controls or self.controls[-1] != controls:
+            self.controls = [*self.controls[-STEPS_BACK:], controls]
+
+    def step_back(self):
+        """Forget the last change of the controls; returns what they were set to before."""
+        self.controls.pop()
+        return self.controls[-1]
 
 
-def key(allocation):
-    return tuple(allocation.bits.values())
+def key(bits):
+    return tuple(bits.values())

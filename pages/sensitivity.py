@@ -1,33 +1,65 @@
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.figures import sensitivity as figures
 from pages import common
 
 OPERANDS = ("both", "weights", "activations")
-DEFAULTS = {"operands": "both", "harm_scale": "log", "harm_bits": 3, "kinds": [], "blocks": [], "highlight": None}
+DEFAULTS = {
+    "harm_metric": "kl",
+    "harm_baseline": FULL_PRECISION,
+    "operands": "both",
+    "harm_scale": "log",
+    "harm_colours": "kind",
+    "harm_bits": 3,
+    "kinds": [],
+    "blocks": [],
+    "highlight": None,
+}
 
 
 def main() -> None:
     with common.page(
         "Sensitivity",
-        "How much harm it does to quantize one layer alone: Λ is the KL divergence between the class probabilities of "
-        "the full-precision model and those with that one layer quantized. Measured on calibration images, for every "
-        "layer and every bit-width from 2 to 8.",
+        "How much harm it does to quantize one layer alone: Λ says how far the output moves from that of the "
+        "full-precision model, by default as KL divergence between the class probabilities. Measured on calibration "
+        "images, for every layer and every bit-width from 2 to 8.",
     ):
         study = common.study()
-        operands, logarithmic, shown, highlighted = controls(study)
-        harms, finished = sweep(study, operands, logarithmic, shown, highlighted)
-        words(study, harms, finished)
-        grid(study, harms, logarithmic, operands)
-        numbers(study, harms)
-        method()
+        metric, baseline, operands = sweep_controls(study)
+        view = view_controls(study)
+        harms, intervals = sweep(study, metric, baseline, operands, view)
+        words(study, harms, metric, view, intervals is not None)
+        grid(study, harms, metric, baseline, operands, view["logarithmic"], intervals)
+        numbers(study, harms, metric, intervals)
+        method(study)
 
 
-def controls(study):
-    """Show what chooses the curves; returns operands, whether the scale is logarithmic, layers, highlighted layer."""
-    layers = study.layers
+def sweep_controls(study):
+    """Show what is measured; returns metric, baseline and operands."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
+        metric = st.selectbox(
+            "Harm is measured as",
+            list(study.metrics),
+            index=list(study.metrics).index(study.settings.metric),
+            format_func=lambda name: figures.WORDS[name].title,
+            key="harm_metric",
+            bind="query-params",
+            width=230,
+            help="  \n".join(f"**{figures.WORDS[name].title}**: {text}" for name, text in study.metrics.items())
+            + "  \nOne sweep serves all of them.",
+        )
+        baseline = st.selectbox(
+            "All other layers",
+            [FULL_PRECISION, *BIT_WIDTHS],
+            index=[FULL_PRECISION, *BIT_WIDTHS].index(study.settings.baseline),
+            format_func=figures.setting_words,
+            key="harm_baseline",
+            bind="query-params",
+            width=180,
+            help="The baseline: what the layers are left at that are not swept. Harm is measured against full "
+            "precision all the same. Another baseline is another sweep.",
+        )
         operands = st.segmented_control(
             "Quantized operands",
             OPERANDS,
@@ -38,6 +70,19 @@ def controls(study):
             help="Both inputs of the layer's multiplication, or one of them; an attention product has no weights, both "
             "its operands are activations.",
         )
+        st.button("Reset", icon=":material/restart_alt:", on_click=reset, args=(study,))
+    return metric, baseline, operands
+
+
+def reset(study) -> None:
+    st.session_state.update(DEFAULTS)
+    st.session_state.update(harm_metric=study.settings.metric, harm_baseline=study.settings.baseline)
+
+
+def view_controls(study) -> dict:
+    """Show how the curves are drawn; returns the choices by name, `layers` are those to draw."""
+    layers = study.layers
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         scale = st.segmented_control(
             "Scale of the harm",
             ["log", "linear"],
@@ -45,16 +90,25 @@ def controls(study):
             required=True,
             key="harm_scale",
             bind="query-params",
-            help=f"The logarithmic scale shows harms below {figures.FLOOR:.0e} nats, zero included, at that value.",
+            help="A logarithmic scale has no place for zero and for negative harm: they are drawn on its lowest line.",
+        )
+        by = st.segmented_control(
+            "Colour by",
+            figures.GROUPS,
+            default=DEFAULTS["harm_colours"],
+            required=True,
+            key="harm_colours",
+            bind="query-params",
+            help="The marker says the kind either way.",
         )
         highlighted = st.selectbox(
             "Highlight",
             [layer.name for layer in layers],
             index=None,
-            placeholder="one layer against the rest",
+            placeholder="one against the rest",
             key="highlight",
             bind="query-params",
-            width=260,
+            width=210,
         )
         kinds = st.multiselect(
             "Kinds",
@@ -62,7 +116,7 @@ def controls(study):
             placeholder="all",
             key="kinds",
             bind="query-params",
-            width=220,
+            width=150,
         )
         blocks = st.multiselect(
             "Blocks",
@@ -70,68 +124,98 @@ def controls(study):
             placeholder="all",
             key="blocks",
             bind="query-params",
-            width=180,
+            width=120,
         )
-        st.button("Reset", icon=":material/restart_alt:", on_click=st.session_state.update, args=(DEFAULTS,))
-    return operands, scale == "log", figures.selected(layers, kinds, blocks), highlighted
+    return {
+        "layers": figures.selected(layers, kinds, blocks),
+        "logarithmic": scale == "log",
+        "by": by,
+        "highlighted": highlighted,
+    }
 
 
-def sweep(study, operands: str, logarithmic: bool, shown, highlighted: str | None):
-    """Measure, with live curves; returns Λ as far as measured and whether all of it is."""
-    name = "Sensitivity" if operands == "both" else f"Sensitivity ({operands} only)"
+def sweep(study, metric: str, baseline: int, operands: str, view: dict):
+    """Measure, with live curves; returns Λ as far as measured, and the intervals once all of it is."""
+    name = work_name(operands, baseline)
+    layers = view["layers"]
     progress = st.container()
     slot = st.empty()
     drawn = ""
+
+    def curves(harms, intervals=None):
+        choices = {choice: view[choice] for choice in ("logarithmic", "by", "highlighted")}
+        return figures.harm_curves(layers, harms, metric, intervals=intervals, **choices)
+
+    def saved():
+        return figures.table(study.saved_sensitivity(operands, baseline), metric)
 
     def draw(layer: str) -> None:
         nonlocal drawn
         if layer == drawn:  # the browser builds the chart anew each time, so not for every cell
             return
         drawn = layer
-        harms = figures.table(study.saved_sensitivity(operands))
-        slot.plotly_chart(figures.harm_curves(shown, harms, logarithmic, highlighted), alt="Curves measured so far")
+        slot.plotly_chart(curves(saved()), alt="Curves measured so far")
 
-    def steps():
-        return study.sensitivity_steps(operands)
-
-    saved = figures.table(study.saved_sensitivity(operands))
     with progress:
-        if not figures.complete(study.layers, saved, operands):
+        found = saved()
+        if not figures.complete(study.layers, found, operands):
             draw("none yet")
         # Calibration comes first and has a bar of its own, so that its remaining time is known too.
-        ready = saved or common.run("Calibration", study.calibration_steps) is not None
-        harms = common.run(name, steps, lambda step: draw(step.result.layer)) if ready else None
-    finished = harms is not None
-    if not finished:
-        harms = figures.table(study.saved_sensitivity(operands))
-    if not shown:
+        ready = found or common.run("Calibration", study.calibration_steps) is not None
+        steps = lambda: study.sensitivity_steps(operands, baseline)  # noqa: E731
+        finished = ready and common.run(name, steps, lambda step: draw(step.result.layer)) is not None
+    harms = study.sensitivity(operands, metric, baseline) if finished else saved()
+    intervals = study.sensitivity_intervals(operands, metric, baseline) if finished else None
+    if not layers:
         st.info("No layer is of these kinds in these blocks; choose others.")
     with slot.container():
         common.chart(
-            figures.harm_curves(shown, harms, logarithmic, highlighted),
-            f"Harm against bits, one curve per layer of {study.model.name}, operands quantized: {operands}",
-            figures.harm_frame(shown, harms),
-            f"{study.model.name} sensitivity {operands}",
+            curves(harms, intervals),
+            f"Harm against bits ({figures.WORDS[metric].title}), one curve per layer of {study.model.name}, operands "
+            f"quantized: {operands}, all other layers {figures.setting_words(baseline)}",
+            figures.long_frame(layers, harms, metric, intervals),
+            f"{study.model.name} sensitivity {file_words(metric, operands, baseline)}",
         )
-    return harms, finished
+    return harms, intervals
 
 
-def words(study, harms, finished: bool) -> None:
-    rising = figures.rising(harms)
-    monotone = (
+def work_name(operands: str, baseline: int) -> str:
+    details = [f"{operands} only"] if operands != "both" else []
+    if baseline != FULL_PRECISION:
+        details.append(f"the rest {figures.setting_words(baseline)}")
+    return "Sensitivity" + (f" ({', '.join(details)})" if details else "")
+
+
+def file_words(metric: str, operands: str, baseline: int) -> str:
+    return f"{metric} {operands}" + ("" if baseline == FULL_PRECISION else f" rest {baseline} bits")
+
+
+def words(study, harms, metric: str, view: dict, finished: bool) -> None:
+    rises = figures.rising(harms)
+    sentences = ["Curves are shown as measured."]
+    sentences.append(
         "No curve rises with more bits."
-        if not rising
-        else f"{len(rising)} of {len(harms)} curves rise somewhere although bits are added: noise of a small harm on "
+        if not rises
+        else f"{len(rises)} of {len(harms)} curves rise somewhere although bits are added: noise of a small harm on "
         "few images, or a grid that happens to fit worse."
     )
-    st.caption(
-        f"Curves are shown as measured. {monotone} The allocation uses the monotone envelope, the least harm at that "
-        "many bits or fewer; highlight a layer to see it dotted. Click a kind in the legend to hide it."
-        + ("" if finished else " The sweep is not finished; what is shown is what was measured.")
+    sentences.append(
+        "The allocation uses the monotone envelope, the least harm at that many bits or fewer; highlight a layer to "
+        "see it dotted, with its 95 % interval (bootstrap over the images) as a band. Click a name in the legend to "
+        "hide it."
     )
+    hidden = figures.undrawable(view["layers"], harms) if view["logarithmic"] else 0
+    if hidden:
+        sentences.append(f"{hidden} harms are zero or negative: they lie on the lowest line.")
+    images = study.settings.analysis_images
+    if figures.WORDS[metric].is_coarse:
+        sentences.append(f"This metric is coarse: one of the {images} images is {100 / images:.3g} points.")
+    if not finished:
+        sentences.append("The sweep is not finished; what is shown is what was measured.")
+    st.caption(" ".join(sentences))
 
 
-def grid(study, harms, logarithmic: bool, operands: str) -> None:
+def grid(study, harms, metric: str, baseline: int, operands: str, logarithmic: bool, intervals) -> None:
     st.subheader("Which layers break first")
     bits = st.segmented_control(
         "Bit-width",
@@ -141,30 +225,39 @@ def grid(study, harms, logarithmic: bool, operands: str) -> None:
         key="harm_bits",
         bind="query-params",
     )
-    st.markdown(figures.first_to_break(study.layers, harms, bits, 5))
+    st.markdown(figures.first_to_break(study.layers, harms, metric, bits, 5))
     common.chart(
-        figures.harm_grid(study.layers, harms, bits, logarithmic),
-        f"Harm of every layer of {study.model.name} at {bits} bits",
-        figures.harm_frame(study.layers, harms),
-        f"{study.model.name} sensitivity {operands} at {bits} bits",
+        figures.harm_grid(study.layers, harms, metric, bits, logarithmic, intervals),
+        f"Harm of every layer of {study.model.name} at {bits} bits ({figures.WORDS[metric].title})",
+        figures.long_frame(study.layers, harms, metric, intervals, bits),
+        f"{study.model.name} sensitivity {file_words(metric, operands, baseline)} at {bits} bits",
     )
 
 
-def numbers(study, harms) -> None:
+def numbers(study, harms, metric: str, intervals) -> None:
+    number = st.column_config.NumberColumn
+    unit = figures.WORDS[metric].unit or "no unit"
     with st.expander("All numbers", icon=":material/table:"):
         frame = figures.harm_frame(study.layers, harms)
+        widths = [column for column in frame.columns if column.endswith(" bits")]
         st.dataframe(
             frame,
             hide_index=True,
-            column_config={
-                column: st.column_config.NumberColumn(column, format="%.2e", help="Λ in nats")
-                for column in frame.columns
-                if column.endswith(" bits")
-            },
+            column_config={column: number(column, format="%.2e", help=f"Λ ({unit})") for column in widths},
+            alt="Harm of every layer at every bit-width.",
+        )
+        st.caption("With 95 % intervals, one row per layer and bit-width; the CSV below the curves holds the same.")
+        frame = figures.long_frame(study.layers, harms, metric, intervals)
+        exact = {name: number(name, format="%.3e", help=f"Λ ({unit})") for name in frame.columns[4:7]}
+        st.dataframe(
+            frame,
+            hide_index=True,
+            column_config={**exact, "SQNR (dB)": number(format="%.1f", help="Signal to quantization noise of logits")},
+            alt="Harm with its interval, one row per layer and bit-width.",
         )
 
 
-def method() -> None:
+def method(study) -> None:
     with st.expander("How this is computed", icon=":material/functions:"):
         st.latex(
             r"\Lambda_l(w, a) = \frac{1}{N} \sum_{x} \sum_{c} p(c \mid x)\, "
@@ -172,13 +265,19 @@ def method() -> None:
         )
         st.markdown(
             "p are the class probabilities of the full-precision model, p̂ those of the same model in which only layer "
-            "*l* is quantized, weights to *w* and activations to *a* bits. The mean runs over the calibration images; "
-            "no labels are needed. The network runs once up to each layer and then only from there on for every "
-            "bit-width, so a sweep costs far less than one evaluation per cell. KL divergence as the metric "
-            "follows Mix-QViT (arXiv 2501.06357). A nat is the unit of information with the natural logarithm; 0 means "
-            "that quantizing the layer changes nothing. With *both*, the input of the patch embedding keeps 8 bits, as "
-            "it does in every allocation; with *weights* alone a post-LayerNorm input is not reparameterized, and so "
-            "neither is the weight."
+            "*l* is quantized, weights to *w* and activations to *a* bits, and every other layer is left at the "
+            "baseline. The mean runs over the calibration images. KL divergence as the metric follows Mix-QViT (arXiv "
+            "2501.06357); a nat is the unit of information with the natural logarithm, and 0 means that quantizing "
+            "the layer changes nothing. The other metrics:\n\n"
+            + "\n".join(f"- **{figures.WORDS[name].title}**: {text}" for name, text in study.metrics.items())
+            + "\n\nWhat happened to every image is saved, so all metrics and their intervals come from one sweep. The "
+            "intervals are 95 % percentile intervals of a bootstrap (Efron 1979): the images drawn again 1,000 times "
+            "with replacement. They say how far the harm hangs on the choice of images; with a few dozen images they "
+            "are wide.\n\n"
+            "The network runs once up to each layer and then only from there on for every bit-width, so a sweep costs "
+            "far less than one evaluation per cell. With *both*, the input of the patch embedding keeps 8 bits, as it "
+            "does in every allocation; with *weights* alone over full precision a post-LayerNorm input is not "
+            "reparameterized, and so neither is the weight."
         )
 
 

@@ -36,9 +36,12 @@ PairHarms = Mapping[tuple[str, str], Mapping[tuple[Bits, Bits], float]]
 
 _GOOD_ENOUGH = 0.01
 _SECONDS = 5.0
-_ROUNDS = 8
+_ROUNDS = 16
+_RESTARTS = 100
+_DISTURBANCE = 0.7
 _ACCURACY = 2e-3  # of the relaxation, well below the gap that is good enough
 _MOST_VARIABLES = 1000
+_ROUNDING = 1e-9
 _WORTH_IMPROVING = 1.05  # times the best harm: allocations from which the local search starts
 _UNRESTRICTED = Restrictions()
 
@@ -78,7 +81,7 @@ def best_pairwise_allocation(
         budget: The ceilings.
         storage: What the size depends on beside the layers.
         restrictions: What is demanded of single layers and kinds.
-        seconds: Time after which no new round of bounds begins; it also ends at a gap of 1 %, or after 8 rounds.
+        seconds: Time after which no new round of bounds begins; it also ends at a gap of 1 %, or after 16 rounds.
 
     Returns:
         The allocation; its `gap` is (harm − bound) / harm.
@@ -97,6 +100,8 @@ def best_pairwise_allocation(
             f"{table.possible.sum()} choices are too many for pairwise terms (at most {_MOST_VARIABLES}): let both "
             "operands share their bits, or allow fewer bit-widths."
         )
+    if not any(any(row.values()) for row in pairs.values()):
+        return PairwiseAllocation(first.bits, first.harm, first.cost, budget, first.gap)
     matrix, projected = _matrix(table, pairs)
     start = np.array([row.index(first.bits[layer.name]) for layer, row in zip(layers, table.options, strict=True)])
     search = _Search(matrix, table, budget, start)
@@ -123,8 +128,6 @@ def _matrix(table: ChoiceTable, pairs: PairHarms) -> tuple[np.ndarray, bool]:
     matrix = matrix.reshape(layers * choices, -1)
     used = table.possible.ravel()
     matrix[~used] = matrix[:, ~used] = 0.0
-    if not matrix.any():
-        return np.diag(harm), False
     root = np.sqrt(np.maximum(harm, 0.0))
     relative = np.divide(matrix, np.outer(root, root), out=np.zeros_like(matrix), where=np.outer(root, root) > 0)
     relative = np.clip(relative, -1.0, 1.0) + np.diag((harm > 0).astype(float))
@@ -152,10 +155,11 @@ class _Search:
 
     def run(self, deadline: float) -> None:
         """Improve the allocation and its bound until they are near, or time is over."""
+        self._restart(deadline)
         spreads = [self._likely()]
         for _ in range(_ROUNDS):
-            # The blocks to move answer to where the relaxation went, on average, as in fictitious play.
-            spread = np.where(self.left, np.mean(spreads, axis=0) + 1e-12, 0.0)
+            # What to move answers to where the relaxation went so far, as in fictitious play, recent rounds first.
+            spread = np.where(self.left, np.average(spreads, axis=0, weights=range(1, len(spreads) + 1)) + 1e-12, 0.0)
             quadratic, linear = convex_split(self.matrix, spread, abs(self.harm))
             accuracy = max(_ACCURACY, 0.1 * min(self.gap, 1.0))
             relaxed = relax(quadratic, linear, self._oracle, self._indicator(self.chosen), accuracy, deadline)
@@ -164,12 +168,26 @@ class _Search:
                 return
             tangent = np.where(self.left, relaxed.gradient.reshape(self.left.shape), np.inf)
             lowest = relaxed.constant + least_with(tangent, self.amounts, self.rooms)
-            self.left = self.left & (lowest <= self.harm)
+            self.left = self.left & (lowest <= self.harm + _ROUNDING * abs(self.harm))
             self.left[np.arange(len(self.left)), self.chosen] = True
             if (self.left.sum(axis=1) == 1).all():
                 self.bound = self.harm
                 return
             spreads.append(relaxed.point.reshape(self.left.shape))
+
+    def _restart(self, deadline: float) -> None:
+        """Improve allocations that are best for what choices add, scaled at random: other places to start from."""
+        random = np.random.default_rng(0)
+        for _ in range(_RESTARTS):
+            if time.monotonic() > deadline:
+                return
+            marginal = np.where(self.possible, marginal_harm(self.matrix, self.chosen), np.inf)
+            beyond = marginal - marginal.min(axis=1, keepdims=True)
+            scaled = beyond * np.exp(_DISTURBANCE * random.normal(size=beyond.shape))
+            start = least_harm(scaled, self.amounts, self.rooms).chosen
+            chosen, harm = improved(self.matrix, self.possible, self.amounts, self.rooms, start)
+            if harm < self.harm:
+                self.chosen, self.harm = chosen, harm
 
     def _likely(self) -> np.ndarray:
         """Return how likely every choice is in a mixture `[L, K]`: less, the more it costs beyond the best one."""

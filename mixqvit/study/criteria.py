@@ -147,8 +147,12 @@ class CriteriaStages(SensitivityStages):
         yield Progress(len(pairs), len(pairs), "pairs", self._memory["pairs"])
 
     def pair_estimate(self) -> float:
-        """Return about how many seconds measuring all pairs takes on this machine, from a timed run of a few images."""
+        """Return about how many seconds measuring the missing pairs takes here, from a timed run of a few images."""
         pairs, widths, count = self._pair_plan()
+        saved = set(self.store.items(self._pair_key))
+        pairs = [pair for pair in pairs if "|".join(pair) not in saved]
+        if not pairs:
+            return 0.0
         pixels = self.calibration_images.subset(_TIMED_IMAGES).pixels
         with torch.no_grad():
             self.graph(pixels)

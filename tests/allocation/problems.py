@@ -38,8 +38,8 @@ def table(count, seed=0, kinds=("patch_embed", "qkv", "matmul1", "fc1")):
     return layers, harms
 
 
-def transformer(depth, width=96, tokens=65, heads=3):
-    """Return the layers of a vision transformer: 6 `depth` + 2 of them, with the sizes of real ones."""
+def transformer(depth, width=96, tokens=65, heads=3, patch=16, classes=10):
+    """Return the layers of a vision transformer, 6 `depth` + 2 of them; `patch` is the number of values in a patch."""
 
     def linear(name, kind, outputs, inputs, block, rows=tokens):
         shapes = (1, rows, inputs), (1, rows, outputs)
@@ -49,7 +49,7 @@ def transformer(depth, width=96, tokens=65, heads=3):
         shapes = (1, heads, tokens, inner), (1, heads, tokens, outputs)
         return Layer(name, kind, block, 0, 0, heads * tokens * inner * outputs, *shapes, name, None, False)
 
-    layers = [linear("patch_embed", "patch_embed", width, 16, None, tokens - 1)]
+    layers = [linear("patch_embed", "patch_embed", width, patch, None, tokens - 1)]
     for block in range(depth):
         name = f"blocks.{block}."
         layers += [
@@ -60,7 +60,7 @@ def transformer(depth, width=96, tokens=65, heads=3):
             linear(name + "fc1", "fc1", 4 * width, width, block),
             linear(name + "fc2", "fc2", width, 4 * width, block),
         ]
-    return [*layers, linear("head", "head", 10, width, None, 1)]
+    return [*layers, linear("head", "head", classes, width, None, 1)]
 
 
 def sensitivities(layers, seed, low=2.5, high=6.0):

@@ -1,0 +1,135 @@
+"""A/B on the Budget page: one allocation is held as A, the one shown now is B; layer by layer, image by image."""
+
+import streamlit as st
+
+from mixqvit.figures import budget as budget_figures
+from mixqvit.figures import flips as figures
+from mixqvit.figures import overview
+from mixqvit.figures.allocation_strip import difference_strip
+from pages import common
+from pages.budget_measure import setting
+
+MOST_PICTURES = 12
+
+
+def hold(remembered) -> None:
+    if remembered.allocation is not None:  # the button is there before the first allocation is
+        remembered.held = remembered.allocation.bits
+
+
+def let_go(remembered) -> None:
+    remembered.held = None
+
+
+def hold_button(remembered) -> None:
+    st.button(
+        "Hold this as A",
+        icon=":material/push_pin:",
+        on_click=hold,
+        args=(remembered,),
+        help="Keep this allocation as A; whatever is shown from then on is B, and both are compared below.",
+    )
+
+
+def comparison_section(study, remembered, allocation, gamma: float, shown: dict) -> None:
+    """Compare A with the allocation shown now.
+
+    Args:
+        study: The open study.
+        remembered: What this session knows.
+        allocation: The allocation shown now.
+        gamma: Exponent of Ω in predicted harm.
+        shown: What was measured, by `A` and `mixed`.
+    """
+    st.subheader("A against B", anchor=False)
+    if remembered.held is None:
+        st.caption(
+            "Press **Hold this as A** above, then move the budget: this section then compares both allocations layer "
+            "by layer and image by image, and shows which images flip."
+        )
+        return
+    first, second = setting(study, remembered, remembered.held, gamma), allocation
+    name = f"{study.model.name} A against B"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**A**, held: {first.cost.average_bits:.2f} average bits, {overview.megabytes(first.cost.size_bytes)}. "
+            f"**B**, shown now: {second.cost.average_bits:.2f}, {overview.megabytes(second.cost.size_bytes)}."
+        )
+        st.button("Let go of A", icon=":material/close:", type="tertiary", on_click=let_go, args=(remembered,))
+    common.chart(
+        difference_strip(study.layers, first.bits, second.bits),
+        "Bits of A above bits of B, layer by layer.",
+        figures.difference_frame(study.layers, first.bits, second.bits),
+        f"{name}, layers",
+    )
+    left, right = st.columns(2, gap="medium")
+    with left:
+        second_harm = setting(study, remembered, second.bits, gamma).harm
+        st.markdown(
+            budget_figures.comparison(
+                {"A": (first.cost, first.harm, shown["A"]), "B": (second.cost, second_harm, shown["mixed"])}
+            )
+        )
+    with right:
+        changed = figures.difference_frame(study.layers, first.bits, second.bits, changed_only=True)
+        st.caption(f"{len(changed)} of {len(study.layers)} layers differ.")
+        st.dataframe(changed, hide_index=True, height=400, alt="Layers in which A and B differ.")
+    if shown["A"] is None or shown["mixed"] is None:
+        st.info("Which images flip is shown as soon as both are measured.")
+    else:
+        flips_section(study, shown["A"], shown["mixed"], name)
+
+
+def flips_section(study, first, second, name: str) -> None:
+    """Show which images flip between two evaluations."""
+    images = study.evaluation_images
+    has_labels = images.labels is not None
+    kinds = figures.flip_kinds(has_labels)
+    expected = images.labels.tolist() if has_labels else study.reference_predictions
+    found = figures.flips(expected, first, second, kinds)
+    st.markdown(figures.flip_words(found, kinds, len(images)))
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        common.chart(
+            figures.kl_figure(images.names, found, first, second, kinds),
+            "KL divergence of every image with B against that with A.",
+            figures.flip_frame(images.names, images.class_names, found, has_labels),
+            f"{name}, images",
+        )
+        st.caption("One marker per image. Below the dotted line B is closer to full precision than A.")
+    with right:
+        pictures(study, found, kinds, has_labels)
+
+
+def pictures(study, found, kinds, has_labels: bool) -> None:
+    """Show the images that flip."""
+    if not found:
+        return
+    chosen = st.segmented_control(
+        "Which flips",
+        ["all", *kinds.names()],
+        default="all",
+        required=True,
+        key="flip_kind",
+        bind="query-params",
+    )
+    shown = [flip for flip in found if chosen in ("all", flip.kind)]
+    if not shown:
+        st.caption("No image flips this way.")
+    names, classes = study.evaluation_images.names, study.evaluation_images.class_names
+    expected = "label" if has_labels else "full precision"
+    with st.grid(6, min_column_width=105):
+        for flip in shown[:MOST_PICTURES]:
+            picture = study.picture(flip.index)
+            with st.container(gap="small"):
+                st.image(
+                    picture.squeeze(-1) if picture.shape[-1] == 1 else picture,
+                    width="stretch",
+                    alt=f"Evaluation image {names[flip.index]}",
+                )
+                st.caption(
+                    f"{names[flip.index]}  \n{expected} **{classes[flip.expected]}**  \nA {classes[flip.first]} → "
+                    f"B {classes[flip.second]}  \nKL {flip.first_kl:.2g} → {flip.second_kl:.2g}"
+                )
+    if len(shown) > MOST_PICTURES:
+        st.caption(f"The {MOST_PICTURES} whose KL changes most, of {len(shown)}; the CSV has all.")

@@ -1,0 +1,304 @@
+"""Everything a person chooses on the Budget page, how it is undone, and how a link brings it back."""
+
+import streamlit as st
+
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.figures import budget as figures
+from mixqvit.strategies import STRATEGIES
+from pages import budget_url
+
+TIED, INDEPENDENT = "tied", "independent"
+DEFAULTS = {
+    "average_bits": 4.0,
+    "strategy": "mix-qvit",
+    "gamma": 1.0,
+    "size_mb": None,
+    "bitops_g": None,
+    "cap_bitops": True,
+    "operand_bits": TIED,
+    "random_seed": 0,
+}
+TABLE_HEIGHT = 315  # pixels
+
+# The state behind the controls. Widgets hold most of it; restrictions are in the session, by model.
+
+
+def restrictions(model: str) -> dict:
+    return st.session_state.setdefault(f"restrictions {model}", {name: {} for name in budget_url.RESTRICTIONS})
+
+
+def set_restrictions(model: str, changed: dict) -> None:
+    """Replace restrictions; the editable tables start anew from them."""
+    st.session_state[f"restrictions {model}"] = restrictions(model) | changed
+    st.session_state["restrictions set"] = st.session_state.get("restrictions set", 0) + 1
+
+
+def current(model: str) -> dict:
+    """Return what all controls are set to."""
+    values = {name: st.session_state.get(name, default) for name, default in DEFAULTS.items()}
+    return values | {"restrictions": restrictions(model)}
+
+
+def set_controls(model: str, controls: dict) -> None:
+    """Set controls, for callbacks; what is not named stays as it is."""
+    st.session_state.update({name: controls[name] for name in DEFAULTS if name in controls})
+    if "restrictions" in controls:
+        set_restrictions(model, controls["restrictions"])
+
+
+def reset(model: str) -> None:
+    set_controls(model, DEFAULTS | {"restrictions": {name: {} for name in budget_url.RESTRICTIONS}})
+
+
+def undo(model: str, remembered) -> None:
+    set_controls(model, remembered.step_back())
+
+
+def set_request(model: str, request: dict) -> None:
+    """Set all controls to a request as `study.allocate` takes it."""
+    size, bitops = request.get("size_bytes"), request.get("bitops")
+    average_bits = request.get("average_bits")
+    set_controls(
+        model,
+        {
+            # Without a ceiling on average bits: the highest position of the slider, with no cap, allows anything.
+            "average_bits": float(BIT_WIDTHS[-1] if average_bits is None else average_bits),
+            "cap_bitops": average_bits is not None and request.get("cap_bitops", True),
+            "strategy": request.get("strategy", DEFAULTS["strategy"]),
+            "gamma": float(request.get("gamma", DEFAULTS["gamma"])),
+            "size_mb": None if size is None else size / 1e6,
+            "bitops_g": None if bitops is None else bitops / 1e9,
+            "operand_bits": TIED if request.get("tied", True) else INDEPENDENT,
+            "random_seed": int(request.get("seed", 0)),
+            "restrictions": {name: dict(request.get(name) or {}) for name in budget_url.RESTRICTIONS},
+        },
+    )
+
+
+def read_link(study, remembered) -> None:
+    """Take from the URL, once per session, what no widget is bound to."""
+    if st.session_state.get("budget link read"):
+        return
+    st.session_state["budget link read"] = True
+    parameters = {name: st.query_params[name] for name in budget_url.PARAMETERS if name in st.query_params}
+    if parameters:
+        found = budget_url.read(parameters, study.layers)
+        set_restrictions(study.model.name, found.restrictions)
+        remembered.held = found.held
+        st.session_state["link problems"] = found.problems
+
+
+def write_link(study, remembered) -> None:
+    """Write to the URL what no widget is bound to."""
+    for name, text in budget_url.written(restrictions(study.model.name), remembered.held).items():
+        if text and st.query_params.get(name) != text:
+            st.query_params[name] = text
+        elif not text and name in st.query_params:
+            del st.query_params[name]
+
+
+def show_link_problems() -> None:
+    problems = st.session_state.get("link problems")
+    if problems:
+        st.warning(" ".join([*problems, "These parts of it were left out."]), icon=":material/link_off:")
+        st.button("Understood", on_click=st.session_state.pop, args=("link problems",), type="tertiary")
+
+
+# The controls themselves
+
+
+def controls(study, remembered) -> dict:
+    """Show everything a person chooses; returns the arguments of `study.allocate`."""
+    model = study.model.name
+    with st.container(border=True):
+        left, middle, right = st.columns([9, 5, 5], vertical_alignment="bottom", gap="medium")
+        average_bits = left.slider(
+            "Budget: average bits per weight",
+            float(BIT_WIDTHS[0]),
+            float(BIT_WIDTHS[-1]),
+            DEFAULTS["average_bits"],
+            0.1,
+            format="%.1f",
+            key="average_bits",
+            bind="query-params",
+            help="Weight bits per quantized weight, averaged over all weights: a ceiling, never exceeded.",
+        )
+        strategy = middle.selectbox(
+            "Strategy",
+            list(STRATEGIES),
+            key="strategy",
+            bind="query-params",
+            help="What is minimised:\n\n"
+            + "\n".join(f"- **{name}**: {found.description}" for name, found in STRATEGIES.items()),
+        )
+        gamma = right.slider(
+            "γ: weight of importance",
+            0.0,
+            2.0,
+            DEFAULTS["gamma"],
+            0.25,
+            key="gamma",
+            bind="query-params",
+            disabled=not STRATEGIES[strategy].has_gamma,
+            help="Exponent of the importance Ω in the predicted harm: 0 is sensitivity alone, 1 is Mix-QViT.",
+        )
+        with st.expander("More ceilings and restrictions"):
+            left, right = st.columns([2, 3], gap="medium")
+            with left:
+                size, bitops, cap, tied, seed = ceilings(strategy)
+            with right:
+                restricted = restriction_tables(study, tied)
+    remembered.note(current(model))
+    return {
+        "average_bits": average_bits,
+        "size_bytes": None if size is None else round(size * 1e6),
+        "bitops": None if bitops is None else round(bitops * 1e9),
+        "cap_bitops": cap,
+        "gamma": gamma,
+        "strategy": strategy,
+        "tied": tied,
+        "seed": seed,
+        **restricted,
+    }
+
+
+def buttons(model: str, remembered) -> None:
+    """Show what acts on all controls together."""
+    st.button(
+        "Undo",
+        icon=":material/undo:",
+        on_click=undo,
+        args=(model, remembered),
+        disabled=len(remembered.controls) < 2,
+        help="Take back the last change of a control.",
+    )
+    st.button("Reset", icon=":material/restart_alt:", on_click=reset, args=(model,))
+    st.button(
+        "Tour",
+        icon=":material/tour:",
+        on_click=st.session_state.update,
+        args=({"tour": 1},),
+        help="Five steps through this page.",
+    )
+
+
+def ceilings(strategy: str):
+    """Show further ceilings and how operands share bits; returns size (MB), BitOps (G), cap, tied, seed."""
+    size = st.number_input(
+        "Model size at most (MB)",
+        0.001,
+        None,
+        None,
+        0.01,
+        format="%.3f",
+        key="size_mb",
+        bind="query-params",
+        placeholder="no ceiling",
+        help="Decimal megabytes, exactly those of the packed file: weight codes at their true width, scales and zero "
+        "points, what stays in full precision, and the file's header.",
+    )
+    bitops = st.number_input(
+        "BitOps at most (G)",
+        0.001,
+        None,
+        None,
+        0.05,
+        format="%.3f",
+        key="bitops_g",
+        bind="query-params",
+        placeholder="no ceiling",
+        help="Multiply-accumulates × weight bits × activation bits, summed over layers, for one image; in billions.",
+    )
+    cap = st.toggle(
+        "Cap BitOps at those of uniform bits",
+        DEFAULTS["cap_bitops"],
+        key="cap_bitops",
+        bind="query-params",
+        help="Average bits say nothing about activations and attention products. With the cap, a budget of b bits "
+        "also allows no more BitOps than b bits everywhere.",
+    )
+    operands = st.segmented_control(
+        "Weights and inputs of a layer",
+        [TIED, INDEPENDENT],
+        default=DEFAULTS["operand_bits"],
+        required=True,
+        key="operand_bits",
+        bind="query-params",
+        help="Tied: both get the same bits. Independent: each its own; the harm of a pair is that of the weights alone "
+        "plus that of the input alone, so two more sweeps are measured first. Attention products stay tied.",
+    )
+    seed = 0
+    if strategy == "random":
+        seed = st.number_input(
+            "Seed of the random strategy", 0, 10**6, 0, 1, key="random_seed", bind="query-params", width=220
+        )
+    return size, bitops, cap, operands == TIED, int(seed)
+
+
+def restriction_tables(study, tied: bool) -> dict:
+    """Show editable tables of layers and kinds; returns what they restrict, by argument of `study.allocate`."""
+    model, layers = study.model.name, study.layers
+    layer_tab, kind_tab = st.tabs(["Layers", "Kinds"])
+    with layer_tab:
+        before = table_start(model, f"layers {tied}")
+        widths = st.column_config.SelectboxColumn
+        edited = st.data_editor(
+            figures.restriction_frame(layers, before["pinned"], before["at_least"], before["at_most"], tied),
+            hide_index=True,
+            height=TABLE_HEIGHT,
+            placeholder="–",
+            key=table_key(model, f"layers {tied}"),
+            disabled=["layer", "kind"],
+            column_config={
+                "pinned": widths(
+                    options=[*BIT_WIDTHS, FULL_PRECISION],
+                    help="Bits fixed by hand; the other layers are solved around them. 32 is full precision.",
+                ),
+                "pinned input": widths(
+                    options=[*BIT_WIDTHS, FULL_PRECISION],
+                    help="Bits of the input where they are to differ from those of the weights.",
+                ),
+                "at least": widths(options=list(BIT_WIDTHS), help="No fewer bits than these."),
+                "at most": widths(options=list(BIT_WIDTHS), help="No more bits than these."),
+            },
+            alt="Editable table: layer, kind, pinned bits, least and most bits.",
+        )
+    with kind_tab:
+        before = table_start(model, "kinds")
+        edited_kinds = st.data_editor(
+            figures.allowed_frame(layers, before["allowed"]),
+            hide_index=True,
+            height=TABLE_HEIGHT,
+            key=table_key(model, "kinds"),
+            disabled=["kind"],
+            alt="Editable table: which bit-widths layers of each kind may get.",
+        )
+    found = figures.restrictions(edited) | {"allowed": figures.allowed(edited_kinds)}
+    st.session_state[f"restrictions {model}"] = found
+    with st.container(horizontal=True, vertical_alignment="center"):
+        bounded = len(found["at_least"].keys() | found["at_most"].keys())
+        st.caption(
+            f"{len(found['pinned'])} of {len(layers)} layers pinned (● in the figure), {bounded} bounded, "
+            f"{len(found['allowed'])} kinds restricted."
+        )
+        st.button(
+            "Lift all",
+            icon=":material/lock_open:",
+            type="tertiary",
+            on_click=set_restrictions,
+            args=(model, {name: {} for name in budget_url.RESTRICTIONS}),
+            disabled=not any(found.values()),
+        )
+    return found
+
+
+def table_key(model: str, table: str) -> str:
+    return f"{table} of {model}, edition {st.session_state.get('restrictions set', 0)}"
+
+
+def table_start(model: str, table: str) -> dict:
+    """Return the restrictions that a table's edits go on top of: those of when it appeared."""
+    key = table_key(model, table)
+    if key not in st.session_state:
+        st.session_state[f"start of {key}"] = restrictions(model)
+    return st.session_state[f"start of {key}"]

@@ -1,0 +1,192 @@
+"""The parts of the Budget page that measure, and that show what was measured against average bits."""
+
+from dataclasses import replace
+from functools import partial
+from math import nan
+
+import streamlit as st
+
+from mixqvit.bits import BIT_WIDTHS
+from mixqvit.costs import cost
+from mixqvit.errors import AllocationError
+from mixqvit.figures import frontier as figures
+from mixqvit.figures import overview
+from pages import common
+from pages.memory import key
+
+MOST_SETTINGS = 2000  # of which a session remembers cost and harm: some 30 frontiers
+
+
+def gamma_of(wanted: dict) -> float:
+    """Return the γ that harm is predicted with: strategies other than Mix-QViT are held against Σ Λ."""
+    return wanted["gamma"] if wanted["strategy"] == "mix-qvit" else 0.0
+
+
+def setting(study, remembered, bits, gamma: float):
+    """Return bits as an allocation with the harm that all settings are compared by; NaN where it is not known."""
+    name = (gamma, key(bits))
+    if name not in remembered.settings:
+        try:
+            found = study.allocation(bits, gamma)
+        except AllocationError:  # bits by hand that no sweep measured, such as a full-precision weight alone
+            found = replace(
+                study.allocation(study.resolved(BIT_WIDTHS[-1]), gamma),
+                bits=bits,
+                harm=nan,
+                cost=cost(study.layers, bits, study.storage),
+            )
+        remembered.settings[name] = found
+        if len(remembered.settings) > MOST_SETTINGS:
+            remembered.settings.pop(next(iter(remembered.settings)))
+    return remembered.settings[name]
+
+
+def measured(study, remembered, name: str, bits):
+    """Return what was measured of bits, here or in an earlier session; None for nothing."""
+    found = remembered.measured(bits)
+    if found is None and (found := study.saved_evaluation(bits)) is not None:
+        remembered.remember(name, bits, found)
+    return found
+
+
+def show_measured(place, label: str, evaluation, waiting: str = "not measured yet") -> None:
+    value, interval = ("…", waiting) if evaluation is None else overview.accuracy(evaluation)
+    if evaluation is not None and evaluation.images < evaluation.total:
+        interval = f"{evaluation.images} of {evaluation.total} images"
+    common.fact(
+        place,
+        f"Top-1, {label[0].lower()}{label[1:]}",
+        value,
+        interval.replace(" interval", ":"),
+        "Top-1 accuracy on the evaluation images, measured with simulated quantization, and its 95 % Wilson interval.",
+    )
+
+
+def measure(study, remembered, queue, show) -> bool:
+    """Measure the settings that are not measured yet, one after the other; returns whether all of them are.
+
+    A control that is moved meanwhile interrupts this: Streamlit stops the script at the next update of the progress
+    bar, and every finished batch is saved. (A fragment would not do: its reruns wait for the running script.) What
+    takes long is measured on a button.
+    """
+    new, waiting = False, []
+    for label, name, bits in queue:
+        if bits is None or measured(study, remembered, name, bits):
+            continue
+        if not study.measures_by_itself and key(bits) not in remembered.asked:
+            waiting.append((label, bits))
+            continue
+        found = common.run(
+            f"Measuring {label}",
+            partial(study.evaluate_steps, bits),
+            lambda step, label=label: show(label, step.result),
+        )
+        if found is None:
+            return False
+        remembered.remember(name, bits, found)
+        new = True
+    if new:
+        st.rerun()  # so that figure, table and download, drawn before, show what is known now
+    if waiting:
+        offer_measuring(study, remembered, waiting)
+    return not waiting
+
+
+def offer_measuring(study, remembered, waiting) -> None:
+    if remembered.seconds is None:
+        remembered.seconds = study.evaluation_estimate()
+    images = len(study.evaluation_images)
+    with st.container(horizontal=True):
+        for label, bits in waiting:
+            st.button(
+                f"Measure {label} on {images} images, about {duration(remembered.seconds)}",
+                icon=":material/play_arrow:",
+                type="primary" if label == "mixed" else "secondary",
+                on_click=remembered.asked.add,
+                args=(key(bits),),
+            )
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def frontier(study, remembered, wanted: dict):
+    """Return the optimum of every budget as points; empty while stopped, and for strategies that have none."""
+    request = {name: value for name, value in wanted.items() if name != "average_bits"}
+    found = study.saved_frontier(**request)
+    try:
+        if found is None:
+            found = common.run("The frontier", lambda: study.frontier_steps(**request))
+    except AllocationError:
+        return []
+    gamma = gamma_of(wanted)
+    return [
+        figures.Point("mixed", point.allocation.cost, shown.harm, budget=point.average_bits)
+        for point in found or ()
+        if point.allocation is not None
+        for shown in [setting(study, remembered, point.allocation.bits, gamma)]
+    ]
+
+
+def points(study, remembered, gamma: float):
+    """Return the uniform settings, and all others that were measured; every harm predicted with the γ chosen now."""
+    bits_of = {key(point.bits): point for point in remembered.points.values() if point.name != "full precision"}
+    found = []
+    for bits in BIT_WIDTHS:
+        uniform = study.resolved(bits)
+        bits_of.pop(key(uniform), None)
+        shown = setting(study, remembered, uniform, gamma)
+        found.append(figures.Point("uniform", shown.cost, shown.harm, remembered.measured(uniform)))
+    held = None if remembered.held is None else key(remembered.held)
+    for name, point in bits_of.items():
+        shown = setting(study, remembered, point.bits, gamma)
+        title = "A" if name == held else "mixed"
+        found.append(figures.Point(title, shown.cost, shown.harm, point.evaluation))
+    return found
+
+
+def frontier_section(study, remembered, wanted: dict, allocation, curve, full) -> None:
+    """Show predicted harm and what was measured against average bits."""
+    st.subheader("The frontier", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        measure_name = st.segmented_control(
+            "Measured below",
+            list(figures.MEASURES),
+            default=next(iter(figures.MEASURES)),
+            required=True,
+            key="measure",
+            bind="query-params",
+        )
+        st.button(
+            "Measure all uniform settings",
+            icon=":material/straighten:",
+            on_click=ask_uniforms,
+            args=(study, remembered),
+            disabled=remembered.uniforms,
+            help=f"Uniform {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, each on all evaluation images.",
+        )
+    gamma = gamma_of(wanted)
+    shown = setting(study, remembered, allocation.bits, gamma)
+    current = figures.Point("mixed", shown.cost, shown.harm, remembered.measured(allocation.bits))
+    others = points(study, remembered, gamma)
+    common.chart(
+        figures.frontier_figure(curve, others, current, full, measure_name),
+        f"Predicted harm of the best allocation of every budget, and {measure_name} of "
+        f"{sum(point.evaluation is not None for point in others)} measured settings, against average bits.",
+        figures.frontier_frame(curve, others),
+        f"{study.model.name} frontier",
+    )
+    words = figures.frontier_words([point for point in others if point.name == "uniform"], current)
+    st.caption(
+        f"{words} Above: the line is the best of every budget from 2 to 8 average bits "
+        f"({'Σ Ω^γ · Λ' if gamma else 'Σ Λ'}), squares are uniform bits. Below: every setting that was measured, with "
+        "95 % intervals; allocations that you look at are added. The ring is the allocation shown now."
+    )
+    if not curve:
+        st.caption(f"No line is drawn: the budgets of strategy {wanted['strategy']} were not all solved.")
+
+
+def ask_uniforms(study, remembered) -> None:
+    remembered.uniforms = True
+    remembered.asked |= {key(study.resolved(bits)) for bits in BIT_WIDTHS}

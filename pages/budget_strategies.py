@@ -1,0 +1,148 @@
+"""All allocation strategies side by side on the Budget page, within the ceilings chosen now."""
+
+import streamlit as st
+
+from mixqvit.errors import AllocationError
+from mixqvit.figures import strategies as figures
+from mixqvit.strategies import STRATEGIES
+from pages import common
+from pages.budget_measure import duration
+
+PAIRS_SECONDS = 20  # what measuring CLADO's pairs may take without being asked for
+
+
+def pairs_wanted(study) -> bool:
+    """Return whether CLADO's pairs may be measured now: they are quick, or were asked for on a button."""
+    wanted = f"pairs wanted on {study.graph.fingerprint}"
+    if st.session_state.get(wanted) or pairs_seconds(study) < PAIRS_SECONDS:
+        return True
+    with st.container(horizontal=True):
+        st.button(
+            f"Measure pairs of layers for clado, about {duration(pairs_seconds(study))}",
+            icon=":material/play_arrow:",
+            type="primary",
+            on_click=st.session_state.update,
+            args=({wanted: True},),
+            help="What two layers quantized together cost beyond what each costs alone. What is measured is saved.",
+        )
+    return False
+
+
+def pairs_seconds(study) -> float:
+    """Return about how long the pairs take; timed once per session and study."""
+    name = f"seconds of pairs on {study.graph.fingerprint}"
+    if name not in st.session_state:
+        st.session_state[name] = study.pair_estimate()
+    return st.session_state[name]
+
+
+def strategies_section(study, wanted: dict) -> None:
+    """Compare strategies on a button, with a live figure. It comes last in the script, as it may take minutes."""
+    st.subheader("Does the criterion matter?", anchor=False)
+    st.markdown(
+        "All strategies within the very ceilings and restrictions above, each measured on all evaluation images. The "
+        "controls know nothing (random), treat all layers alike (uniform) or do the opposite (inverse)."
+    )
+    request = {name: value for name, value in wanted.items() if name != "strategy"}
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        measure = st.segmented_control(
+            "Compare by",
+            list(figures.MEASURES),
+            default=figures.MEASURES[0],
+            required=True,
+            key="strategy_measure",
+            bind="query-params",
+        )
+        with_pairs = st.toggle(
+            "with clado",
+            key="strategies_with_pairs",
+            bind="query-params",
+            help="CLADO measures pairs of layers first, which takes longest of all: here about "
+            f"{duration(pairs_seconds(study))}. What is measured is saved.",
+        )
+        wanted_flag = f"strategies compared for {request} {with_pairs} on {st.session_state.model}"
+        wanted_flag += f" {st.session_state.outliers}"
+        asked = st.session_state.get(wanted_flag, False)
+        st.button(
+            "Compare the strategies",
+            icon=":material/play_arrow:",
+            type="secondary" if asked else "primary",
+            on_click=st.session_state.update,
+            args=({wanted_flag: True},),
+            disabled=asked,
+            help="Scores the layers for every strategy, solves, and measures every allocation: minutes on a digit "
+            "model the first time. What is finished is saved.",
+        )
+    if not asked:
+        return
+    names = [name for name in STRATEGIES if name != "clado" or with_pairs]
+    comparison = run(study, names, request, wanted_flag, measure, wanted["strategy"])
+    if comparison is None or not comparison.results:
+        st.info("The first strategy appears here once its allocation is measured.")
+        return
+    results(study, comparison, measure, wanted["strategy"])
+
+
+def run(study, names, request: dict, flag: str, measure: str, chosen: str):
+    """Run the comparison; returns it, or what is finished while it is stopped."""
+    progress, slot = st.container(), st.empty()
+    so_far = f"finished of {flag}"
+    drawn = 0
+
+    def draw(step) -> None:
+        nonlocal drawn
+        st.session_state[so_far] = step.result
+        if len(step.result.results) > drawn:
+            drawn = len(step.result.results)
+            slot.plotly_chart(figures.strategy_figure(step.result, measure, chosen), alt="Strategies measured so far")
+
+    known = st.session_state.get(so_far)
+    if known is not None and len(known.results) + len(known.refused) == len(names):
+        return known
+    with progress:
+        try:
+            comparison = common.run(
+                "Strategies", lambda: study.compare_strategies_steps(strategies=names, **request), draw
+            )
+        except AllocationError as error:
+            st.warning(str(error), icon=":material/block:")
+            return None
+    slot.empty()
+    if comparison is not None:
+        st.session_state[so_far] = comparison
+    return st.session_state.get(so_far)
+
+
+def results(study, comparison, measure: str, chosen: str) -> None:
+    st.markdown(figures.strategy_words(comparison, chosen))
+    frame = figures.strategy_frame(comparison)
+    common.chart(
+        figures.strategy_figure(comparison, measure, chosen),
+        f"{measure} of the allocations of {len(comparison.results)} strategies within the same ceilings",
+        frame,
+        f"{study.model.name} strategies",
+    )
+    number = st.column_config.NumberColumn
+    formats = {
+        "predicted harm": number(format="%.3g", help="Σ Λ of the bits, the same yardstick for all strategies"),
+        "KL (nats)": number(format="%.4f", help="KL(full precision ‖ quantized), mean per image"),
+        "average bits": number(format="%.2f"),
+        "size (bytes)": number(format="%d", help="Of the packed file"),
+        "BitOps": number(format="%.3g"),
+        "scoring (s)": number(format="%.1f", help="Computing time of all it has to know, measured when computed"),
+        "solving (s)": number(format="%.3f", help="Time to solve for the bits, here and now"),
+        "gap (%)": number(format="%.2f", help="How far at most from the strategy's own optimum; 0 is proven optimal"),
+    }
+    formats |= dict.fromkeys(
+        ("top-1 (%)", "from (%)", "to (%)", "agreement (%)"), number(format="%.1f", help="On all evaluation images")
+    )
+    st.dataframe(
+        frame, hide_index=True, height="content", column_config=formats, alt="All strategies, a row per strategy."
+    )
+    for name, reason in comparison.refused.items():
+        st.caption(f"{name}: {reason}")
+    images = len(study.evaluation_images)
+    st.caption(
+        f"Bars are 95 % intervals on {images} images: strategies whose intervals overlap are not told apart by "
+        "accuracy. Agreement and KL tell apart more."
+    )

@@ -1,0 +1,101 @@
+"""The part of the Budget page's state that no single widget holds, in the URL: restrictions, and what is held as A.
+
+Compact and readable: `pinned=head-8~blocks.0.attn.qkv-4.6` (weight and input bits where they differ), `at_least` and
+`at_most` alike, `allowed=fc1-248`, and `held` with two characters per layer in network order, f for full precision.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
+
+BETWEEN, BEFORE_BITS, BETWEEN_BITS = "~", "-", "."
+FULL_PRECISION_CHARACTER = "f"
+RESTRICTIONS = ("pinned", "at_least", "at_most", "allowed")
+PARAMETERS = (*RESTRICTIONS, "held")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a URL says; `problems` are sentences about the parts of it that could not be used.
+
+    Attributes:
+        restrictions: By name, as `study.allocate` takes them.
+        held: (weight bits, activation bits) by layer name, None for nothing.
+        problems: One sentence per part that was dropped.
+    """
+
+    restrictions: dict
+    held: dict | None
+    problems: list = field(default_factory=list)
+
+
+def written(restrictions: Mapping, held: Mapping | None) -> dict[str, str]:
+    """Return the parameters by name; empty texts for those that the URL does not need."""
+    found = {
+        name: BETWEEN.join(
+            f"{place}{BEFORE_BITS}{_bits(bits, '' if name == 'allowed' else BETWEEN_BITS)}"
+            for place, bits in restrictions[name].items()
+        )
+        for name in RESTRICTIONS
+    }
+    return found | {
+        "held": "" if held is None else "".join(_character(bits) for pair in held.values() for bits in pair)
+    }
+
+
+def _bits(bits, between: str) -> str:
+    return str(bits) if isinstance(bits, int) else between.join(map(str, bits))
+
+
+def _character(bits: int) -> str:
+    return FULL_PRECISION_CHARACTER if bits == FULL_PRECISION else str(bits)
+
+
+def read(parameters: Mapping[str, str], layers) -> Found:
+    """Return what the parameters say; what they say wrongly becomes a sentence and is dropped."""
+    problems: list[str] = []
+    names = {layer.name for layer in layers}
+    kinds = {layer.kind for layer in layers}
+    restrictions = {}
+    for name in RESTRICTIONS:
+        known, parse = (kinds, _widths) if name == "allowed" else (names, _pin if name == "pinned" else _width)
+        restrictions[name] = {}
+        for part in filter(None, parameters.get(name, "").split(BETWEEN)):
+            place, _, text = part.rpartition(BEFORE_BITS)
+            bits = parse(text)
+            if place not in known or bits is None:
+                problems.append(f"`{name}` of the link says `{_short(part)}`, which does not fit this model.")
+            else:
+                restrictions[name][place] = bits
+    held = _held(parameters.get("held", ""), layers)
+    if held is None and parameters.get("held"):
+        problems.append("`held` of the link is no allocation of this model.")
+    return Found(restrictions, held, problems)
+
+
+def _short(text: str) -> str:
+    return (text if len(text) <= 40 else f"{text[:40]}…").replace("`", "'")
+
+
+def _width(text: str, possible=BIT_WIDTHS) -> int | None:
+    return next((bits for bits in possible if str(bits) == text), None)
+
+
+def _pin(text: str):
+    pair = [_width(part, (*BIT_WIDTHS, FULL_PRECISION)) for part in text.split(BETWEEN_BITS)]
+    if None in pair or len(pair) > 2:
+        return None
+    return pair[0] if len(pair) == 1 else tuple(pair)
+
+
+def _widths(text: str) -> tuple[int, ...] | None:
+    widths = tuple(bits for bits in BIT_WIDTHS if str(bits) in text)
+    return widths if text and "".join(map(str, widths)) == text else None
+
+
+def _held(text: str, layers) -> dict | None:
+    widths = [FULL_PRECISION if one == FULL_PRECISION_CHARACTER else _width(one) for one in text]
+    if None in widths or len(widths) != 2 * len(layers):
+        return None
+    return {layer.name: (widths[2 * place], widths[2 * place + 1]) for place, layer in enumerate(layers)}

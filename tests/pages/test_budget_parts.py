@@ -1,0 +1,224 @@
+"""The further parts of the Budget page: links, A/B, strategies side by side, keeping and loading, the tour."""
+
+import json
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from mixqvit.allocation_recipe import recipe_document
+from pages import budget_keep, budget_url
+
+A = 2.0
+REQUEST = {"average_bits": 3.0, "gamma": 0.5, "pinned": {"head": 6}, "strategy": "mix-qvit", "tied": True}
+
+
+@pytest.fixture
+def page(open_page) -> AppTest:
+    return open_page("budget")
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(study):
+    yield
+    for name in study.saved_allocations():
+        study.delete_allocation(name)
+
+
+def press(at: AppTest, label: str) -> None:
+    next(button for button in at.button if button.label == label).click().run()
+    assert not at.exception
+
+
+def text(at: AppTest) -> str:
+    return " ".join(element.value for element in (*at.markdown, *at.caption, *at.info, *at.success))
+
+
+def memory(at: AppTest):
+    return next(iter(at.session_state["budgets"].values()))
+
+
+def chart(at: AppTest, name: str) -> dict:
+    """Return the figure that has a trace of this name."""
+    figures = [json.loads(element.proto.spec) for element in at.get("plotly_chart")]
+    return next(figure for figure in figures if any(trace.get("name") == name for trace in figure["data"]))
+
+
+# Links
+
+
+def open_link(open_page, **parameters) -> AppTest:
+    """Open the page by a link; the page that runs before it leaves its parameters alone."""
+    at = open_page("budget")
+    at.session_state["budget link read"] = False
+    for name, value in parameters.items():
+        at.query_params[name] = value
+    return at.run()
+
+
+def test_a_link_reproduces_the_view(open_page, study):
+    held = study.allocate(average_bits=A).bits
+    restrictions = {
+        "pinned": {"head": 6},
+        "at_least": {},
+        "at_most": {"blocks.0.mlp.fc1": 4},
+        "allowed": {"qkv": (4, 8)},
+    }
+    at = open_link(
+        open_page, **{name: value for name, value in budget_url.written(restrictions, held).items() if value}
+    )
+    assert not at.exception and not at.warning
+    assert memory(at).held == held
+    assert memory(at).allocation.bits == study.allocate(average_bits=4.0, **restrictions).bits
+    assert at.query_params["pinned"] == "head-6"
+    press(at, "Reset")
+    press(at, "Let go of A")
+    assert not {"pinned", "at_most", "allowed", "held"} & set(at.query_params)
+
+
+def test_a_link_with_nonsense_is_a_message(open_page):
+    at = open_link(open_page, pinned="nothing-4~head-6", held="99", allowed="qkv-1")
+    assert not at.exception
+    message = at.warning[0].value
+    assert "nothing-4" in message and "`held`" in message and "qkv-1" in message
+    assert memory(at).wanted["pinned"] == {"head": 6}
+    press(at, "Understood")
+    assert not at.warning
+
+
+# A against B
+
+
+def test_a_and_b_are_compared_layer_by_layer_and_image_by_image(page, study):
+    page.slider(key="average_bits").set_value(A).run()
+    press(page, "Hold this as A")
+    page.slider(key="average_bits").set_value(5.0).run()
+    assert not page.exception
+    first, second = (study.allocate(average_bits=bits) for bits in (A, 5.0))
+    strip = chart(page, "B has")["data"][0]
+    assert strip["text"] == [[str(bits) for bits, _ in found.bits.values()] for found in (first, second)]
+    a, b = study.evaluate(first), study.evaluate(second)
+    flips = [index for index, pair in enumerate(zip(a.predicted, b.predicted, strict=True)) if pair[0] != pair[1]]
+    assert flips, "2 and 5 bits must not be alike on all images, or this tests nothing"
+    assert f"{len(flips)} of 100 evaluation images change their predicted class" in text(page)
+    assert len(page.image) == min(len(flips), 12)
+    differing = sum(first.bits[name] != second.bits[name] for name in first.bits)
+    assert f"{differing} of 38 layers differ" in text(page)
+
+
+# Strategies
+
+
+def test_strategies_are_compared_on_a_button(page, study, monkeypatch):
+    monkeypatch.setattr("pages.budget_strategies.STRATEGIES", {"sensitivity": None, "uniform": None, "random": None})
+    assert not any(element.value.columns[0] == "strategy" for element in page.dataframe)
+    press(page, "Compare the strategies")
+    frame = next(element.value for element in page.dataframe if element.value.columns[0] == "strategy")
+    assert frame["strategy"].tolist() == ["sensitivity", "uniform", "random"]
+    allocation = study.allocate(average_bits=4.0, strategy="random")
+    row = frame.set_index("strategy").loc["random"]
+    assert row["predicted harm"] == pytest.approx(study.predicted_harm(allocation.bits))
+    assert row["top-1 (%)"] == pytest.approx(100 * study.evaluate(allocation).top1)
+    assert "Closest to full precision" in text(page)
+
+
+def test_pairs_that_take_long_wait_for_a_button(page, study):
+    page.session_state[f"seconds of pairs on {study.graph.fingerprint}"] = 600.0
+    page.session_state["stopped Scores for clado on digits_vit 1"] = True
+    page.selectbox(key="strategy").set_value("clado").run()
+    assert not page.exception
+    press(page, "Measure pairs of layers for clado, about 10 min")
+    assert any(button.label == "Resume" for button in page.button)
+
+
+# Keeping
+
+
+def test_an_allocation_is_saved_loaded_deleted_and_brought_back(page, study):
+    page.slider(key="average_bits").set_value(3.0)
+    page.slider(key="gamma").set_value(0.5).run()
+    page.text_input(key="kept name").set_value("small one").run()
+    press(page, "Save")
+    assert list(study.saved_allocations()) == ["small one"]
+    press(page, "Reset")
+    press(page, "Load")
+    assert page.slider(key="average_bits").value == 3.0
+    assert page.slider(key="gamma").value == 0.5
+    assert memory(page).allocation.bits == study.allocate(average_bits=3.0, gamma=0.5).bits
+    press(page, "Delete")
+    assert not study.saved_allocations()
+    press(page, "Bring back “small one”")
+    assert list(study.saved_allocations()) == ["small one"]
+
+
+def test_an_allocation_without_a_name_is_not_saved(page, study):
+    press(page, "Save")
+    assert "name" in page.warning[0].value
+    assert not study.saved_allocations()
+
+
+def recipe(study, request: dict, average_bits: float = 3.0) -> dict:
+    allocation = study.allocate(average_bits=average_bits)
+    return json.loads(json.dumps(recipe_document(study.model.name, study.settings, allocation, request)))
+
+
+def test_loading_sets_every_control(page, study):
+    request = REQUEST | {"size_bytes": 400_000, "bitops": 10**9, "strategy": "sensitivity", "tied": False}
+    study.save_allocation("other", recipe(study, request))
+    page.run()
+    press(page, "Load")
+    wanted = memory(page).wanted
+    assert {name: wanted[name] for name in request} == request
+    assert "lead to other bits" in text(page)
+    # Independent operands have rows of their own.
+    strip = chart(page, "changed")["data"][0]
+    allocation = study.allocate(**wanted)
+    assert strip["text"][:2] == [[str(pair[operand]) for pair in allocation.bits.values()] for operand in (0, 1)]
+
+
+def test_a_recipe_that_says_bits_only_pins_them(page, study):
+    study.save_allocation("bits only", recipe(study, {}))
+    page.run()
+    press(page, "Load")
+    assert memory(page).allocation.bits == study.allocate(average_bits=3.0).bits
+    assert "lead to other bits" not in text(page)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "not JSON"),
+        (json.dumps({"mixqvit_recipe": 1, "model": "digits_swin", "bits": {"head": [4, 4]}}).encode(), "digits_swin"),
+        (json.dumps({"mixqvit_recipe": 1, "model": "digits_vit", "bits": {"tail": [4, 4]}}).encode(), "tail"),
+    ],
+)
+def test_a_file_that_is_no_recipe_of_this_model_is_a_message(page, study, monkeypatch, content, words):
+    class File:
+        name = "some.json"
+
+        def getvalue(self) -> bytes:
+            return content
+
+    state = {"recipe file": File()}
+    monkeypatch.setattr(budget_keep.st, "session_state", state)
+    budget_keep.open_file(study)
+    kind, sentence = state["kept message"]
+    assert kind == "warning"
+    assert words in sentence
+
+
+# The tour
+
+
+def test_the_tour_leads_through_five_steps(page):
+    press(page, "Tour")
+    press(page, "Set 3 bits")
+    assert page.slider(key="average_bits").value == 3.0
+    for step in range(2, 6):
+        press(page, "Next")
+        assert f"{step} of 5" in text(page)
+        if step == 4:
+            press(page, "Hold as A and set 2.5 bits")
+            assert memory(page).held is not None
+            assert page.slider(key="average_bits").value == 2.5
+    press(page, "End the tour")
+    assert "of 5:" not in text(page)
