@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages import common
+from pages.parts import common
 
 st.set_page_config(page_title="Mix-QViT explorer", page_icon=":material/tune:", layout="wide")
 page = common.navigation()

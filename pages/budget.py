@@ -10,7 +10,7 @@ from mixqvit.figures import allocation_strip
 from mixqvit.figures import budget as figures
 from mixqvit.figures.allocation_words import LayerFacts, changes, is_tied
 from mixqvit.strategies import STRATEGIES
-from pages import (
+from pages.parts import (
     budget_compare,
     budget_controls,
     budget_keep,
@@ -19,7 +19,7 @@ from pages import (
     budget_texts,
     common,
 )
-from pages.memory import Memory
+from pages.parts.memory import Memory
 
 STATUS_HEIGHT = 56  # pixels, reserved for the progress bar so that nothing below it moves
 VIEWS = ("strip", "grid")

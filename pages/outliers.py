@@ -5,7 +5,7 @@ from mixqvit.channels import CLIPS, OUTLIER_TIMES, VARIANTS
 from mixqvit.figures import outlier_errors, outlier_tokens
 from mixqvit.figures import outliers as figures
 from mixqvit.figures.maps import thumbnail
-from pages import common, outlier_texts
+from pages.parts import common, outlier_texts
 
 DEFAULTS = {
     "outlier_layer": None,

@@ -7,7 +7,7 @@ import streamlit as st
 from mixqvit.bits import FULL_PRECISION, uniform
 from mixqvit.costs import cost
 from mixqvit.figures import overview
-from pages import common
+from pages.parts import common
 
 IMAGES_SHOWN = 16
 AVERAGE_BITS = 4

@@ -3,7 +3,7 @@ import streamlit as st
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.figures import quantizers as figures
 from mixqvit.figures.quantizer_words import OPERANDS, QUANTIZERS
-from pages import common
+from pages.parts import common
 
 DEFAULT_BITS = 4
 

@@ -1,7 +1,7 @@
 import streamlit as st
 
 from mixqvit.figures import relevance as figures
-from pages import common, relevance_comparison, relevance_images, relevance_texts
+from pages.parts import common, relevance_comparison, relevance_images, relevance_texts
 
 DEFAULTS = {"relevance_view": "grid", "relevance_order": "network", "relevance_layer": None}
 

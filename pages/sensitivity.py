@@ -2,7 +2,7 @@ import streamlit as st
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.figures import sensitivity as figures
-from pages import common
+from pages.parts import common
 
 OPERANDS = ("both", "weights", "activations")
 DEFAULTS = {

@@ -38,6 +38,7 @@ _GOOD_ENOUGH = 0.01
 _SECONDS = 5.0
 _ROUNDS = 16
 _RESTARTS = 100
+_FEW_ALLOCATIONS = 20_000
 _DISTURBANCE = 0.7
 _ACCURACY = 2e-3  # of the relaxation, well below the gap that is good enough
 _MOST_VARIABLES = 1000
@@ -155,6 +156,8 @@ class _Search:
 
     def run(self, deadline: float) -> None:
         """Improve the allocation and its bound until they are near, or time is over."""
+        if self._all_tried():
+            return
         self._restart(deadline)
         spreads = [self._likely()]
         for _ in range(_ROUNDS):
@@ -170,10 +173,30 @@ class _Search:
             lowest = relaxed.constant + least_with(tangent, self.amounts, self.rooms)
             self.left = self.left & (lowest <= self.harm + _ROUNDING * abs(self.harm))
             self.left[np.arange(len(self.left)), self.chosen] = True
-            if (self.left.sum(axis=1) == 1).all():
-                self.bound = self.harm
+            if self._all_tried():
                 return
             spreads.append(relaxed.point.reshape(self.left.shape))
+
+    def _all_tried(self) -> bool:
+        """Try all allocations of the choices that are left, if these are few; return whether that was done."""
+        if self.left.sum(axis=1, dtype=float).prod() > _FEW_ALLOCATIONS:
+            return False
+        layers, choices = self.left.shape
+        least = np.where(self.left, self.amounts, np.inf).min(axis=2)
+        remaining = np.cumsum(least[:, ::-1], axis=1)[:, ::-1] - least
+        variables, taken, harm = np.zeros((1, 0), dtype=int), np.zeros((1, len(self.rooms))), np.zeros(1)
+        for layer in range(layers):
+            new = np.flatnonzero(self.left[layer]) + layer * choices
+            added = self.matrix[new, new] + 2.0 * self.matrix[variables[:, :, None], new].sum(axis=1)
+            more = taken[:, None] + self.amounts[:, layer, new - layer * choices].T
+            state, choice = np.nonzero((more + remaining[:, layer] <= self.rooms).all(axis=2))
+            variables = np.concatenate([variables[state], new[choice][:, None]], axis=1)
+            taken, harm = more[state, choice], harm[state] + added[state, choice]
+        best = harm.argmin()
+        if harm[best] < self.harm:
+            self.chosen, self.harm = variables[best] - np.arange(layers) * choices, float(harm[best])
+        self.bound = self.harm
+        return True
 
     def _restart(self, deadline: float) -> None:
         """Improve allocations that are best for what choices add, scaled at random: other places to start from."""

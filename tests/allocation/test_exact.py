@@ -17,6 +17,7 @@ from mixqvit.allocation import (
     tied_choices,
     weighted,
 )
+from mixqvit.allocation.budget import weight_bits_ceiling
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
 from mixqvit.bits import BIT_WIDTHS, uniform
@@ -155,6 +156,14 @@ def test_the_costs_of_an_optimum_are_a_budget_that_admits_it(seed):
     found = allocate(layers, harms, Budget(average_bits=3.1 + seed / 10), REST)
     again = Budget(found.cost.average_bits, found.cost.size_bytes, found.cost.bitops, cap_bitops=False)
     assert allocate(layers, harms, again, REST).harm == pytest.approx(found.harm, rel=1e-12)
+
+
+@given(parameters=st.integers(1, 10**9), share=st.floats(2.0, 8.0))
+def test_an_average_admits_exactly_the_weight_bits_whose_reported_average_is_within_it(parameters, share):
+    layers = [layer(0, parameters=parameters)]
+    weight_bits = int(share * parameters)
+    assert weight_bits_ceiling(layers, weight_bits / parameters) == weight_bits
+    assert weight_bits_ceiling(layers, share) / parameters <= share
 
 
 def test_a_larger_budget_never_predicts_more_harm():

@@ -124,7 +124,7 @@ def metric_value(page: Page, name: str) -> Locator:
 def saved_evaluations(cache: Path) -> int:
     """How many settings were measured on all 500 evaluation images."""
     with closing(sqlite3.connect(cache / "results.sqlite")) as database:
-        query = "SELECT COUNT(*) FROM results WHERE value LIKE '%\"images\": 500%'"
+        query = "SELECT COUNT(*) FROM results WHERE item LIKE 'images % to 500'"
         return database.execute(query).fetchone()[0]
 
 
@@ -184,10 +184,29 @@ def test_relevance_is_followed_through_the_blocks(page):
     expect(page.get_by_test_id("stException")).to_have_count(0)
 
 
+def test_two_allocations_are_compared_layer_by_layer_and_image_by_image(page):
+    open_page(page, "Budget")
+    wait_until_finished(page)
+    page.get_by_role("button", name="Hold this as A").click()
+    wait_until_finished(page)
+    slider = page.get_by_test_id("stMain").get_by_role("slider", name="Budget: average bits per weight")
+    slider.focus()
+    for _ in range(15):
+        page.keyboard.press("ArrowLeft")
+    wait_until_finished(page)
+    expect(page.get_by_text(re.compile("evaluation images changes? (its|their) predicted class"))).to_be_visible(
+        timeout=5 * MINUTES
+    )
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+    assert "held=" in page.url
+
+
 def test_a_link_reproduces_the_view(browser, server):
     page = browser.new_page()
-    page.goto(f"{server}/budget?model=digits_swin&average_bits=3.0")
+    page.goto(f"{server}/budget?model=digits_swin&average_bits=3.0&strategy=sensitivity&pinned=head.fc-8~nonsense")
     wait_until_finished(page)
+    expect(page.get_by_text("1 of 39 layers pinned")).to_have_count(1, timeout=MINUTES)
+    expect(page.get_by_text("nonsense")).to_be_visible(timeout=MINUTES)  # what is not usable is named, and dropped
     slider = page.get_by_test_id("stMain").get_by_role("slider", name="Budget: average bits per weight")
     expect(slider).to_have_value("3", timeout=MINUTES)
     expect(page.get_by_text("Swin transformer: 2 stages")).to_be_visible(timeout=MINUTES)

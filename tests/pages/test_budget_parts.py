@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.allocation_recipe import recipe_document
-from pages import budget_keep, budget_url
+from pages.parts import budget_keep, budget_url
 
 A = 2.0
 REQUEST = {"average_bits": 3.0, "gamma": 0.5, "pinned": {"head": 6}, "strategy": "mix-qvit", "tied": True}
@@ -109,7 +109,9 @@ def test_a_and_b_are_compared_layer_by_layer_and_image_by_image(page, study):
 
 
 def test_strategies_are_compared_on_a_button(page, study, monkeypatch):
-    monkeypatch.setattr("pages.budget_strategies.STRATEGIES", {"sensitivity": None, "uniform": None, "random": None})
+    monkeypatch.setattr(
+        "pages.parts.budget_strategies.STRATEGIES", {"sensitivity": None, "uniform": None, "random": None}
+    )
     assert not any(element.value.columns[0] == "strategy" for element in page.dataframe)
     press(page, "Compare the strategies")
     frame = next(element.value for element in page.dataframe if element.value.columns[0] == "strategy")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pages import budget_url
+from pages.parts import budget_url
 from tests.figures.allocations import BITS, LAYERS
 
 RESTRICTIONS = {

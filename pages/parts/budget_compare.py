@@ -6,8 +6,8 @@ from mixqvit.figures import budget as budget_figures
 from mixqvit.figures import flips as figures
 from mixqvit.figures import overview
 from mixqvit.figures.allocation_strip import difference_strip
-from pages import common
-from pages.budget_measure import setting
+from pages.parts import common
+from pages.parts.budget_measure import setting
 
 MOST_PICTURES = 12
 

@@ -5,8 +5,8 @@ import streamlit as st
 from mixqvit.errors import AllocationError
 from mixqvit.figures import strategies as figures
 from mixqvit.strategies import STRATEGIES
-from pages import common
-from pages.budget_measure import duration
+from pages.parts import common
+from pages.parts.budget_measure import duration
 
 PAIRS_SECONDS = 20  # what measuring CLADO's pairs may take without being asked for
 

@@ -5,7 +5,7 @@ import streamlit as st
 from mixqvit.figures import explained_images as figures
 from mixqvit.figures import image_rows as rows
 from mixqvit.figures import maps
-from pages import common
+from pages.parts import common
 
 SAMPLES = 8
 ROW = 4

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from mixqvit.figures.sensitivity import rising
-from pages import budget_compare, budget_controls
+from pages.parts import budget_compare, budget_controls
 
 STEPS = (
     (

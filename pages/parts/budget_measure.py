@@ -11,8 +11,8 @@ from mixqvit.costs import cost
 from mixqvit.errors import AllocationError
 from mixqvit.figures import frontier as figures
 from mixqvit.figures import overview
-from pages import common
-from pages.memory import key
+from pages.parts import common
+from pages.parts.memory import key
 
 MOST_SETTINGS = 2000  # of which a session remembers cost and harm: some 30 frontiers
 

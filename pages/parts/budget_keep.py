@@ -8,7 +8,7 @@ from mixqvit.allocation_recipe import parse_recipe, recipe_bits, recipe_document
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.errors import MixQViTError
 from mixqvit.figures import overview
-from pages import budget_controls
+from pages.parts import budget_controls
 
 
 def document_of(study, remembered, evaluation) -> dict:

@@ -5,7 +5,7 @@ import streamlit as st
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.figures import importance_methods as figures
 from mixqvit.figures.relevance import clicked_layer
-from pages import common
+from pages.parts import common
 
 DEFAULTS = {"comparison_bits": 3.0, "comparison_harm_bits": 3}
 

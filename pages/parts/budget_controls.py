@@ -5,7 +5,7 @@ import streamlit as st
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.figures import budget as figures
 from mixqvit.strategies import STRATEGIES
-from pages import budget_url
+from pages.parts import budget_url
 
 TIED, INDEPENDENT = "tied", "independent"
 DEFAULTS = {
