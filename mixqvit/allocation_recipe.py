@@ -1,21 +1,23 @@
 """The JSON recipe of an allocation: bits per layer with all that they were solved with, to save, send and read back.
 
-Schema, version 1 (`RECIPE_VERSION`): `mixqvit_recipe` is the version; `model`; `recipe`, the quantization recipe;
-`settings`, the fields of `Settings` by name; `request`, the keywords of `Study.allocate` (strategy, ceilings, γ,
-restrictions); `bits`, from layer name to [weight bits, activation bits]; `predicted_harm`, what the strategy
-minimised; `cost` in bytes, BitOps and bits; `measured` with fractions from 0 to 1 and KL in nats, or null.
+Schema, version 1 (`RECIPE_VERSION`): `mixqvit_recipe` is the version; `model`; `recipe`, the quantization recipe, which
+`settings` may repeat; `settings`, the fields of `Settings` by name; `request`, the keywords of `Study.allocate`
+(strategy, ceilings, γ, restrictions); `bits`, from layer name to [weight bits, activation bits]; `predicted_harm`, what
+the strategy minimised; `cost` in bytes, BitOps and bits; `measured` with fractions from 0 to 1 and KL in nats, or null.
 Only `mixqvit_recipe`, `model` and `bits` must be there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
-from mixqvit.errors import RecipeError
+from mixqvit.errors import AllocationError, RecipeError
+from mixqvit.strategies import find_strategy
 
 if TYPE_CHECKING:
     from mixqvit.allocation import Allocation
@@ -37,8 +39,10 @@ RECIPE_VERSION = 1
 LIMIT_BYTES = 10 * 2**20
 """A recipe is a few kilobytes; nothing larger is read."""
 
-_NUMBERS = ("average_bits", "size_bytes", "bitops", "gamma", "seed")
-_BITS_BY_NAME = ("pinned", "at_least", "at_most")
+OUTLIER_FACTORS = (1e-3, 1e6)
+"""Least and largest amplification of outlier channels that a recipe may ask for."""
+
+_NUMBERS = ("average_bits", "size_bytes", "bitops", "gamma")
 
 
 def recipe_document(
@@ -117,7 +121,7 @@ def parse_recipe(content: str | bytes, name: str = "This recipe") -> dict[str, A
         raise RecipeError(f"{name} is no recipe: it has no `mixqvit_recipe`. `allocate --output FILE` writes one.")
     if document["mixqvit_recipe"] != RECIPE_VERSION:
         raise RecipeError(
-            f"{name} has version {document['mixqvit_recipe']!r}; this program reads version {RECIPE_VERSION}."
+            f"{name} has version {shortened(document['mixqvit_recipe'])}; this program reads version {RECIPE_VERSION}."
         )
     if not isinstance(document.get("model"), str):
         raise RecipeError(f"{name} does not name its model: `model` must be a text.")
@@ -126,6 +130,7 @@ def parse_recipe(content: str | bytes, name: str = "This recipe") -> dict[str, A
             raise RecipeError(f"`{part}` of {name} must be an object.")
     recipe_bits(document, name)
     request_of(document, name)
+    settings_of(document, name)
     return document
 
 
@@ -142,38 +147,44 @@ def recipe_bits(document: Mapping[str, Any], name: str = "This recipe") -> BitsP
         if not isinstance(pair, list) or len(pair) != 2 or not all(_is_width(width) for width in pair):
             raise RecipeError(
                 f"The bits of layer {layer} in {name} must be [weight bits, activation bits], each "
-                f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} or {FULL_PRECISION}, not {pair!r}."
+                f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} or {FULL_PRECISION}, not {shortened(pair)}."
             )
     return {layer: (pair[0], pair[1]) for layer, pair in bits.items()}
 
 
 def request_of(document: Mapping[str, Any], name: str = "This recipe") -> dict[str, Any]:
-    """Return the keywords of `Study.allocate` that the allocation was solved with; empty where they are not known.
+    """Return the keywords of `Study.allocate` that the allocation was solved with; those that are null are not given.
 
     Raises:
         RecipeError: One of them is not of its kind.
     """
     known = {
         **dict.fromkeys(_NUMBERS, _is_number),
-        **dict.fromkeys(_BITS_BY_NAME, _is_bits_by_name),
-        "allowed": lambda value: isinstance(value, dict) and all(_is_list(widths) for widths in value.values()),
-        "strategy": lambda value: isinstance(value, str),
+        "seed": lambda value: _is_whole(value) and value >= 0,
+        "pinned": lambda value: _is_by_name(value, _is_pin),
+        "at_least": lambda value: _is_by_name(value, _is_quantized_width),
+        "at_most": lambda value: _is_by_name(value, _is_quantized_width),
+        "allowed": lambda value: _is_by_name(value, _is_widths),
+        "strategy": _is_strategy,
         "cap_bitops": lambda value: isinstance(value, bool),
         "tied": lambda value: isinstance(value, bool),
     }
     request = {}
     for key, value in document.get("request", {}).items():
         if key not in known:
-            raise RecipeError(f"`request` of {name} has an entry {key!r} that this version does not know.")
-        if value is not None and not known[key](value):
-            raise RecipeError(f"`{key}` in the request of {name} is not usable: {value!r}.")
+            raise RecipeError(f"`request` of {name} has an entry {shortened(key)} that this version does not know.")
+        if value is None:
+            continue
+        if not known[key](value):
+            raise RecipeError(f"`{key}` in the request of {name} is not usable: {shortened(value)}.")
         request[key] = value
-    if request.get("allowed"):
+    if "seed" in request:
+        request["seed"] = int(request["seed"])
+    if "allowed" in request:
         request["allowed"] = {kind: tuple(widths) for kind, widths in request["allowed"].items()}
-    for key in _BITS_BY_NAME:
-        if request.get(key):
-            pairs = request[key].items()
-            request[key] = {layer: tuple(bits) if isinstance(bits, list) else bits for layer, bits in pairs}
+    if "pinned" in request:
+        pins = request["pinned"].items()
+        request["pinned"] = {layer: tuple(bits) if isinstance(bits, list) else bits for layer, bits in pins}
     return request
 
 
@@ -181,39 +192,78 @@ def settings_of(document: Mapping[str, Any], name: str = "This recipe") -> "Sett
     """Return what the study computed with.
 
     Raises:
-        RecipeError: A setting is unknown or not of its kind.
+        RecipeError: A setting is unknown or not of its kind, or `recipe` and `settings` name different quantization
+            recipes.
     """
     from mixqvit.records import Settings
 
-    known = asdict(Settings())
-    settings = document.get("settings", {})
-    for key, value in settings.items():
-        if key not in known:
-            raise RecipeError(f"`settings` of {name} has an entry {key!r} that this version does not know.")
-        default = known[key]
-        fits = _is_number(value) if isinstance(default, (int, float)) else isinstance(value, (str, type(None)))
-        if key == "evaluation_images":
-            fits = value is None or (_is_number(value) and value == int(value))
-        if isinstance(default, int) and fits and value != int(value):
-            fits = False
-        if not fits:
-            raise RecipeError(f"`{key}` in the settings of {name} is not usable: {value!r}.")
+    defaults = Settings()
+    settings: dict[str, Any] = {}
+    for key, value in document.get("settings", {}).items():
+        if key not in asdict(defaults):
+            raise RecipeError(f"`settings` of {name} has an entry {shortened(key)} that this version does not know.")
+        if not _is_setting(key, value, getattr(defaults, key)):
+            raise RecipeError(f"`{key}` in the settings of {name} is not usable: {shortened(value)}.")
+        whole = _is_number(value) and not isinstance(getattr(defaults, key), float)
+        settings[key] = int(value) if whole else value
+    recipe = document.get("recipe")
+    if recipe is None:
+        return Settings(**settings)
+    if not isinstance(recipe, str):
+        raise RecipeError(f"`recipe` of {name} must be the name of a quantization recipe, not {shortened(recipe)}.")
+    if settings.setdefault("recipe", recipe) != recipe:
+        raise RecipeError(
+            f"{name} names two quantization recipes: `recipe` is {shortened(recipe)}, the one in `settings` is "
+            f"{shortened(settings['recipe'])}. Make them the same."
+        )
     return Settings(**settings)
 
 
+def _is_setting(key: str, value: Any, default: Any) -> bool:
+    if key == "evaluation_images":
+        return value is None or (_is_whole(value) and value >= 1)
+    if isinstance(default, float):
+        return _is_number(value) and OUTLIER_FACTORS[0] <= value <= OUTLIER_FACTORS[1]
+    if isinstance(default, int):
+        return _is_whole(value) and value >= (0 if key == "calibration_seed" else 1)
+    return isinstance(value, str) or (value is None and default is None)
+
+
 def _is_width(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value in (*BIT_WIDTHS, FULL_PRECISION)
+    return _is_quantized_width(value) or (type(value) is int and value == FULL_PRECISION)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_width(width) for width in value)
+def _is_quantized_width(value: Any) -> bool:
+    return type(value) is int and value in BIT_WIDTHS
 
 
-def _is_bits_by_name(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _is_width(bits) or (_is_list(bits) and len(bits) == 2) for bits in value.values()
-    )
+def _is_widths(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_quantized_width, value))
+
+
+def _is_pin(value: Any) -> bool:
+    return _is_width(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_width, value)))
+
+
+def _is_by_name(value: Any, is_usable: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(is_usable, value.values()))
+
+
+def _is_strategy(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(find_strategy(value))
+    except AllocationError:
+        return False
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)

@@ -33,11 +33,14 @@ class Settings:
         measure: How what is attributed to a layer becomes one number: `share` |Σ R|, `absolute` Σ |R| or `positive`
             Σ max(R, 0) (METHOD.md, "Layer importance Ω"); None for the one that suits the method.
         metric: How harm is measured, one of `sensitivity.METRICS`; the allocation minimises it.
-        baseline: Bit-width of all other layers while one is swept; 32 is full precision.
+        baseline: Bit-width of all other layers while one is swept; 32 is full precision. With another baseline every
+            Λ contains the harm of the baseline itself, and so does a predicted harm once for every layer; which
+            allocation is best does not depend on it (γ = 0).
         calibration_images: Images that quantizers are fitted to.
         analysis_images: Calibration images that relevance and sensitivity are averaged over.
         evaluation_images: Evaluation images to measure on; None for all.
-        calibration_seed: Which of the calibration images come first: another seed, another choice.
+        calibration_seed: Which of the calibration images come first: another seed, another choice where there are
+            more than are used.
         outlier_factor: Amplification of outlier channels; 1 leaves the model as it is.
         outlier_channels: Channels of each LayerNorm that are amplified.
     """

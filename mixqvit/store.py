@@ -11,6 +11,7 @@ import platform
 import shutil
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -21,12 +22,15 @@ import platformdirs
 
 from mixqvit.errors import StoreError
 
-__all__ = ["LIMIT_BYTES", "Store", "code_version", "default_folder", "fingerprint"]
+__all__ = ["KEPT", "LIMIT_BYTES", "Store", "code_version", "default_folder", "fingerprint"]
 
 LIMIT_BYTES = 2 * 10**9
 """Size of the store above which the results written longest ago are dropped."""
 
-CLAIM_SECONDS = 300
+KEPT = "kept "
+"""How the keys begin of what a person saved and no run can compute again."""
+
+CLAIM_SECONDS = 900
 """Time after which a claim that was not renewed is void: far longer than any piece takes that is claimed."""
 
 
@@ -106,35 +110,34 @@ class Store:
         with self._connect() as database:
             database.execute("DELETE FROM results WHERE key = ? AND item = ?", (key, item))
 
-    def claim(self, key: str, item: str) -> bool:
-        """Say that an item is being computed; returns False while somebody else does, here or in another process.
+    def claim(self, key: str, item: str) -> str | None:
+        """Say that an item is being computed; returns the claim, None while somebody else has one, here or elsewhere.
 
         A claim ends with `release`, with its process, or `CLAIM_SECONDS` after it was last renewed by `renew`.
         """
-        here, now = platform.node(), time.time()
+        here, now, owner = platform.node(), time.time(), uuid.uuid4().hex
         with self._connect() as database:
             database.execute("BEGIN IMMEDIATE")
             found = database.execute(
-                "SELECT host, process, renewed FROM claims WHERE key = ? AND item = ?", (key, item)
+                "SELECT host, process, renewed FROM claimed WHERE key = ? AND item = ?", (key, item)
             ).fetchone()
             if found is not None:
                 host, process, renewed = found
                 if now - renewed < CLAIM_SECONDS and (host != here or _is_running(process)):
-                    return False
-            database.execute(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?, ?, ?)", (key, item, here, os.getpid(), now)
-            )
-        return True
+                    return None
+            row = (key, item, here, os.getpid(), now, owner)
+            database.execute("INSERT OR REPLACE INTO claimed VALUES (?, ?, ?, ?, ?, ?)", row)
+        return owner
 
-    def renew(self, key: str, item: str) -> None:
-        """Say that a claimed item is still being computed."""
+    def renew(self, claim: str) -> None:
+        """Say that the item of a claim is still being computed; nothing happens where the claim has ended."""
         with self._connect() as database:
-            database.execute("UPDATE claims SET renewed = ? WHERE key = ? AND item = ?", (time.time(), key, item))
+            database.execute("UPDATE claimed SET renewed = ? WHERE owner = ?", (time.time(), claim))
 
-    def release(self, key: str, item: str) -> None:
+    def release(self, claim: str) -> None:
         """End a claim."""
         with self._connect() as database:
-            database.execute("DELETE FROM claims WHERE key = ? AND item = ?", (key, item))
+            database.execute("DELETE FROM claimed WHERE owner = ?", (claim,))
 
     def tensors(self, key: str, item: str) -> tuple[dict[str, Any], dict[str, str]] | None:
         """Return saved tensors and their metadata; None if there are none or the file is damaged."""
@@ -179,10 +182,10 @@ class Store:
         return total
 
     def clear(self) -> None:
-        """Forget everything that was saved."""
+        """Forget everything that was computed; what is saved under a key that begins with `KEPT` stays."""
         with self._connect() as database:
-            database.execute("DELETE FROM results")
-            database.execute("DELETE FROM claims")
+            database.execute("DELETE FROM results WHERE key NOT LIKE ?", (KEPT + "%",))
+            database.execute("DELETE FROM claimed")
         with self._connect() as database:
             database.execute("VACUUM")
         for folder in (self.folder / "tensors").iterdir():
@@ -221,8 +224,8 @@ class Store:
                     "PRIMARY KEY (key, item))"
                 )
                 database.execute(
-                    "CREATE TABLE IF NOT EXISTS claims (key TEXT, item TEXT, host TEXT, process INTEGER, "
-                    "renewed REAL, PRIMARY KEY (key, item))"
+                    "CREATE TABLE IF NOT EXISTS claimed (key TEXT, item TEXT, host TEXT, process INTEGER, "
+                    "renewed REAL, owner TEXT, PRIMARY KEY (key, item))"
                 )
                 with database:
                     yield database

@@ -15,7 +15,8 @@ class Strategy:
     Attributes:
         name: As in `STRATEGIES`.
         description: In one plain sentence, with the source.
-        needs: The stages that score the layers for it: `relevance`, `sensitivity`, `hessian`, `loss change`, `pairs`.
+        needs: The stages that score the layers for it: `relevance`, `sensitivity`, `hessian`, `loss change`,
+            `pairs` (with the sensitivity over full precision).
         is_control: Whether it is there for comparison only.
         has_gamma: Whether γ changes what it chooses.
     """
@@ -57,11 +58,16 @@ STRATEGIES: Mapping[str, Strategy] = {
         ),
         Strategy(
             "clado",
-            "Sensitivity and what two layers quantized together add to it, pair by pair: an integer quadratic program "
-            "(CLADO, arXiv 2307.05657).",
-            ("sensitivity", "pairs"),
+            "Sensitivity (KL over full precision) and what two layers quantized together add to it, pair by pair: an "
+            "integer quadratic program (CLADO, arXiv 2307.05657; noise in the pairs is projected away relative to the "
+            "layers' own harms, ours).",
+            ("pairs",),
         ),
-        Strategy("uniform", "The same bits everywhere: the largest that fit.", is_control=True),
+        Strategy(
+            "uniform",
+            "The same bits everywhere, the largest that fit; restricted layers get the nearest that they may have.",
+            is_control=True,
+        ),
         Strategy("random", "A random importance in place of Ω: seeded, within the budget.", is_control=True),
         Strategy(
             "inverse",

@@ -121,7 +121,7 @@ def saved_results(study):
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(f"Saved results take {overview.megabytes(size)} in `{study.store.folder}`.")
         with st.popover("Clear saved results", icon=":material/delete:", type="tertiary"):
-            st.markdown("Everything would be computed again, for all models.")
+            st.markdown("Everything would be computed again, for all models. Allocations that were kept by name stay.")
             if st.button("Clear now", type="primary", key="clear"):
                 study.store.clear()
                 st.cache_resource.clear()

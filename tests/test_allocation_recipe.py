@@ -45,7 +45,7 @@ def test_what_is_written_is_read_back(document, tmp_path):
     read = read_recipe(path)
     assert read == document
     assert recipe_bits(read) == BITS
-    assert request_of(read) == REQUEST
+    assert request_of(read) == {name: value for name, value in REQUEST.items() if value is not None}
     assert settings_of(read) == SETTINGS
     assert read["cost"]["size_bytes"] == 100
     assert read["measured"]["top1"] == 0.9
@@ -77,6 +77,23 @@ def test_the_least_that_a_recipe_needs():
         ({"request": {"pinned": {"head": 9}}}, "`pinned`"),
         ({"request": {"allowed": {"fc1": 4}}}, "`allowed`"),
         ({"request": {"tied": 1}}, "`tied`"),
+        ({"request": {"cap_bitops": "yes"}}, "`cap_bitops`"),
+        ({"request": {"average_bits": 10**400}}, "`average_bits`"),
+        ({"request": {"bitops": True}}, "`bitops`"),
+        ({"request": {"seed": 1.5}}, "`seed`"),
+        ({"request": {"seed": -1}}, "`seed`"),
+        ({"request": {"strategy": "best"}}, "`strategy`"),
+        ({"request": {"strategy": ["uniform"]}}, "`strategy`"),
+        ({"request": {"pinned": {"head": [4, 4, 4]}}}, "`pinned`"),
+        ({"request": {"pinned": {"head": [4, None]}}}, "`pinned`"),
+        ({"request": {"at_least": {"head": [4, 4]}}}, "`at_least`"),
+        ({"request": {"at_least": {"head": 32}}}, "`at_least`"),
+        ({"request": {"at_most": {"head": 4.0}}}, "`at_most`"),
+        ({"request": {"allowed": {"fc1": [4, 32]}}}, "`allowed`"),
+        ({"request": {"allowed": {"fc1": [[4, 4]]}}}, "`allowed`"),
+        ({"recipe": 3}, "`recipe` of"),
+        ({"recipe": "minmax"}, "two quantization recipes"),
+        ({"settings": {"calibration_images": 10**400}}, "`calibration_images`"),
     ],
 )
 def test_a_recipe_that_cannot_be_used_says_why(document, change, message):
@@ -91,12 +108,57 @@ def test_a_recipe_that_cannot_be_used_says_why(document, change, message):
         {"recipe": 3},
         {"calibration_images": "8"},
         {"calibration_images": 2.5},
+        {"calibration_images": True},
+        {"calibration_images": 0},
+        {"analysis_images": -1},
+        {"outlier_channels": 0},
         {"evaluation_images": True},
+        {"evaluation_images": 0},
+        {"calibration_seed": -1},
+        {"baseline": 10**400},
+        {"outlier_factor": float("inf")},
+        {"outlier_factor": 0},
+        {"outlier_factor": 1e7},
+        {"outlier_factor": True},
+        {"metric": None},
     ],
 )
 def test_settings_that_cannot_be_used_say_why(document, settings):
     with pytest.raises(RecipeError, match="settings"):
         settings_of(document | {"settings": settings})
+
+
+def test_what_is_null_in_a_request_is_not_given(document):
+    assert request_of(document | {"request": {"gamma": None, "pinned": None, "tied": None}}) == {}
+
+
+def test_a_pin_is_one_width_or_a_pair_full_precision_included(document):
+    pins = {"a": 2, "b": 32, "c": [4, 8], "d": [32, 4]}
+    assert request_of(document | {"request": {"pinned": pins}})["pinned"] == {
+        "a": 2,
+        "b": 32,
+        "c": (4, 8),
+        "d": (32, 4),
+    }
+
+
+def test_whole_numbers_written_as_floats_are_integers(document):
+    settings = settings_of(document | {"settings": {"calibration_images": 16.0, "evaluation_images": 50.0}})
+    assert settings == Settings(calibration_images=16, evaluation_images=50)
+    assert type(settings.calibration_images) is type(settings.evaluation_images) is int
+    assert type(request_of(document | {"request": {"seed": 3.0}})["seed"]) is int
+
+
+def test_the_quantization_recipe_is_named_outside_the_settings_too(document):
+    assert settings_of(document | {"recipe": "minmax", "settings": {}}).recipe == "minmax"
+    assert settings_of(document | {"recipe": "minmax", "settings": {"recipe": "minmax"}}).recipe == "minmax"
+    assert settings_of(document | {"recipe": None, "settings": {"recipe": "minmax"}}).recipe == "minmax"
+
+
+def test_a_message_stays_short_whatever_the_file_says(document):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(json.dumps(document | {"request": {"strategy": "x" * 10_000}}))
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(

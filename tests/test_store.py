@@ -143,27 +143,32 @@ def test_the_environment_names_the_folder(monkeypatch, tmp_path):
 
 def test_what_is_claimed_is_claimed_once_until_released(tmp_path):
     first, second = Store(tmp_path), Store(tmp_path)
-    assert first.claim("key", "work")
+    claim = first.claim("key", "work")
+    assert claim
     assert not second.claim("key", "work")
     assert second.claim("key", "other work")
     assert second.claim("other key", "work")
-    first.release("key", "work")
+    first.release(claim)
     assert second.claim("key", "work")
+    first.renew(claim)  # of a claim that has ended
+    first.release(claim)
+    assert not first.claim("key", "work")
 
 
 def test_a_claim_ends_with_its_process_or_when_it_is_not_renewed(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    code = "import sys, mixqvit; print(mixqvit.Store(sys.argv[1]).claim('key', 'work'))"
+    code = "import sys, mixqvit; print(mixqvit.Store(sys.argv[1]).claim('key', 'work') is not None)"
     root = Path(mixqvit.__file__).parents[1]
     found = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout == "True\n"
-    assert store.claim("key", "work")  # that process is gone
+    claim = store.claim("key", "work")  # that process is gone
+    assert claim
     monkeypatch.setattr("mixqvit.store.platform.node", lambda: "another machine")
     assert not store.claim("key", "work")
     later = time.time() + CLAIM_SECONDS - 1
     monkeypatch.setattr("mixqvit.store.time.time", lambda: later)
     assert not store.claim("key", "work")
-    store.renew("key", "work")
+    store.renew(claim)
     later += 2
     assert not store.claim("key", "work")
     later += CLAIM_SECONDS

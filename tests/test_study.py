@@ -280,6 +280,35 @@ for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.eval
 """
 
 
+def test_an_evaluation_whose_rows_vanish_midway_is_measured_again(tmp_path, study):
+    first = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
+    steps = first.evaluate_steps(3)
+    next(step for step in steps if step.result is not None and step.result.images == 64)
+    first.store.clear()
+    *_, last = steps
+    assert last.result == study.evaluate(3)
+    assert first.saved_evaluation(3) == study.evaluate(3)
+
+
+def test_a_sweep_of_another_session_does_not_block_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
+    shared = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
+    working = shared.sensitivity_steps("weights")
+    while not shared.saved_sensitivity("weights"):
+        next(working)
+    untied = {layer.name: (4, 4) if layer.is_matmul else (4, 8) for layer in shared.layers}
+    waiting = threading.Thread(target=shared.predicted_harm, args=(untied,))
+    waiting.start()
+    waiting.join(0.5)
+    taken = []
+    other = threading.Thread(target=lambda: taken.append(shared._lock.acquire(timeout=20)) or shared._lock.release())
+    other.start()
+    other.join()
+    assert taken == [True]  # the one that waits does not hold what the one that works needs
+    working.close()
+    waiting.join()
+
+
 def test_relevance_whose_rows_vanish_midway_is_computed_again(tmp_path, study):
     first = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
     steps = first.relevance_steps()

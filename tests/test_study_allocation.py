@@ -1,5 +1,6 @@
 """Strategies, restrictions, the frontier and kept allocations of a study, on an embedded model with few images."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import mixqvit
 from mixqvit.allocation_recipe import recipe_document, request_of
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.costs import uniform_bitops
-from mixqvit.errors import AllocationError, InfeasibleBudgetError
+from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
 from mixqvit.strategies import STRATEGIES
 from mixqvit.study import Settings, Study
 
@@ -56,9 +57,7 @@ def test_random_allocations_are_seeded(study):
 def test_weights_and_activations_can_have_bits_of_their_own(study, name):
     found = study.allocate(average_bits=3.5, strategy=name, tied=False)
     layers = {layer.name: layer for layer in study.layers}
-    assert name == "inverse" or any(
-        w != a for layer, (w, a) in found.bits.items() if layers[layer].kind != "patch_embed"
-    )
+    assert any(w != a for layer, (w, a) in found.bits.items() if layers[layer].kind != "patch_embed")
     assert all(w == a for layer, (w, a) in found.bits.items() if layers[layer].is_matmul)
     assert all(a == 8 for layer, (w, a) in found.bits.items() if layers[layer].kind == "patch_embed")
     assert found.cost.bitops <= uniform_bitops(study.layers, 3.5)
@@ -97,8 +96,83 @@ def test_restrictions_hold_and_name_what_is_to_blame(study):
         study.allocate(average_bits=2.0, pinned={"head.fc": 8})
     with pytest.raises(InfeasibleBudgetError, match="smallest feasible value"):
         study.allocate(average_bits=1.5, strategy="uniform")
+    # The pinned head hides that its kind may have no more than 3 bits and the head no fewer than 4.
+    hidden = {"pinned": {"head.fc": 8, "layers.1.blocks.0.mlp.fc1": 32}, "at_least": {"head.fc": 4}}
+    with pytest.raises(InfeasibleBudgetError, match=r"To blame is layer layers\.1\.blocks\.0\.mlp\.fc1"):
+        study.allocate(average_bits=3.0, **hidden, allowed={"head": (2, 3)})
     with pytest.raises(AllocationError, match="no allocation strategy"):
         study.allocate(average_bits=3.0, strategy="luck")
+
+
+def test_uniform_bits_keep_to_restrictions_and_need_a_budget(study):
+    found = study.allocate(
+        average_bits=4.5,
+        strategy="uniform",
+        pinned={"head.fc": 8, "layers.0.blocks.0.mlp.fc1": 32},
+        at_least={"patch_embed.proj": 6},
+        at_most={"layers.1.blocks.0.mlp.fc2": 3},
+        allowed={"qkv": (2, 8)},
+        cap_bitops=False,
+    )
+    kinds = {layer.name: layer.kind for layer in study.layers}
+    widths = {name: pair[0] for name, pair in found.bits.items()}
+    assert (widths.pop("head.fc"), widths.pop("layers.0.blocks.0.mlp.fc1")) == (8, 32)
+    assert (widths.pop("patch_embed.proj"), widths.pop("layers.1.blocks.0.mlp.fc2")) == (6, 3)
+    assert {width for name, width in widths.items() if kinds[name] == "qkv"} == {2}
+    assert len({width for name, width in widths.items() if kinds[name] != "qkv"}) == 1
+    with pytest.raises(AllocationError, match="needs a budget"):
+        study.allocate(strategy="uniform")
+    with pytest.raises(BitWidthError, match="no layer"):
+        study.allocate(4.0, strategy="uniform", pinned={"heads": 8})
+
+
+def test_clado_adds_like_to_like_whatever_the_settings_say(study):
+    other = Study("digits_swin", settings=replace(SMALL, metric="sqnr", baseline=8), store=study.store)
+    assert other.allocate(3.0, strategy="clado") == study.allocate(3.0, strategy="clado")
+    with pytest.raises(AllocationError, match="same bits"):
+        study.allocate(3.0, strategy="clado", tied=False)
+    with pytest.raises(AllocationError, match="same bits"):
+        list(study.score_steps("clado", tied=False))
+
+
+def test_without_importance_no_relevance_is_computed(study, monkeypatch):
+    monkeypatch.setattr(study, "relevance", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(study, "relevance_steps", lambda *_: pytest.fail("computed"))
+    for strategy in ("mix-qvit", "lrp-qvit"):
+        list(study.score_steps(strategy, gamma=0.0))
+        assert study.allocate(3.0, gamma=0.0, strategy=strategy).cost.average_bits <= 3
+
+
+def test_one_yardstick_holds_for_tied_and_independent_bits(study):
+    bits = study.uniform(4).bits
+    together, added = study.predicted_harm(bits), study.predicted_harm(bits, tied=False)
+    assert together != added
+    mixed = study.allocate(4.0, strategy="sensitivity", tied=False)
+    assert study.predicted_harm(mixed.bits) == study.predicted_harm(mixed.bits, tied=False) <= added
+    assert study.uniform_beside(mixed.budget, 0.0, tied=False).harm == added
+    *_, last = study.compare_strategies_steps(("uniform",), average_bits=4.0, tied=False)
+    assert last.result.results["uniform"].predicted_harm == added
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        *({"average_bits": 1e305}, {"size_bytes": 10**400}, {"bitops": 1e300}),
+        *({"average_bits": 4.0, "strategy": "random", "seed": -1}, {"average_bits": 4.0, "gamma": 400.0}),
+    ],
+)
+def test_numbers_that_no_model_can_use_are_refused(study, wanted):
+    with pytest.raises(AllocationError):
+        study.allocate(**wanted)
+
+
+def test_a_sensitivity_of_ones_own_is_for_tied_bits(study):
+    harms = {name: dict.fromkeys(row, -1.0) for name, row in study.sensitivity().items()}
+    assert study.allocate(4.0, sensitivity=harms, strategy="sensitivity").harm == 0
+    with pytest.raises(AllocationError, match="tied"):
+        study.allocate(4.0, sensitivity=harms, tied=False)
+    with pytest.raises(TypeError, match="colour"):
+        list(study.frontier_steps(colour="red"))
 
 
 def test_the_frontier_is_every_budgets_own_optimum(study):
@@ -131,6 +205,11 @@ def test_kept_allocations_come_back_until_they_are_deleted(study):
     assert list(again.saved_allocations()) == ["other"]
     amplified = Study("digits_swin", settings=replace(SMALL, outlier_factor=4.0), store=study.store)
     assert amplified.saved_allocations() == {}  # bits belong to a model
+    kept = mixqvit.Store(study.store.folder.parent / "copy")
+    shutil.copytree(study.store.folder, kept.folder, dirs_exist_ok=True)
+    kept.clear()
+    again = Study("digits_swin", settings=SMALL, store=kept)
+    assert list(again.saved_allocations()) == ["other"]  # a person's own, which no run computes again
     with pytest.raises(AllocationError, match="name"):
         study.save_allocation("  ", document)
 
@@ -148,6 +227,11 @@ def test_strategies_are_compared_by_what_they_measure(study):
         assert (result.score_seconds > 0) == bool(STRATEGIES[name].needs)
     with pytest.raises(InfeasibleBudgetError, match="smallest feasible value"):
         list(study.compare_strategies_steps(chosen, size_bytes=200_000))
+    steps = list(study.compare_strategies_steps(("clado", "random"), average_bits=3.0, tied=False))
+    assert all(step.done <= step.total for step in steps)
+    assert list(steps[-1].result.refused) == ["clado"]
+    with pytest.raises(AllocationError, match="same bits"):
+        list(study.compare_strategies_steps(("clado",), average_bits=3.0, tied=False))
 
 
 def test_scores_are_saved(study, monkeypatch):
@@ -159,7 +243,9 @@ def test_scores_are_saved(study, monkeypatch):
         assert again.allocate(average_bits=3.0, strategy=name) == allocation
 
 
-def test_pairs_are_estimated_before_they_are_measured(study):
-    assert 0 < study.pair_estimate() < 600
+def test_pairs_are_estimated_before_they_are_measured(study, tmp_path):
+    list(study.pair_steps())
+    assert study.pair_estimate() == 0
+    assert 0 < Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path)).pair_estimate() < 600
     assert study.measures_by_itself
     assert study.evaluation_estimate() > 0

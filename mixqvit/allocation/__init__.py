@@ -6,6 +6,7 @@ from mixqvit.allocation.choices import (
     Harms,
     choices,
     independent_choices,
+    monotone_choices,
     monotone_envelope,
     predicted_harm,
     tied_choices,
@@ -14,6 +15,7 @@ from mixqvit.allocation.choices import (
 )
 from mixqvit.allocation.exact import allocate, best_allocation, frontier_steps
 from mixqvit.allocation.harms import importance_only, inverse_harms, random_harms
+from mixqvit.allocation.near_uniform import uniform_allocation
 from mixqvit.allocation.quadratic import PairHarms, PairwiseAllocation, best_pairwise_allocation, pairwise_harm
 from mixqvit.allocation.restrictions import Restrictions
 
@@ -35,11 +37,13 @@ __all__ = [
     "independent_choices",
     "inverse_harms",
     "largest_uniform",
+    "monotone_choices",
     "monotone_envelope",
     "pairwise_harm",
     "predicted_harm",
     "random_harms",
     "tied_choices",
     "total_harm",
+    "uniform_allocation",
     "weighted",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import floor, inf, isfinite
+from math import floor, inf
 
 from mixqvit.bits import BitsPerLayer, uniform
 from mixqvit.costs import Cost, Storage, cost, uniform_bitops
@@ -18,6 +18,8 @@ __all__ = [
     "largest_uniform",
     "weight_bits_ceiling",
 ]
+
+_MOST = 10**18  # no model comes near it, and sums in float64 are exact to about here
 
 
 @dataclass(frozen=True)
@@ -104,5 +106,6 @@ def check_budget(budget: Budget) -> None:
     if all(value is None for value in ceilings.values()):
         raise AllocationError("An allocation needs a budget: average bits, model size or BitOps.")
     for name, value in ceilings.items():
-        if value is not None and not (isfinite(value) and value > 0):
-            raise AllocationError(f"The budget for {name} must be a positive number, not {value!r}.")
+        if value is not None and not 0 < value < _MOST:
+            shown = repr(value) if isinstance(value, float) or abs(value) < _MOST else "a number that large"
+            raise AllocationError(f"The budget for {name} must be a positive number, not {shown}.")

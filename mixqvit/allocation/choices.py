@@ -13,12 +13,16 @@ __all__ = [
     "Harms",
     "choices",
     "independent_choices",
+    "monotone_choices",
     "monotone_envelope",
     "predicted_harm",
     "tied_choices",
     "total_harm",
     "weighted",
 ]
+
+MOST_GAMMA = 10.0
+"""Largest exponent of importance."""
 
 Harms = Mapping[str, Mapping[int, float]]
 """Λ by layer name and bit-width."""
@@ -34,6 +38,14 @@ def monotone_envelope(harms: Mapping[int, float]) -> dict[int, float]:
     """
     widths = sorted(harms)
     return dict(zip(widths, accumulate((harms[width] for width in widths), min), strict=True))
+
+
+def monotone_choices(harms: ChoiceHarms) -> dict[str, dict[Bits, float]]:
+    """Return harms that rise neither with weight bits nor with activation bits: the least at no more bits of either."""
+    return {
+        name: {(w, a): min(harm for (x, y), harm in row.items() if x <= w and y <= a) for w, a in row}
+        for name, row in harms.items()
+    }
 
 
 def choices(layer: Layer, harms: Mapping[int, float]) -> dict[Bits, float]:
@@ -85,8 +97,8 @@ def weighted(harms: ChoiceHarms, importance: Mapping[str, float] | None, gamma: 
     Raises:
         AllocationError: The exponent or an importance is negative or not a number, or a layer has no importance.
     """
-    if not (isfinite(gamma) and gamma >= 0):
-        raise AllocationError(f"The exponent of importance must be 0 or a positive number, not {gamma!r}.")
+    if not 0 <= gamma <= MOST_GAMMA:  # beyond, Ω^γ is too small for numbers to tell apart
+        raise AllocationError(f"The exponent of importance must be a number from 0 to {MOST_GAMMA:g}, not {gamma!r}.")
     found = {}
     for name, row in harms.items():
         weight = 1.0 if importance is None else _weight(name, importance, gamma)

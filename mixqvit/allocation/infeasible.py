@@ -1,5 +1,7 @@
 """What to say when nothing fits: the smallest feasible values, and the restriction that is to blame."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from math import ceil, sqrt
 
@@ -10,6 +12,7 @@ from mixqvit.allocation.restrictions import Restrictions, single_restrictions
 from mixqvit.allocation.solver import least_harm
 from mixqvit.allocation.table import ChoiceTable
 from mixqvit.bits import PATCH_EMBED_INPUT_BITS
+from mixqvit.errors import AllocationError
 
 __all__ = ["smallest_value", "why_infeasible"]
 
@@ -132,7 +135,7 @@ def _blame(table: ChoiceTable, budget: Budget, restrictions: Restrictions, alone
     without_any = table.restricted(Restrictions())
     if without_any.best(budget) is None:
         return " Even without any pinned layer or other restriction nothing fits."
-    freed = {words: table.restricted(others) for words, others in single}
+    freed = dict(_freed(table, single))
     guilty = [words for words, others in freed.items() if others.best(budget) is not None]
     if guilty:
         return f" To blame is {_listed(guilty, ', and so is ')}: without it the budget can be met."
@@ -143,6 +146,13 @@ def _blame(table: ChoiceTable, budget: Budget, restrictions: Restrictions, alone
             dearest = [f"{words} ({_shown(name, saved[words])})" for words in most]
             return f" No single restriction is to blame; those that cost most {CEILINGS[name]} are {_listed(dearest)}."
     return " No single restriction is to blame, but all of them together."
+
+
+def _freed(table: ChoiceTable, single: list[tuple[str, Restrictions]]) -> Iterator[tuple[str, ChoiceTable]]:
+    """Yield the table without each restriction; one that hides a contradiction of the others cannot be lifted alone."""
+    for words, others in single:
+        with suppress(AllocationError):
+            yield words, table.restricted(others)
 
 
 def _listed(words: list[str], between: str = ", ") -> str:

@@ -38,6 +38,7 @@ _GOOD_ENOUGH = 0.01
 _SECONDS = 5.0
 _ROUNDS = 16
 _RESTARTS = 100
+_TIME_TO_RESTART = 0.25  # of the time that is left
 _FEW_ALLOCATIONS = 20_000
 _DISTURBANCE = 0.7
 _ACCURACY = 2e-3  # of the relaxation, well below the gap that is good enough
@@ -158,9 +159,8 @@ class _Search:
         """Improve the allocation and its bound until they are near, or time is over."""
         if self._all_tried():
             return
-        self._restart(deadline)
         spreads = [self._likely()]
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
             # What to move answers to where the relaxation went so far, as in fictitious play, recent rounds first.
             spread = np.where(self.left, np.average(spreads, axis=0, weights=range(1, len(spreads) + 1)) + 1e-12, 0.0)
             quadratic, linear = convex_split(self.matrix, spread, abs(self.harm))
@@ -175,6 +175,8 @@ class _Search:
             self.left[np.arange(len(self.left)), self.chosen] = True
             if self._all_tried():
                 return
+            if number == 0:
+                self._restart(time.monotonic() + _TIME_TO_RESTART * (deadline - time.monotonic()))
             spreads.append(relaxed.point.reshape(self.left.shape))
 
     def _all_tried(self) -> bool:

@@ -104,7 +104,8 @@ class ChoiceTable:
                 raise AllocationError(
                     f"No choice is left for layer {layer.name} by the restrictions."
                     if pinned is None
-                    else f"Layer {layer.name} cannot be pinned to {pinned}: its harm was not measured."
+                    else f"Layer {layer.name} cannot be pinned to {pinned}: the choices are "
+                    f"{', '.join(map(str, options))} (weight bits, activation bits)."
                 )
         return ChoiceTable(
             *(self.layers, self.storage, self.options, possible),

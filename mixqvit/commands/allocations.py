@@ -33,12 +33,13 @@ def allocate(options: argparse.Namespace) -> tuple[Document, str]:
     study = open_study(options)
     request = allocation_request(options)
     allocation = _allocation(study, options)
-    finish(study.sensitivity_steps())  # the predicted harm of every strategy is that of the measured sensitivity
-    gamma = options.gamma if options.strategy == "mix-qvit" else 0.0
-    beside = study.uniform_beside(allocation.budget, gamma)
+    # The predicted harm of every strategy is that of the measured sensitivity.
+    finish(study.score_steps("sensitivity", request["tied"]))
+    gamma, tied = options.gamma if options.strategy == "mix-qvit" else 0.0, request["tied"]
+    beside = study.uniform_beside(allocation.budget, gamma, tied)
     document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
     document |= {"budget": asdict(allocation.budget), "gap": allocation.gap}
-    mixed = replace(study.allocation(allocation.bits, gamma), budget=allocation.budget)
+    mixed = replace(study.allocation(allocation.bits, gamma, tied), budget=allocation.budget)
     document |= {"allocation": _describe(study, mixed, options.evaluate)}
     document["uniform"] = None if beside is None else _describe(study, beside, options.evaluate)
     if options.output is not None:
@@ -89,7 +90,7 @@ def frontier(options: argparse.Namespace) -> tuple[Document, str]:
     study = open_study(options)
     request = allocation_request(options)
     del request["average_bits"]
-    finish(study.score_steps(_scored(options), request["tied"]))
+    finish(study.score_steps(options.strategy, request["tied"], options.gamma))
     points = finish(study.frontier_steps(**request))
     document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
     document["points"] = [
@@ -160,15 +161,10 @@ def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
     return document, table((*what, "top-1", "agreement", "KL", "images"), rows)
 
 
-def _scored(options: argparse.Namespace) -> str:
-    """Return the strategy whose scores are needed: without importance, Mix-QViT needs none of it."""
-    return "sensitivity" if options.strategy == "mix-qvit" and options.gamma == 0 else options.strategy
-
-
 def _allocation(study: "Study", options: argparse.Namespace) -> "Allocation":
     """Return the best allocation within the budget on the command line."""
     request = allocation_request(options)
-    finish(study.score_steps(_scored(options), request["tied"]))
+    finish(study.score_steps(options.strategy, request["tied"], options.gamma))
     return study.allocate(**request)
 
 
@@ -177,6 +173,8 @@ def _study_of_recipe(options: argparse.Namespace) -> tuple["Study", "BitsPerLaye
     from mixqvit.study import Study
     from mixqvit.zoo import load_model
 
+    if options.outliers != 1:
+        raise RecipeError("--outliers cannot be changed beside --recipe: the recipe says it.")
     document = read_recipe(options.recipe)
     model = load_model(options.model or document["model"], options.checkpoint)
     study = Study(model, options.images, settings_of(document, str(options.recipe)))

@@ -1,7 +1,6 @@
 """From options of the command line to an open study, and its stages run to their end."""
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ def has_ceiling(options: argparse.Namespace) -> bool:
 
 def allocation_request(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keywords of `Study.allocate` that the options ask for."""
-    if options.size_mb is not None and not math.isfinite(options.size_mb):
+    if options.size_mb is not None and not 0 < options.size_mb < 1e12:
         raise AllocationError(f"The budget for model size must be a positive number, not {options.size_mb}.")
     return {
         "average_bits": options.average_bits,

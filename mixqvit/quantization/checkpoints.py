@@ -67,8 +67,12 @@ class Checkpoints:
             return self._kept[key][0]
 
     def put(self, key: Hashable, checkpoint: Checkpoint) -> None:
-        """Keep a paused run, if it is not more than a small part of what may be kept."""
-        size = _bytes(checkpoint.values)
+        """Keep a paused run, if it is not more than a small part of what may be kept.
+
+        Compensated weights count with every run that holds them, although later runs share them.
+        """
+        weights = sum(operation.prepared.bytes for operation in checkpoint.operations.values())
+        size = _bytes(checkpoint.values) + weights
         if size > self.limit_bytes // 8:
             return
         with self._lock:

@@ -1,7 +1,6 @@
 """Allocation in a study: every strategy under any budget, the frontier, and allocations that a person keeps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from mixqvit.allocation import (
     Allocation,
     Budget,
     ChoiceHarms,
+    Harms,
     Restrictions,
     best_allocation,
     best_pairwise_allocation,
@@ -19,18 +19,20 @@ from mixqvit.allocation import (
     independent_choices,
     inverse_harms,
     largest_uniform,
+    monotone_choices,
     monotone_envelope,
     random_harms,
     tied_choices,
+    uniform_allocation,
     weighted,
 )
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.costs import cost
 from mixqvit.criteria import tied_bits
-from mixqvit.errors import AllocationError, InfeasibleBudgetError
+from mixqvit.errors import AllocationError
 from mixqvit.layers import Layer
 from mixqvit.records import FrontierPoint, Progress
-from mixqvit.store import fingerprint
+from mixqvit.store import KEPT, fingerprint
 from mixqvit.strategies import STRATEGIES, find_strategy
 from mixqvit.study.claims import seconds_spent
 from mixqvit.study.criteria import CriteriaStages
@@ -44,8 +46,19 @@ FRONTIER_BITS = tuple(round(float(bits), 1) for bits in np.arange(BIT_WIDTHS[0],
 
 FRONTIERS = 16  # of which so many are remembered
 
-Harms = Mapping[str, Mapping[int, float]]
-"""Λ by layer name and bit-width."""
+_FRONTIER_REQUEST: dict[str, Any] = {
+    "strategy": "mix-qvit",
+    "gamma": 1.0,
+    "tied": True,
+    "seed": 0,
+    "size_bytes": None,
+    "bitops": None,
+    "cap_bitops": True,
+    "pinned": None,
+    "allowed": None,
+    "at_least": None,
+    "at_most": None,
+}
 
 
 class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
@@ -56,15 +69,16 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         """Descriptions of the allocation strategies by name, the controls last."""
         return {name: strategy.description for name, strategy in STRATEGIES.items()}
 
-    def score_steps(self, strategy: str = "mix-qvit", tied: bool = True) -> Iterator[Progress]:
+    def score_steps(self, strategy: str = "mix-qvit", tied: bool = True, gamma: float = 1.0) -> Iterator[Progress]:
         """Compute what a strategy has to know about the layers; everything that is missing, piece by piece.
 
         Args:
             strategy: One of `strategies`.
             tied: Whether both operands of a layer share their bits.
+            gamma: Exponent of importance; with 0 importance is not needed.
 
         Raises:
-            AllocationError: The strategy is unknown.
+            AllocationError: The strategy is unknown, or cannot choose bits independently.
             UnsupportedOperationError: It needs relevance, and the model has an operation without a rule.
         """
         operands = ("both",) if tied else ("weights", "activations")
@@ -73,10 +87,11 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             "sensitivity": [lambda swept=swept: self.sensitivity_steps(swept) for swept in operands],
             "hessian": [self.hessian_steps],
             "loss change": [lambda: self.loss_change_steps(tied)],
-            "pairs": [self.pair_steps],
+            "pairs": [lambda: self.sensitivity_steps("both", FULL_PRECISION), self.pair_steps],
         }
+        _check_tied(strategy, tied)
         for stage in find_strategy(strategy).needs:
-            for steps in stages[stage]:
+            for steps in stages[stage] if stage != "relevance" or gamma != 0 else ():
                 yield from steps()
         yield Progress(1, 1, f"scores for {strategy}", strategy)
 
@@ -87,7 +102,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             "sensitivity": [self._sensitivity_key(swept, self.settings.baseline) for swept in operands],
             "hessian": self._hessian_keys,
             "loss change": [self._loss_change_key(tied)],
-            "pairs": [self._pair_key],
+            "pairs": [self._sensitivity_key("both", FULL_PRECISION), self._pair_key],
         }
         needs = find_strategy(strategy).needs
         seconds = sum(seconds_spent(self.store, key) for need in needs for key in keys.get(need, ()))
@@ -130,7 +145,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             tied: Whether both operands of a layer share their bits; attention products always do.
             seed: Of the `random` strategy.
             importance: Another Ω by layer name than the study's own.
-            sensitivity: Another Λ by layer name and bit-width than the study's own.
+            sensitivity: Another Λ by layer name and bit-width than the study's own, for tied bits.
 
         Returns:
             The allocation; its harm is what the strategy minimises.
@@ -141,35 +156,40 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             BitWidthError: A bit-width or layer name is not possible.
         """
         budget = Budget(average_bits, size_bytes, bitops, cap_bitops)
-        restrictions = Restrictions(pinned or {}, _tuples(allowed), at_least or {}, at_most or {})
+        restrictions = _restrictions(pinned, allowed, at_least, at_most)
         if strategy == "uniform":
-            return self._uniform_within(budget)
+            return uniform_allocation(self.layers, budget, self.storage, restrictions)
         harms = self._choice_harms(strategy, gamma, tied, seed, importance, sensitivity)
         if strategy == "clado":
             terms = self._finished("pairs", self.pair_steps)
             return best_pairwise_allocation(self.layers, harms, terms, budget, self.storage, restrictions)
         return best_allocation(self.layers, harms, budget, self.storage, restrictions)
 
-    def uniform(self, bits: int, gamma: float = 1.0) -> Allocation:
-        """Return the uniform allocation at `bits` with its cost and predicted harm."""
-        return self.allocation(resolve_bits(self.layers, bits), gamma)
+    def uniform(self, bits: int, gamma: float = 1.0, tied: bool = True) -> Allocation:
+        """Return the uniform allocation at `bits` with its cost and predicted harm; arguments as in `allocation`."""
+        return self.allocation(resolve_bits(self.layers, bits), gamma, tied)
 
-    def allocation(self, bits: Mapping[str, int | Bits], gamma: float = 1.0) -> Allocation:
-        """Return any bits per layer as an allocation with its cost and predicted harm Σ Ω^γ · Λ."""
-        resolved = resolve_bits(self.layers, bits)
-        return Allocation(resolved, self._harm(resolved, gamma), cost(self.layers, resolved, self.storage))
+    def allocation(self, bits: Mapping[str, int | Bits], gamma: float = 1.0, tied: bool | None = None) -> Allocation:
+        """Return any bits per layer as an allocation with its cost and predicted harm Σ Ω^γ · Λ.
 
-    def predicted_harm(self, bits: Mapping[str, int | Bits]) -> float:
-        """Return Σ Λ of any bits per layer: what every strategy can be held against.
-
-        Where the operands of a layer differ in bits, its harm is that of its weights and that of its input, added.
+        Args:
+            bits: Bits by layer name.
+            gamma: Exponent of importance.
+            tied: Which Λ: True for that of both operands quantized together, which knows equal bits only; False for
+                that of weights and of input alone, added, which knows all bits. None takes the former where it can.
+                Only harms by the same Λ can be compared.
         """
-        return self._harm(resolve_bits(self.layers, bits), 0.0)
+        resolved = resolve_bits(self.layers, bits)
+        return Allocation(resolved, self._harm(resolved, gamma, tied), cost(self.layers, resolved, self.storage))
 
-    def uniform_beside(self, budget: Budget, gamma: float = 1.0) -> Allocation | None:
+    def predicted_harm(self, bits: Mapping[str, int | Bits], tied: bool | None = None) -> float:
+        """Return Σ Λ of any bits per layer: what every strategy can be held against; arguments as in `allocation`."""
+        return self._harm(resolve_bits(self.layers, bits), 0.0, tied)
+
+    def uniform_beside(self, budget: Budget, gamma: float = 1.0, tied: bool = True) -> Allocation | None:
         """Return the largest uniform allocation within every ceiling of a budget; None if none fits."""
         width = largest_uniform(self.layers, budget, self.storage, BIT_WIDTHS)
-        return None if width is None else self.uniform(width, gamma)
+        return None if width is None else self.uniform(width, gamma, tied)
 
     def bitops_ceiling(self, budget: Budget) -> float | None:
         """Return the BitOps that a budget allows; None for any number."""
@@ -191,24 +211,18 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         total = len(FRONTIER_BITS)
         if name not in self._frontiers:
             points: list[FrontierPoint] = []
-            budgets = [
-                Budget(bits, request.get("size_bytes"), request.get("bitops"), request.get("cap_bitops", True))
-                for bits in FRONTIER_BITS
-            ]
-            strategy = request.get("strategy", "mix-qvit")
-            if strategy in ("uniform", "clado"):
+            wanted = _FRONTIER_REQUEST | request
+            if unknown := set(wanted) - set(_FRONTIER_REQUEST):
+                raise TypeError(f"frontier_steps() got an unexpected keyword argument {unknown.pop()!r}")
+            if wanted["strategy"] in ("uniform", "clado"):
                 raise AllocationError(
-                    f"There is no frontier of strategy {strategy}; choose one that is solved exactly."
+                    f"There is no frontier of strategy {wanted['strategy']}; choose one that is solved exactly."
                 )
-            harms = self._choice_harms(
-                strategy, request.get("gamma", 1.0), request.get("tied", True), request.get("seed", 0)
-            )
-            restrictions = Restrictions(
-                request.get("pinned") or {},
-                _tuples(request.get("allowed")),
-                request.get("at_least") or {},
-                request.get("at_most") or {},
-            )
+            budgets = [
+                Budget(bits, wanted["size_bytes"], wanted["bitops"], wanted["cap_bitops"]) for bits in FRONTIER_BITS
+            ]
+            harms = self._choice_harms(*(wanted[name] for name in ("strategy", "gamma", "tied", "seed")))
+            restrictions = _restrictions(*(wanted[name] for name in ("pinned", "allowed", "at_least", "at_most")))
             found = frontier_steps(self.layers, harms, self.storage, budgets, restrictions)
             for bits, allocation in zip(FRONTIER_BITS, found, strict=True):
                 points.append(FrontierPoint(bits, allocation))
@@ -249,17 +263,9 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
 
     @property
     def _kept_key(self) -> str:
-        return self._remembered("kept key", lambda: fingerprint("allocations", self.graph.fingerprint))
+        return self._remembered("kept key", lambda: KEPT + fingerprint("allocations", self.graph.fingerprint))
 
     # Harms
-
-    def _uniform_within(self, budget: Budget) -> Allocation:
-        width = largest_uniform(self.layers, budget, self.storage, BIT_WIDTHS)
-        if width is None:
-            # The same message as for any allocation: what would fit.
-            best_allocation(self.layers, importance_only(self.layers, self._alike), budget, self.storage)
-            raise InfeasibleBudgetError(f"No uniform setting fits this budget, not even {BIT_WIDTHS[0]} bits.")
-        return replace(self.allocation(resolve_bits(self.layers, width), 0.0), budget=budget)
 
     def _choice_harms(
         self,
@@ -271,46 +277,51 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         sensitivity: Harms | None = None,
     ) -> ChoiceHarms:
         """Return what a strategy adds up: harm by layer and (weight bits, activation bits)."""
-        find_strategy(strategy)
+        _check_tied(strategy, tied)
+        needs = find_strategy(strategy).needs
         if strategy == "random":
+            if seed < 0:
+                raise AllocationError(f"The seed must be 0 or a positive number, not {seed}.")
             return random_harms(self.layers, seed, tied)
+        if importance is None and "relevance" in needs and gamma != 0:
+            importance = self.relevance().mean
         if strategy == "lrp-qvit":
-            shares = self.relevance().mean if importance is None else importance
-            return weighted(importance_only(self.layers, self._alike, tied), shares, gamma)
+            return weighted(importance_only(self.layers, self._alike, tied), importance, gamma)
         if strategy == "clado":
-            if not tied:
-                raise AllocationError(
-                    "The pairwise terms of clado are measured with both operands of a layer at the same bits: let them "
-                    "share their bits, or choose another strategy."
-                )
-            possible = self._sensitivity_choices(tied).items()
+            # The pairs are KL over full precision whatever the settings say, so their layers must be too.
+            alone = tied_choices(self.layers, self.sensitivity("both", "kl", FULL_PRECISION)).items()
             return {
-                name: {bits: harm for bits, harm in row.items() if bits[0] in self.pair_widths}
-                for name, row in possible
+                name: {bits: harm for bits, harm in row.items() if bits[0] in self.pair_widths} for name, row in alone
             }
         if strategy in ("hawq-v2", "mpqco"):
             if strategy == "hawq-v2":
                 scores = self._finished("hessian", self.hessian_steps)
             else:
                 scores = self._finished(("loss change", tied), lambda: self.loss_change_steps(tied))
-            return scores if strategy == "hawq-v2" and not tied else self._scored_choices(scores, tied)
-        harms = self._sensitivity_choices(tied) if sensitivity is None else tied_choices(self.layers, sensitivity)
+            if strategy == "hawq-v2" and not tied:
+                return monotone_choices(scores)
+            return self._scored_choices(scores, tied)
+        if sensitivity is None:
+            harms = self._sensitivity_choices(tied)
+        elif tied:
+            harms = tied_choices(self.layers, _not_below_zero(sensitivity))
+        else:
+            raise AllocationError(
+                "A sensitivity by bit-width is that of both operands together: use tied bits with it."
+            )
         if strategy == "inverse":
-            return inverse_harms(self.layers, harms)
-        if strategy == "mix-qvit" and gamma != 0:
-            return weighted(harms, self.relevance().mean if importance is None else importance, gamma)
-        return harms
+            return inverse_harms(self.layers, harms, tied)
+        return weighted(harms, importance, gamma) if strategy == "mix-qvit" else harms
 
     def _sensitivity_choices(self, tied: bool) -> ChoiceHarms:
         """Return Λ by layer and bits; what was measured below zero, by noise, counts as no harm."""
-
-        def compute() -> ChoiceHarms:
-            if tied:
-                return tied_choices(self.layers, _not_below_zero(self.sensitivity()))
-            alone = (_not_below_zero(self.sensitivity(operands)) for operands in ("weights", "activations"))
-            return independent_choices(self.layers, *alone)
-
-        return self._remembered(("choices", tied), compute)
+        swept = [
+            _not_below_zero(self.sensitivity(operands))
+            for operands in (("both",) if tied else ("weights", "activations"))
+        ]
+        # Only this is computed under the lock: a sweep may have to wait for a session that needs it.
+        build = tied_choices if tied else independent_choices
+        return self._remembered(("choices", tied), lambda: build(self.layers, *swept))
 
     def _scored_choices(self, scores: ChoiceHarms, tied: bool) -> ChoiceHarms:
         """Return scores by (weight bits, activation bits) as the harms of the choices that an allocation has."""
@@ -331,9 +342,10 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         }
         return independent_choices(self.layers, weights, inputs)
 
-    def _harm(self, bits: BitsPerLayer, gamma: float) -> float:
+    def _harm(self, bits: BitsPerLayer, gamma: float, tied: bool | None) -> float:
         importance = None if gamma == 0 else self.relevance().mean
-        tied = all(bits[layer.name] in _tied_or_full(layer) for layer in self.layers)
+        if tied is not False:
+            tied = all(bits[layer.name] in _tied_or_full(layer) for layer in self.layers)
         choices = self._sensitivity_choices(tied)
         return sum(
             self._layer_harm(layer, bits[layer.name], choices)
@@ -356,6 +368,14 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         return dict.fromkeys((layer.name for layer in self.layers), 1.0)
 
 
+def _check_tied(strategy: str, tied: bool) -> None:
+    if strategy == "clado" and not tied:
+        raise AllocationError(
+            "The pairwise terms of clado are measured with both operands of a layer at the same bits: let them share "
+            "their bits, or choose another strategy."
+        )
+
+
 def _tied_or_full(layer: Layer) -> tuple[Bits, ...]:
     return (*tied_bits(layer), (FULL_PRECISION, FULL_PRECISION))
 
@@ -364,10 +384,15 @@ def _not_below_zero(harms: Harms) -> dict[str, dict[int, float]]:
     return {name: {bits: max(0.0, harm) for bits, harm in row.items()} for name, row in harms.items()}
 
 
-def _tuples(allowed: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
-    return {kind: tuple(widths) for kind, widths in (allowed or {}).items()}
+def _restrictions(
+    pinned: Mapping[str, int | Bits] | None,
+    allowed: Mapping[str, Sequence[int]] | None,
+    at_least: Mapping[str, int] | None,
+    at_most: Mapping[str, int] | None,
+) -> Restrictions:
+    widths = {kind: tuple(widths) for kind, widths in (allowed or {}).items()}
+    return Restrictions(pinned or {}, widths, at_least or {}, at_most or {})
 
 
 def _frontier_name(request: Mapping[str, Any]) -> str:
-    known = {name: value for name, value in request.items() if name != "average_bits" and value not in (None, {}, ())}
-    return fingerprint({"cap_bitops": True, "gamma": 1.0, "strategy": "mix-qvit", "tied": True, "seed": 0} | known)
+    return fingerprint(_FRONTIER_REQUEST | {name: value for name, value in request.items() if value not in (None, {})})

@@ -1,6 +1,7 @@
 """What every stage of a study builds on: the model, its images, the settings, and where results are kept."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import version
@@ -37,9 +38,18 @@ _CODE = {
     "relevance": ("study/relevance.py", "relevance"),
     "calibration": ("study/sensitivity.py", "quantization"),
     "sensitivity": ("study/sensitivity.py", "quantization", "sensitivity", "batching.py", "evaluation.py"),
-    "criteria": ("study/criteria.py", "criteria", "quantization", "batching.py", "evaluation.py"),
-    "evaluation": ("study/evaluation.py", "quantization", "evaluation.py"),
+    "criteria": (
+        "study/criteria.py",
+        "study/sensitivity.py",
+        "criteria",
+        "quantization",
+        "batching.py",
+        "evaluation.py",
+    ),
+    "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "evaluation.py"),
 }
+
+_TIMED_IMAGES = 4
 
 
 class StudyBase:
@@ -76,7 +86,9 @@ class StudyBase:
         self.calibration_images = calibration_images.shuffled(self.settings.calibration_seed)
         self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
         find_method(self.settings.importance)
-        find_metric(self.settings.metric)
+        metric = find_metric(self.settings.metric)
+        if metric.needs_labels and self.calibration_images.labels is None:
+            raise ImageError(f"The metric {metric.name} compares with labels, and the images of {source} have none.")
         if self.settings.baseline != FULL_PRECISION and self.settings.baseline not in BIT_WIDTHS:
             raise BitWidthError(
                 f"The baseline of a sweep is {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, or {FULL_PRECISION} for full "
@@ -139,6 +151,15 @@ class StudyBase:
     @property
     def _analysis_pixels(self) -> Tensor:
         return self._analysis_images.pixels
+
+    def _seconds_per_image(self) -> float:
+        """Return the time of a full-precision pass of one image, measured here and now on a few."""
+        pixels = self.evaluation_images.pixels[:_TIMED_IMAGES]
+        with torch.no_grad():
+            self.graph(pixels)  # the first run is slower
+            started = time.perf_counter()
+            self.graph(pixels)
+        return (time.perf_counter() - started) / len(pixels)
 
     def _key(self, stage: str, *parts: Any) -> str:
         code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)

@@ -29,14 +29,15 @@ def once(
         The progress of this session or of the one that works.
     """
     while (saved := progress()).done < saved.total:
-        if not store.claim(key, _WORK):
+        claim = store.claim(key, _WORK)
+        if claim is None:
             yield saved
             time.sleep(SECONDS_BETWEEN_LOOKS)
             continue
         try:
-            yield from _timed(store, key, run())
+            yield from _timed(store, key, claim, run())
         finally:
-            store.release(key, _WORK)
+            store.release(claim)
 
 
 def seconds_spent(store: Store, key: str) -> float:
@@ -44,7 +45,7 @@ def seconds_spent(store: Store, key: str) -> float:
     return store.rows(_seconds_key(key)).get(_SECONDS, 0.0)
 
 
-def _timed(store: Store, key: str, steps: Iterator[Progress]) -> Iterator[Progress]:
+def _timed(store: Store, key: str, claim: str, steps: Iterator[Progress]) -> Iterator[Progress]:
     """Yield the steps, renewing the claim and saving the time that computing them took."""
     spent = seconds_spent(store, key)
     while True:
@@ -53,7 +54,7 @@ def _timed(store: Store, key: str, steps: Iterator[Progress]) -> Iterator[Progre
         spent += time.perf_counter() - started
         if step is None:
             return
-        store.renew(key, _WORK)
+        store.renew(claim)
         store.put(_seconds_key(key), _SECONDS, spent)
         yield step
 

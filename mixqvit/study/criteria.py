@@ -1,10 +1,7 @@
 """The stages of a study that score layers for strategies other than Mix-QViT: Hessian traces, loss changes, pairs."""
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import torch
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
 from mixqvit.criteria import (
@@ -39,8 +36,6 @@ FEW_WIDTHS = (2, 3, 4, 6, 8)
 
 PAIR_IMAGES = 8
 """Calibration images that pairs are measured on."""
-
-_TIMED_IMAGES = 4
 
 PairHarms = dict[Pair, dict[tuple[Bits, Bits], float]]
 
@@ -153,13 +148,7 @@ class CriteriaStages(SensitivityStages):
         pairs = [pair for pair in pairs if "|".join(pair) not in saved]
         if not pairs:
             return 0.0
-        pixels = self.calibration_images.subset(_TIMED_IMAGES).pixels
-        with torch.no_grad():
-            self.graph(pixels)
-            started = time.perf_counter()
-            self.graph(pixels)
-            seconds = (time.perf_counter() - started) / len(pixels)
-        return seconds * pair_cost(self.graph, pairs, len(widths), count)
+        return self._seconds_per_image() * pair_cost(self.graph, pairs, len(widths), count)
 
     @property
     def pair_widths(self) -> tuple[int, ...]:

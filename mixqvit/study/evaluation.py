@@ -1,7 +1,6 @@
 """The evaluation stage of a study: any bits, every recipe, packed files."""
 
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -37,7 +36,7 @@ QUANTIZED_PASS, COMPENSATION_PASSES = 1.3, 10.6
 """Time of a quantized pass, and of error compensation over the calibration images, in full-precision passes (measured
 on DeiT-Tiny, README)."""
 
-_TIMED_IMAGES = 4
+_BATCH = "images"  # how the names of saved batches begin
 
 CHECKPOINT_BYTES = 512 * 2**20
 """Memory for paused runs, so that a setting is measured from the first layer that changed."""
@@ -76,15 +75,12 @@ class EvaluationStages(SensitivityStages):
             batches = evaluate_steps(predict, images.pixels, images.labels, self._reference_logits(), finished=so_far)
             for found in batches:
                 row = {"predicted": found.predicted[start:], "image_kl": found.image_kl[start:]}
-                self.store.put(key, f"images {start} to {found.images}", row)
+                self.store.put(key, f"{_BATCH} {start} to {found.images}", row)
                 start = found.images
                 yield Progress(found.images, total, f"{found.images} of {total} images", found)
 
-        name = ("evaluation", recipe, _bits_item(resolved))
-        if name not in self._memory:
-            yield from once(self.store, key, progress, run)
-            self._memory[name] = self._saved_evaluation(recipe, resolved)
-        yield Progress(total, total, "evaluation", self._memory[name])
+        yield from once(self.store, key, progress, run)
+        yield Progress(total, total, "evaluation", self._saved_evaluation(recipe, resolved))
 
     def _quantized_steps(
         self, recipe: str, bits: Allocation | int | Mapping[str, int | Bits], resolved: BitsPerLayer
@@ -118,12 +114,7 @@ class EvaluationStages(SensitivityStages):
 
     def evaluation_estimate(self) -> float:
         """Return about how many seconds measuring one allocation takes here, from a timed run of a few images."""
-        pixels = self.evaluation_images.pixels[:_TIMED_IMAGES]
-        with torch.no_grad():
-            self.graph(pixels)
-            started = time.perf_counter()
-            self.graph(pixels)
-            seconds = (time.perf_counter() - started) / len(pixels)
+        seconds = self._seconds_per_image()
         return seconds * (
             QUANTIZED_PASS * len(self.evaluation_images) + COMPENSATION_PASSES * len(self._calibration_pixels)
         )
@@ -139,8 +130,8 @@ class EvaluationStages(SensitivityStages):
 
     def evaluate(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation:
         """Return accuracy, agreement and KL on all evaluation images, measuring what is not saved."""
-        name = ("evaluation", self.settings.recipe, _bits_item(self.resolved(bits)))
-        return self._finished(name, lambda: self.evaluate_steps(bits))
+        *_, last = self.evaluate_steps(bits)
+        return last.result
 
     def resolved(self, bits: Allocation | int | Mapping[str, int | Bits]) -> BitsPerLayer:
         """Return (weight bits, activation bits) for every layer."""
@@ -148,19 +139,18 @@ class EvaluationStages(SensitivityStages):
 
     def _reference_logits(self) -> Tensor:
         """Full-precision logits of the evaluation images `[N, classes]`."""
-
-        def compute() -> Tensor:
+        if "reference" not in self._memory:  # without the lock, which others need meanwhile
             key = self._key("evaluation", "full precision", self._evaluation_part)
             saved = self.store.tensors(key, "logits")
             if saved:
-                return saved[0]["logits"]
-            with torch.no_grad():
-                batches = self.evaluation_images.pixels.split(BATCH_SIZE)
-                logits = torch.cat([self.graph(batch) for batch in batches])
-            self.store.put_tensors(key, "logits", {"logits": logits})
-            return logits
-
-        return self._remembered("reference", compute)
+                logits = saved[0]["logits"]
+            else:
+                with torch.no_grad():
+                    batches = self.evaluation_images.pixels.split(BATCH_SIZE)
+                    logits = torch.cat([self.graph(batch) for batch in batches])
+                self.store.put_tensors(key, "logits", {"logits": logits})
+            self._memory["reference"] = logits
+        return self._memory["reference"]
 
     @cached_property
     def _evaluation_part(self) -> str:
@@ -178,14 +168,15 @@ class EvaluationStages(SensitivityStages):
     def _saved_evaluation(self, recipe: str, resolved: BitsPerLayer) -> Evaluation | None:
         """Return what is saved of an evaluation, which may be a part of the images; None for nothing."""
         rows = self.store.rows(self._evaluation_key(recipe, resolved))
-        if not rows:
+        batches = _batches(rows)
+        if not batches:
             return None
         images, total = self.evaluation_images, len(self.evaluation_images)
         expected = self._reference_logits().argmax(dim=1).tolist()
         labels = None if images.labels is None else images.labels.tolist()
         found = Evaluation(0, total, None if labels is None else 0, 0, 0.0)
-        for row in rows.values():
-            part = slice(found.images, found.images + len(row["predicted"]))
+        for item, part in batches.items():
+            row = rows[item]
             truth = None if labels is None else labels[part]
             found = extended(found, row["predicted"], row["image_kl"], expected[part], truth)
         return found
@@ -308,9 +299,23 @@ def _run_on_evaluation_images(quantized: QuantizedModel, checkpoints: Checkpoint
         )
 
 
-def _images_in(items: Sequence[str]) -> int:
+def _batches(items: Iterable[str]) -> dict[str, slice]:
+    """Return which images the saved batches of an evaluation cover, as far as they do without a gap."""
+    parts = {}
+    for item in items:
+        start, stop = map(int, item.removeprefix(_BATCH).split(" to "))
+        parts[start] = (item, stop)
+    found, position = {}, 0
+    while position in parts:
+        item, stop = parts[position]
+        found[item] = slice(position, stop)
+        position = stop
+    return found
+
+
+def _images_in(items: Iterable[str]) -> int:
     """Return how many images the saved batches of an evaluation cover."""
-    return int(items[-1].rpartition(" ")[2]) if items else 0
+    return max((part.stop for part in _batches(items).values()), default=0)
 
 
 def _bits_item(resolved: BitsPerLayer) -> str:

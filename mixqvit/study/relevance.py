@@ -14,6 +14,7 @@ from mixqvit.relevance import RULE_SETS, LayerTotals, Relevance
 from mixqvit.relevance.methods import METHODS, find_method, importance_steps
 from mixqvit.relevance.quality import attribution_quality_steps
 from mixqvit.study.base import StudyBase
+from mixqvit.study.claims import once
 from mixqvit.study.explanations import Explanations
 
 __all__ = ["RelevanceStages"]
@@ -55,29 +56,29 @@ class RelevanceStages(StudyBase):
         measure = self.measure(method)
         key = self._key("relevance", method, measure, len(pixels))
         total = len(pixels)
-        saved = self.store.rows(key)
-        shares: list[list[float]] = []
-        branches: list[list[float]] = []
-        places: list[list[Any]] = []
-        seconds = 0.0
-        while (batch := saved.get(f"images from {len(shares)}")) is not None:
-            shares += batch["shares"]
-            branches += batch["branches"]
-            places = batch["places"]
-            seconds += batch["seconds"]
-        if len(shares) < total:
-            graph = self._graph_for(method)
-            batches = importance_steps(graph, pixels[len(shares) :], method=method, measure=measure)
+
+        def progress() -> Progress:
+            return Progress(sum(len(row["shares"]) for row in self._saved_importance(key)), total, method)
+
+        def run() -> Iterator[Progress]:
+            done = progress().done
             started = time.perf_counter()
-            for batch in batches:
+            for batch in importance_steps(self._graph_for(method), pixels[done:], method=method, measure=measure):
                 row = _importance_row(batch, time.perf_counter() - started)
-                self.store.put(key, f"images from {len(shares)}", row)
-                shares += row["shares"]
-                branches += row["branches"]
-                places = row["places"]
-                seconds += row["seconds"]
-                yield Progress(len(shares), total, f"{method} of {len(shares)} of {total} images")
+                self.store.put(key, f"images from {done}", row)
+                done += len(row["shares"])
+                yield Progress(done, total, f"{method} of {done} of {total} images")
                 started = time.perf_counter()
+
+        if ("importance", method) in self._memory:
+            yield Progress(total, total, "relevance", self._memory["importance", method])
+            return
+        yield from once(self.store, key, progress, run)
+        rows = self._saved_importance(key)
+        shares = [values for row in rows for values in row["shares"]]
+        branches = [values for row in rows for values in row["branches"]]
+        places = rows[-1]["places"]
+        seconds = sum(row["seconds"] for row in rows)
         by_layer = np.array(shares)
         names = [layer.name for layer in self.layers]
         importance = Importance(
@@ -91,6 +92,16 @@ class RelevanceStages(StudyBase):
         )
         self._memory["importance", method] = importance
         yield Progress(total, total, "relevance", importance)
+
+    def _saved_importance(self, key: str) -> list[dict[str, Any]]:
+        """Return the saved batches of a relevance stage, as far as they cover its images without a gap."""
+        saved = self.store.rows(key)
+        found: list[dict[str, Any]] = []
+        images = 0
+        while (batch := saved.get(f"images from {images}")) is not None:
+            found.append(batch)
+            images += len(batch["shares"])
+        return found
 
     def relevance(self, method: str | None = None) -> Importance:
         """Return layer importance Ω, computing what is missing; arguments and errors as in `relevance_steps`."""

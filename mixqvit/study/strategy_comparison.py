@@ -45,10 +45,12 @@ def compare_strategies_steps(
         return step.result
 
     yield from (replace(step, result=None) for step in study.calibration_steps())
-    yield from (replace(step, result=None) for step in study.score_steps("sensitivity"))  # the common yardstick
+    tied, gamma = request.get("tied", True), request.get("gamma", 1.0)
+    yield from (replace(step, result=None) for step in study.score_steps("sensitivity", tied))  # the common yardstick
     for name in strategies:
+        before = finished
         try:
-            yield from forwarded(study.score_steps(name, request.get("tied", True)), name)
+            yield from forwarded(study.score_steps(name, tied, gamma), name)
             started = time.perf_counter()
             allocation = study.allocate(**request, strategy=name)
             seconds = time.perf_counter() - started
@@ -56,15 +58,17 @@ def compare_strategies_steps(
             if isinstance(error, InfeasibleBudgetError) and name != "uniform":
                 raise
             comparison = replace(comparison, refused={**comparison.refused, name: str(error)})
-            total -= 2 * _PARTS
+            total, finished = total - 2 * _PARTS, before
             continue
         measured = yield from forwarded(study.evaluate_steps(allocation), name)
         found = StrategyResult(
             allocation,
-            study.predicted_harm(allocation.bits),
+            study.predicted_harm(allocation.bits, tied),
             measured,
-            study.score_seconds(name, request.get("tied", True)),
+            study.score_seconds(name, tied),
             seconds,
         )
         comparison = replace(comparison, results={**comparison.results, name: found})
+    if not comparison.results:
+        raise AllocationError(next(iter(comparison.refused.values()), "Name at least one strategy to compare."))
     yield Progress(total, total, "comparison", comparison)

@@ -77,6 +77,18 @@ def test_restrictions_hold_and_reset_and_undo_take_steps_back(page, study):
     assert memory(page).allocation.bits == expected.bits
 
 
+def test_uniform_bits_keep_to_restrictions_and_mark_what_is_pinned(page, study):
+    restricted = {"pinned": {"head": 6}, "at_most": {"blocks.0.mlp.fc1": 3}, "allowed": {"qkv": (2,)}}
+    restrict(page, **restricted)
+    page.selectbox(key="strategy").set_value("uniform").run()
+    assert not page.exception and not page.warning
+    bits = study.allocate(average_bits=4.0, strategy="uniform", **restricted).bits
+    assert memory(page).allocation.bits == bits
+    assert (bits["head"], bits["blocks.0.mlp.fc1"], bits["blocks.0.attn.qkv"]) == ((6, 6), (3, 3), (2, 2))
+    (pins,) = (trace for trace in charts(page)[0]["data"] if trace.get("text") == ["●"])
+    assert pins["x"] == [[layer.name for layer in study.layers].index("head")]
+
+
 @pytest.mark.parametrize(
     ("restrictions", "words"),
     [({"at_least": {"head": 6}, "at_most": {"head": 4}}, "head"), ({"allowed": {"qkv": ()}}, "qkv")],

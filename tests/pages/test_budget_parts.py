@@ -29,6 +29,11 @@ def press(at: AppTest, label: str) -> None:
     assert not at.exception
 
 
+def set_operands(at: AppTest, operands: str) -> None:
+    next(control for control in at.segmented_control if control.key == "operand_bits").set_value(operands).run()
+    assert not at.exception
+
+
 def text(at: AppTest) -> str:
     return " ".join(element.value for element in (*at.markdown, *at.caption, *at.info, *at.success))
 
@@ -85,6 +90,23 @@ def test_a_link_with_nonsense_is_a_message(open_page):
     assert not at.warning
 
 
+def test_ceilings_that_no_control_shows_are_a_message(open_page):
+    at = open_link(open_page, bitops_g="1e300", size_mb="1e306", average_bits="9")
+    assert not at.exception
+    message = at.warning[0].value
+    assert "`bitops_g`" in message and "`size_mb`" in message and "`average_bits`" in message
+    wanted = memory(at).wanted
+    assert (wanted["size_bytes"], wanted["bitops"], wanted["average_bits"]) == (None, None, 4.0)
+
+
+def test_a_pin_that_tied_operands_do_not_have_is_a_message(open_page):
+    at = open_link(open_page, pinned="head-4.8~blocks.0.attn.matmul1-4.6~blocks.0.mlp.fc1-5")
+    assert not at.exception
+    message = at.warning[0].value
+    assert "head-4.8" in message and "matmul1-4.6" in message
+    assert memory(at).wanted["pinned"] == {"blocks.0.mlp.fc1": 5}
+
+
 # A against B
 
 
@@ -121,6 +143,19 @@ def test_strategies_are_compared_on_a_button(page, study, monkeypatch):
     assert row["predicted harm"] == pytest.approx(study.predicted_harm(allocation.bits))
     assert row["top-1 (%)"] == pytest.approx(100 * study.evaluate(allocation).top1)
     assert "Closest to full precision" in text(page)
+
+
+def test_clado_is_offered_with_tied_operands_only(page):
+    page.toggle(key="strategies_with_pairs").set_value(True).run()
+    set_operands(page, "independent")
+    toggle = page.toggle(key="strategies_with_pairs")
+    assert toggle.disabled and "tie the weights" in toggle.help
+    page.selectbox(key="strategy").set_value("clado").run()
+    assert not page.exception and not page.error
+    assert "both operands of a layer" in page.warning[0].value
+    page.selectbox(key="strategy").set_value("mix-qvit").run()
+    set_operands(page, "tied")
+    assert not page.toggle(key="strategies_with_pairs").disabled
 
 
 def test_pairs_that_take_long_wait_for_a_button(page, study):
@@ -183,6 +218,28 @@ def test_a_recipe_that_says_bits_only_pins_them(page, study):
     press(page, "Load")
     assert memory(page).allocation.bits == study.allocate(average_bits=3.0).bits
     assert "lead to other bits" not in text(page)
+
+
+def test_what_the_controls_cannot_show_of_a_recipe_is_said(page, study):
+    request = {"average_bits": 9, "gamma": 3, "pinned": {"tail": 4, "head": 6}, "allowed": {"reduction": [4]}}
+    study.save_allocation("odd", recipe(study, request))
+    page.run()
+    press(page, "Load")
+    message = page.warning[0].value
+    for words in ("average bits is 9", "γ is 3", "`tail`", "`reduction`"):
+        assert words in message
+    wanted = memory(page).wanted
+    assert (wanted["average_bits"], wanted["gamma"], wanted["pinned"], wanted["allowed"]) == (8.0, 2.0, {"head": 6}, {})
+
+
+def test_bits_that_differ_within_a_layer_are_pinned_with_independent_operands(page, study):
+    document = recipe(study, {})
+    document["bits"]["head"] = [4, 6]
+    study.save_allocation("mixed head", document)
+    page.run()
+    press(page, "Load")
+    assert not page.warning
+    assert memory(page).allocation.bits == {name: tuple(bits) for name, bits in document["bits"].items()}
 
 
 @pytest.mark.parametrize(

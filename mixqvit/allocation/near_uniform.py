@@ -1,0 +1,50 @@
+"""The same bits for all layers, as far as restrictions let them: what every other strategy is held against."""
+
+from collections.abc import Sequence
+
+from mixqvit.allocation.budget import Allocation, Budget, check_budget, is_within
+from mixqvit.allocation.harms import importance_only
+from mixqvit.allocation.infeasible import why_infeasible
+from mixqvit.allocation.restrictions import Restrictions
+from mixqvit.allocation.table import choice_table
+from mixqvit.bits import BIT_WIDTHS, Bits
+from mixqvit.costs import Storage, cost
+from mixqvit.errors import InfeasibleBudgetError
+from mixqvit.layers import Layer
+
+__all__ = ["uniform_allocation"]
+
+
+def uniform_allocation(
+    layers: Sequence[Layer], budget: Budget, storage: Storage, restrictions: Restrictions
+) -> Allocation:
+    """Return the largest uniform bits within every ceiling; a restricted layer gets the nearest below that it may have.
+
+    Where it may have nothing below, it gets its least. The harm is Σ (4^(−w) + 4^(−a)), by which all layers are alike.
+
+    Raises:
+        InfeasibleBudgetError: No uniform bits fit; the message says what would, and which restriction is to blame.
+        AllocationError: No ceiling was given, a number is not usable, or a restriction cannot be met.
+        BitWidthError: A restriction names an unknown layer or a bit-width that is not possible.
+    """
+    check_budget(budget)
+    harms = importance_only(layers, dict.fromkeys((layer.name for layer in layers), 1.0))
+    table = choice_table(layers, harms, storage, restrictions)
+    possible = [
+        [bits for bits, may in zip(options, row, strict=False) if may]
+        for options, row in zip(table.options, table.possible, strict=True)
+    ]
+    for width in reversed(BIT_WIDTHS):
+        bits = {layer.name: _nearest(options, width) for layer, options in zip(layers, possible, strict=True)}
+        costs = cost(layers, bits, storage)
+        if is_within(layers, costs, budget):
+            harm = sum(harms[name].get(pair, 0.0) for name, pair in bits.items())
+            return Allocation(bits, harm, costs, budget)
+    if table.best(budget) is None:
+        raise InfeasibleBudgetError(why_infeasible(table, budget, restrictions))
+    raise InfeasibleBudgetError("No uniform bits fit this budget with these restrictions; mixed bits do.")
+
+
+def _nearest(options: Sequence[Bits], width: int) -> Bits:
+    below = [bits for bits in options if bits[0] <= width]
+    return max(below) if below else min(options)
