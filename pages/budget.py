@@ -33,9 +33,9 @@ def memory(study) -> Memory:
 def scores(study, remembered: Memory, wanted: dict) -> bool:
     """Compute what the strategy has to know, and Λ, which all settings are compared by; returns whether it is there."""
     strategy, tied = wanted["strategy"], wanted["tied"]
-    if (strategy, tied) in remembered.scored:
-        return True
     needs = STRATEGIES[strategy].needs
+    if (strategy, tied) in remembered.scored or ("pairs" in needs and not tied):
+        return True  # pairs are measured with tied operands only: `study.allocate` says so at once
     if common.run("Sensitivity", study.sensitivity_steps) is None:
         return False
     if not tied and any(

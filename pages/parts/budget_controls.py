@@ -6,25 +6,23 @@ from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.figures import budget as figures
 from mixqvit.strategies import STRATEGIES
 from pages.parts import budget_url
+from pages.parts.budget_request import (
+    DEFAULTS,
+    INDEPENDENT,
+    RANGES,
+    RESTRICTIONS,
+    TIED,
+    controls_of,
+    is_tied_everywhere,
+)
 
-TIED, INDEPENDENT = "tied", "independent"
-DEFAULTS = {
-    "average_bits": 4.0,
-    "strategy": "mix-qvit",
-    "gamma": 1.0,
-    "size_mb": None,
-    "bitops_g": None,
-    "cap_bitops": True,
-    "operand_bits": TIED,
-    "random_seed": 0,
-}
 TABLE_HEIGHT = 315  # pixels
 
 # The state behind the controls. Widgets hold most of it; restrictions are in the session, by model.
 
 
 def restrictions(model: str) -> dict:
-    return st.session_state.setdefault(f"restrictions {model}", {name: {} for name in budget_url.RESTRICTIONS})
+    return st.session_state.setdefault(f"restrictions {model}", {name: {} for name in RESTRICTIONS})
 
 
 def set_restrictions(model: str, changed: dict) -> None:
@@ -47,32 +45,25 @@ def set_controls(model: str, controls: dict) -> None:
 
 
 def reset(model: str) -> None:
-    set_controls(model, DEFAULTS | {"restrictions": {name: {} for name in budget_url.RESTRICTIONS}})
+    set_controls(model, DEFAULTS | {"restrictions": {name: {} for name in RESTRICTIONS}})
 
 
 def undo(model: str, remembered) -> None:
     set_controls(model, remembered.step_back())
 
 
-def set_request(model: str, request: dict) -> None:
-    """Set all controls to a request as `study.allocate` takes it."""
-    size, bitops = request.get("size_bytes"), request.get("bitops")
-    average_bits = request.get("average_bits")
-    set_controls(
-        model,
-        {
-            # Without a ceiling on average bits: the highest position of the slider, with no cap, allows anything.
-            "average_bits": float(BIT_WIDTHS[-1] if average_bits is None else average_bits),
-            "cap_bitops": average_bits is not None and request.get("cap_bitops", True),
-            "strategy": request.get("strategy", DEFAULTS["strategy"]),
-            "gamma": float(request.get("gamma", DEFAULTS["gamma"])),
-            "size_mb": None if size is None else size / 1e6,
-            "bitops_g": None if bitops is None else bitops / 1e9,
-            "operand_bits": TIED if request.get("tied", True) else INDEPENDENT,
-            "random_seed": int(request.get("seed", 0)),
-            "restrictions": {name: dict(request.get(name) or {}) for name in budget_url.RESTRICTIONS},
-        },
-    )
+def set_request(study, request: dict) -> list[str]:
+    """Set all controls to a request as `study.allocate` takes it; returns sentences about what they cannot show."""
+    controls, problems = controls_of(request, study.layers)
+    set_controls(study.model.name, controls)
+    return problems
+
+
+def pin(study, bits: dict) -> None:
+    """Pin layers to bits, for callbacks; operands become independent where the bits need it."""
+    set_restrictions(study.model.name, {"pinned": bits})
+    if not is_tied_everywhere(study.layers, bits):
+        st.session_state["operand_bits"] = INDEPENDENT
 
 
 def read_link(study, remembered) -> None:
@@ -80,9 +71,11 @@ def read_link(study, remembered) -> None:
     if st.session_state.get("budget link read"):
         return
     st.session_state["budget link read"] = True
-    parameters = {name: st.query_params[name] for name in budget_url.PARAMETERS if name in st.query_params}
+    known = (*budget_url.PARAMETERS, *RANGES)
+    parameters = {name: st.query_params[name] for name in known if name in st.query_params}
     if parameters:
-        found = budget_url.read(parameters, study.layers)
+        tied = st.query_params.get("operand_bits") != INDEPENDENT
+        found = budget_url.read(parameters, study.layers, tied)
         set_restrictions(study.model.name, found.restrictions)
         remembered.held = found.held
         st.session_state["link problems"] = found.problems
@@ -114,8 +107,7 @@ def controls(study, remembered) -> dict:
         left, middle, right = st.columns([9, 5, 5], vertical_alignment="bottom", gap="medium")
         average_bits = left.slider(
             "Budget: average bits per weight",
-            float(BIT_WIDTHS[0]),
-            float(BIT_WIDTHS[-1]),
+            *RANGES["average_bits"],
             DEFAULTS["average_bits"],
             0.1,
             format="%.1f",
@@ -133,8 +125,7 @@ def controls(study, remembered) -> dict:
         )
         gamma = right.slider(
             "γ: weight of importance",
-            0.0,
-            2.0,
+            *RANGES["gamma"],
             DEFAULTS["gamma"],
             0.25,
             key="gamma",
@@ -186,8 +177,7 @@ def ceilings(strategy: str):
     """Show further ceilings and how operands share bits; returns size (MB), BitOps (G), cap, tied, seed."""
     size = st.number_input(
         "Model size at most (MB)",
-        0.001,
-        None,
+        *RANGES["size_mb"],
         None,
         0.01,
         format="%.3f",
@@ -199,8 +189,7 @@ def ceilings(strategy: str):
     )
     bitops = st.number_input(
         "BitOps at most (G)",
-        0.001,
-        None,
+        *RANGES["bitops_g"],
         None,
         0.05,
         format="%.3f",
@@ -230,7 +219,13 @@ def ceilings(strategy: str):
     seed = 0
     if strategy == "random":
         seed = st.number_input(
-            "Seed of the random strategy", 0, 10**6, 0, 1, key="random_seed", bind="query-params", width=220
+            "Seed of the random strategy",
+            *RANGES["random_seed"],
+            DEFAULTS["random_seed"],
+            1,
+            key="random_seed",
+            bind="query-params",
+            width=220,
         )
     return size, bitops, cap, operands == TIED, int(seed)
 
@@ -241,6 +236,11 @@ def restriction_tables(study, tied: bool) -> dict:
     layer_tab, kind_tab = st.tabs(["Layers", "Kinds"])
     with layer_tab:
         before = table_start(model, f"layers {tied}")
+        if tied and not is_tied_everywhere(layers, before["pinned"]):
+            st.caption(
+                "Layers that were pinned to other bits for their weights than for their input are pinned to those of "
+                "the weights while both are tied."
+            )
         widths = st.column_config.SelectboxColumn
         edited = st.data_editor(
             figures.restriction_frame(layers, before["pinned"], before["at_least"], before["at_most"], tied),
@@ -286,7 +286,7 @@ def restriction_tables(study, tied: bool) -> dict:
             icon=":material/lock_open:",
             type="tertiary",
             on_click=set_restrictions,
-            args=(model, {name: {} for name in budget_url.RESTRICTIONS}),
+            args=(model, {name: {} for name in RESTRICTIONS}),
             disabled=not any(found.values()),
         )
     return found

@@ -5,10 +5,10 @@ import json
 import streamlit as st
 
 from mixqvit.allocation_recipe import parse_recipe, recipe_bits, recipe_document, request_of, settings_of
-from mixqvit.bits import BIT_WIDTHS
 from mixqvit.errors import MixQViTError
 from mixqvit.figures import overview
 from pages.parts import budget_controls
+from pages.parts.budget_request import is_tied_everywhere
 
 
 def document_of(study, remembered, evaluation) -> dict:
@@ -121,7 +121,6 @@ def bring_back(study) -> None:
 
 def load(study, document: dict, name: str) -> None:
     """Set all controls to what a recipe was solved with; one that does not say so becomes a pin on every layer."""
-    model = study.model.name
     try:
         bits = study.resolved(recipe_bits(document, name))
         request = request_of(document, name)
@@ -129,10 +128,19 @@ def load(study, document: dict, name: str) -> None:
     except MixQViTError as error:
         say("warning", str(error))
         return
-    budget_controls.set_request(model, request or {"average_bits": float(BIT_WIDTHS[-1]), "pinned": bits})
-    st.session_state["loaded"] = {"name": name, "bits": bits, "controls": budget_controls.current(model)}
+    problems = budget_controls.set_request(study, request or request_for(study, bits))
+    controls = budget_controls.current(study.model.name)
+    st.session_state["loaded"] = {"name": name, "bits": bits, "controls": controls}
     note = " It was made with other settings of the study, such as outlier amplification." if other_settings else ""
-    say("success", f"Loaded {name}.{note}")
+    if problems:
+        say("warning", f"Loaded {name}, but these controls cannot show all of it. {' '.join(problems)}{note}")
+    else:
+        say("success", f"Loaded {name}.{note}")
+
+
+def request_for(study, bits: dict) -> dict:
+    """Return a request that no ceiling binds and that leaves nothing but these bits."""
+    return {"pinned": bits, "tied": is_tied_everywhere(study.layers, bits)}
 
 
 def open_file(study) -> None:
@@ -164,8 +172,8 @@ def show_difference(study, allocation) -> None:
         )
         st.button(
             "Pin the bits of the recipe",
-            on_click=budget_controls.set_restrictions,
-            args=(study.model.name, {"pinned": loaded["bits"]}),
+            on_click=budget_controls.pin,
+            args=(study, loaded["bits"]),
         )
 
 

@@ -57,9 +57,14 @@ def strategies_section(study, wanted: dict) -> None:
             "with clado",
             key="strategies_with_pairs",
             bind="query-params",
+            disabled=not wanted["tied"],
             help="CLADO measures pairs of layers first, which takes longest of all: here about "
-            f"{duration(pairs_seconds(study))}. What is measured is saved.",
+            f"{duration(pairs_seconds(study))}. What is measured is saved."
+            if wanted["tied"]
+            else "CLADO's pairs are measured with both operands of a layer at the same bits: tie the weights and "
+            "inputs of a layer to compare it.",
         )
+        with_pairs = with_pairs and wanted["tied"]
         wanted_flag = f"strategies compared for {request} {with_pairs} on {st.session_state.model}"
         wanted_flag += f" {st.session_state.outliers}"
         asked = st.session_state.get(wanted_flag, False)

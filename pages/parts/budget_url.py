@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
+from pages.parts.budget_request import RANGES, RESTRICTIONS, can_pin
 
 BETWEEN, BEFORE_BITS, BETWEEN_BITS = "~", "-", "."
 FULL_PRECISION_CHARACTER = "f"
-RESTRICTIONS = ("pinned", "at_least", "at_most", "allowed")
 PARAMETERS = (*RESTRICTIONS, "held")
 
 
@@ -52,26 +52,50 @@ def _character(bits: int) -> str:
     return FULL_PRECISION_CHARACTER if bits == FULL_PRECISION else str(bits)
 
 
-def read(parameters: Mapping[str, str], layers) -> Found:
-    """Return what the parameters say; what they say wrongly becomes a sentence and is dropped."""
-    problems: list[str] = []
-    names = {layer.name for layer in layers}
+def read(parameters: Mapping[str, str], layers, tied: bool) -> Found:
+    """Return what the parameters say; what they say wrongly becomes a sentence and is dropped.
+
+    Numbers are bound to widgets, which drop what is out of their range without a word: here they get their sentence.
+
+    Args:
+        parameters: Texts by name; others than those of this page are passed over.
+        layers: The table of layers.
+        tied: Whether both operands of a layer share their bits.
+    """
+    problems = [
+        f"`{name}` of the link says `{_short(parameters[name])}`, but goes from {low:g} to {high:.9g}."
+        for name, (low, high) in RANGES.items()
+        if parameters.get(name) and not _is_number_within(parameters[name], low, high)
+    ]
+    by_name = {layer.name: layer for layer in layers}
     kinds = {layer.kind for layer in layers}
     restrictions = {}
     for name in RESTRICTIONS:
-        known, parse = (kinds, _widths) if name == "allowed" else (names, _pin if name == "pinned" else _width)
+        known, parse = (kinds, _widths) if name == "allowed" else (by_name, _pin if name == "pinned" else _width)
         restrictions[name] = {}
         for part in filter(None, parameters.get(name, "").split(BETWEEN)):
             place, _, text = part.rpartition(BEFORE_BITS)
             bits = parse(text)
             if place not in known or bits is None:
                 problems.append(f"`{name}` of the link says `{_short(part)}`, which does not fit this model.")
+            elif name == "pinned" and not can_pin(by_name[place], bits, tied):
+                problems.append(
+                    f"`pinned` of the link says `{_short(part)}`, which cannot be chosen"
+                    f"{' as long as weights and inputs are tied' if can_pin(by_name[place], bits, False) else ''}."
+                )
             else:
                 restrictions[name][place] = bits
     held = _held(parameters.get("held", ""), layers)
     if held is None and parameters.get("held"):
         problems.append("`held` of the link is no allocation of this model.")
     return Found(restrictions, held, problems)
+
+
+def _is_number_within(text: str, low: float, high: float) -> bool:
+    try:
+        return low <= type(low)(text) <= high
+    except ValueError:
+        return False
 
 
 def _short(text: str) -> str:
