@@ -155,10 +155,10 @@ def main() -> None:
 
 
 def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, status) -> None:
-    gamma = budget_measure.gamma_of(wanted)
-    uniform = study.uniform_beside(allocation.budget, gamma)
-    full = study.uniform(FULL_PRECISION)
-    compared = replace(allocation, harm=budget_measure.setting(study, remembered, allocation.bits, gamma).harm)
+    yardstick = budget_measure.yardstick_of(wanted)
+    uniform = study.uniform_beside(allocation.budget, *yardstick)
+    full = study.uniform(FULL_PRECISION, *yardstick)
+    compared = replace(allocation, harm=budget_measure.setting(study, remembered, allocation.bits, yardstick).harm)
     settings = {"mixed": compared, "uniform": uniform, "full precision": full}
     titles = {
         "mixed": "Mixed bits",
@@ -218,7 +218,7 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, st
             compare()
 
     compare()
-    budget_compare.comparison_section(study, remembered, compared, gamma, shown)
+    budget_compare.comparison_section(study, remembered, compared, yardstick, shown)
     strategies = st.container()
     budget_keep.keep_section(study, remembered, shown["mixed"])
     budget_texts.method(study.sensitivity())

@@ -40,7 +40,13 @@ class LayerFacts:
     def is_held(self, name: str) -> bool:
         """Return whether the layer has the bits that it was pinned to; one of a budget too small may not."""
         pin = self.pinned.get(name)
-        return pin is not None and (self.bits[name][0] == pin if isinstance(pin, int) else self.bits[name] == pin)
+        if pin is None:
+            return False
+        first, second = self.bits[name]
+        # The input of the patch embedding keeps its 8 bits whatever the pin says.
+        return (
+            first == pin and second in (pin, PATCH_EMBED_INPUT_BITS) if isinstance(pin, int) else (first, second) == pin
+        )
 
     def mark(self, name: str) -> str:
         """Return ▲ or ▼ where the layer got more or fewer bits than before."""

@@ -31,14 +31,14 @@ def hold_button(remembered) -> None:
     )
 
 
-def comparison_section(study, remembered, allocation, gamma: float, shown: dict) -> None:
+def comparison_section(study, remembered, allocation, yardstick: tuple[float, bool], shown: dict) -> None:
     """Compare A with the allocation shown now.
 
     Args:
         study: The open study.
         remembered: What this session knows.
         allocation: The allocation shown now.
-        gamma: Exponent of Ω in predicted harm.
+        yardstick: What predicted harm is compared by, as `yardstick_of` says.
         shown: What was measured, by `A` and `mixed`.
     """
     st.subheader("A against B", anchor=False)
@@ -48,7 +48,7 @@ def comparison_section(study, remembered, allocation, gamma: float, shown: dict)
             "by layer and image by image, and shows which images flip."
         )
         return
-    first, second = setting(study, remembered, remembered.held, gamma), allocation
+    first, second = setting(study, remembered, remembered.held, yardstick), allocation
     name = f"{study.model.name} A against B"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
@@ -64,7 +64,7 @@ def comparison_section(study, remembered, allocation, gamma: float, shown: dict)
     )
     left, right = st.columns(2, gap="medium")
     with left:
-        second_harm = setting(study, remembered, second.bits, gamma).harm
+        second_harm = setting(study, remembered, second.bits, yardstick).harm
         st.markdown(
             budget_figures.comparison(
                 {"A": (first.cost, first.harm, shown["A"]), "B": (second.cost, second_harm, shown["mixed"])}

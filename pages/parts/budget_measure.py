@@ -17,20 +17,20 @@ from pages.parts.memory import key
 MOST_SETTINGS = 2000  # of which a session remembers cost and harm: some 30 frontiers
 
 
-def gamma_of(wanted: dict) -> float:
-    """Return the γ that harm is predicted with: strategies other than Mix-QViT are held against Σ Λ."""
-    return wanted["gamma"] if wanted["strategy"] == "mix-qvit" else 0.0
+def yardstick_of(wanted: dict) -> tuple[float, bool]:
+    """Return what all settings are compared by: γ (0, so Σ Λ, for strategies other than Mix-QViT), and which Λ."""
+    return (wanted["gamma"] if wanted["strategy"] == "mix-qvit" else 0.0), wanted["tied"]
 
 
-def setting(study, remembered, bits, gamma: float):
+def setting(study, remembered, bits, yardstick: tuple[float, bool]):
     """Return bits as an allocation with the harm that all settings are compared by; NaN where it is not known."""
-    name = (gamma, key(bits))
+    name = (yardstick, key(bits))
     if name not in remembered.settings:
         try:
-            found = study.allocation(bits, gamma)
+            found = study.allocation(bits, *yardstick)
         except AllocationError:  # bits by hand that no sweep measured, such as a full-precision weight alone
             found = replace(
-                study.allocation(study.resolved(BIT_WIDTHS[-1]), gamma),
+                study.allocation(study.resolved(BIT_WIDTHS[-1]), *yardstick),
                 bits=bits,
                 harm=nan,
                 cost=cost(study.layers, bits, study.storage),
@@ -120,27 +120,27 @@ def frontier(study, remembered, wanted: dict):
             found = common.run("The frontier", lambda: study.frontier_steps(**request))
     except AllocationError:
         return []
-    gamma = gamma_of(wanted)
+    yardstick = yardstick_of(wanted)
     return [
         figures.Point("mixed", point.allocation.cost, shown.harm, budget=point.average_bits)
         for point in found or ()
         if point.allocation is not None
-        for shown in [setting(study, remembered, point.allocation.bits, gamma)]
+        for shown in [setting(study, remembered, point.allocation.bits, yardstick)]
     ]
 
 
-def points(study, remembered, gamma: float):
+def points(study, remembered, yardstick: tuple[float, bool]):
     """Return the uniform settings, and all others that were measured; every harm predicted with the γ chosen now."""
     bits_of = {key(point.bits): point for point in remembered.points.values() if point.name != "full precision"}
     found = []
     for bits in BIT_WIDTHS:
         uniform = study.resolved(bits)
         bits_of.pop(key(uniform), None)
-        shown = setting(study, remembered, uniform, gamma)
+        shown = setting(study, remembered, uniform, yardstick)
         found.append(figures.Point("uniform", shown.cost, shown.harm, remembered.measured(uniform)))
     held = None if remembered.held is None else key(remembered.held)
     for name, point in bits_of.items():
-        shown = setting(study, remembered, point.bits, gamma)
+        shown = setting(study, remembered, point.bits, yardstick)
         title = "A" if name == held else "mixed"
         found.append(figures.Point(title, shown.cost, shown.harm, point.evaluation))
     return found
@@ -166,10 +166,10 @@ def frontier_section(study, remembered, wanted: dict, allocation, curve, full) -
             disabled=remembered.uniforms,
             help=f"Uniform {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, each on all evaluation images.",
         )
-    gamma = gamma_of(wanted)
-    shown = setting(study, remembered, allocation.bits, gamma)
+    yardstick = yardstick_of(wanted)
+    shown = setting(study, remembered, allocation.bits, yardstick)
     current = figures.Point("mixed", shown.cost, shown.harm, remembered.measured(allocation.bits))
-    others = points(study, remembered, gamma)
+    others = points(study, remembered, yardstick)
     common.chart(
         figures.frontier_figure(curve, others, current, full, measure_name),
         f"Predicted harm of the best allocation of every budget, and {measure_name} of "
@@ -180,8 +180,8 @@ def frontier_section(study, remembered, wanted: dict, allocation, curve, full) -
     words = figures.frontier_words([point for point in others if point.name == "uniform"], current)
     st.caption(
         f"{words} Above: the line is the best of every budget from 2 to 8 average bits "
-        f"({'Σ Ω^γ · Λ' if gamma else 'Σ Λ'}), squares are uniform bits. Below: every setting that was measured, with "
-        "95 % intervals; allocations that you look at are added. The ring is the allocation shown now."
+        f"({'Σ Ω^γ · Λ' if yardstick[0] else 'Σ Λ'}), squares are uniform bits. Below: every setting that was "
+        "measured, with 95 % intervals; allocations that you look at are added. The ring is the allocation shown now."
     )
     if not curve:
         st.caption(f"No line is drawn: the budgets of strategy {wanted['strategy']} were not all solved.")
