@@ -231,8 +231,8 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, st
             queue += [(f"uniform {bits} bits", "uniform", study.resolved(bits)) for bits in BIT_WIDTHS]
         if budget_measure.measure(study, remembered, queue, refresh):
             st.caption(
-                f"All measured on {len(study.evaluation_images)} evaluation images, which no choice has seen. "
-                "Quantization is simulated in floating point: the bits saved are real, the speed is not."
+                f"Measured on {len(study.evaluation_images)} evaluation images that no choice has seen. Simulated: the "
+                "bits saved are real, the speed is not."
             )
     with strategies:
         budget_strategies.strategies_section(study, wanted)
