@@ -198,7 +198,8 @@ def test_bits_that_recipes_do_not_serve_are_refused(study):
 
 
 def test_commands_print_recipes_and_evaluate_one(study, measured, monkeypatch, capfd):
-    monkeypatch.setattr(commands, "_study", lambda options: study)
+    for part in ("stages", "allocations"):
+        monkeypatch.setattr(f"mixqvit.commands.{part}.open_study", lambda options: study)
     assert commands.main(["recipes", "--model", "digits_swin", "--bits", "3"]) == 0
     table = capfd.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in table[2:]] == list(measured)

@@ -86,6 +86,7 @@ def two_methods():
     return {name: METHODS[name] for name in ("chefer", "gradient x activation")}
 
 
+@pytest.mark.slow
 def test_methods_are_compared_at_one_budget(study, two_methods, monkeypatch):
     monkeypatch.setattr("mixqvit.study.relevance.METHODS", two_methods)
     monkeypatch.setattr("mixqvit.study.relevance.QUALITY_IMAGES", 1)
@@ -197,6 +198,7 @@ def test_other_settings_find_nothing_stale(study):
     assert changed.graph.fingerprint != study.graph.fingerprint
 
 
+@pytest.mark.slow
 def test_stopping_between_pieces_loses_none_and_repeats_none(tmp_path, swin):
     store = mixqvit.Store(tmp_path)
     first = Study("digits_swin", settings=SMALL, store=store)
@@ -217,6 +219,7 @@ def test_stopping_between_pieces_loses_none_and_repeats_none(tmp_path, swin):
         assert second.sensitivity()[name] == pytest.approx(row, rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, swin):
     store = mixqvit.Store(tmp_path)
     measured = []
@@ -238,6 +241,7 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
     assert studies[0].sensitivity() == studies[1].sensitivity()
 
 
+@pytest.mark.slow
 def test_a_session_goes_on_when_the_one_that_worked_is_stopped(tmp_path, monkeypatch, swin):
     store = mixqvit.Store(tmp_path)
     monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
@@ -256,6 +260,7 @@ def test_a_session_goes_on_when_the_one_that_worked_is_stopped(tmp_path, monkeyp
     assert len(second.saved_sensitivity()) == len(swin.layers) * len(BIT_WIDTHS)
 
 
+@pytest.mark.slow
 def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swin, monkeypatch):
     swin.sensitivity()
     monkeypatch.setattr("mixqvit.study.sensitivity.calibrate_steps", lambda *_, **__: pytest.fail("calibrated again"))
@@ -290,6 +295,7 @@ def test_an_evaluation_whose_rows_vanish_midway_is_measured_again(tmp_path, stud
     assert first.saved_evaluation(3) == study.evaluate(3)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_another_session_does_not_block_this_one(tmp_path, monkeypatch):
     monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
     shared = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
@@ -335,7 +341,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_image(tmp_path, study):
     [
         pytest.param(1, 0.0, marks=pytest.mark.slow),  # every one starts a process and computes a study
         pytest.param(8, 0.01, marks=pytest.mark.slow),
-        (70, 0.037),
+        pytest.param(70, 0.037, marks=pytest.mark.slow),
         pytest.param(317, 0.0, marks=pytest.mark.slow),
     ],
 )
@@ -406,6 +412,7 @@ class _MaxPooled(torch.nn.Module):
         return self.vit.head(self.vit.forward_features(x).amax(1))
 
 
+@pytest.mark.slow
 def test_models_without_relevance_are_allocated_by_sensitivity(refused, monkeypatch):
     with pytest.raises(UnsupportedOperationError, match="amax"):
         refused.relevance()

@@ -23,7 +23,10 @@ def study(tmp_path_factory):
         yield Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("store")))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+WITHOUT_PAIRS = [pytest.param(name, marks=pytest.mark.slow) if name == "clado" else name for name in STRATEGIES]
+
+
+@pytest.mark.parametrize("name", WITHOUT_PAIRS)
 @pytest.mark.parametrize("average_bits", [2.6, 4.0])
 def test_every_strategy_stays_within_the_budget(study, name, average_bits):
     found = study.allocate(average_bits=average_bits, strategy=name)
@@ -36,6 +39,7 @@ def test_every_strategy_stays_within_the_budget(study, name, average_bits):
     assert name == "uniform" or max(used) > 0.93  # the budget is used
 
 
+@pytest.mark.slow
 def test_the_sensitivity_strategy_predicts_the_least_harm_and_the_worst_informed_much_more(study):
     harms = {name: study.predicted_harm(study.allocate(average_bits=3.0, strategy=name).bits) for name in STRATEGIES}
     assert min(harms.values()) == pytest.approx(harms["sensitivity"], rel=1e-9)
@@ -126,6 +130,7 @@ def test_uniform_bits_keep_to_restrictions_and_need_a_budget(study):
         study.allocate(4.0, strategy="uniform", pinned={"heads": 8})
 
 
+@pytest.mark.slow
 def test_clado_adds_like_to_like_whatever_the_settings_say(study):
     other = Study("digits_swin", settings=replace(SMALL, metric="sqnr", baseline=8), store=study.store)
     assert other.allocate(3.0, strategy="clado") == study.allocate(3.0, strategy="clado")
@@ -234,6 +239,7 @@ def test_strategies_are_compared_by_what_they_measure(study):
         list(study.compare_strategies_steps(("clado",), average_bits=3.0, tied=False))
 
 
+@pytest.mark.slow
 def test_scores_are_saved(study, monkeypatch):
     expected = {name: study.allocate(average_bits=3.0, strategy=name) for name in STRATEGIES}
     again = Study("digits_swin", settings=SMALL, store=study.store)
@@ -243,6 +249,7 @@ def test_scores_are_saved(study, monkeypatch):
         assert again.allocate(average_bits=3.0, strategy=name) == allocation
 
 
+@pytest.mark.slow
 def test_pairs_are_estimated_before_they_are_measured(study, tmp_path):
     list(study.pair_steps())
     assert study.pair_estimate() == 0

@@ -28,6 +28,7 @@ def run(module: nn.Module, images: Images, recipe: Recipe, teacher: nn.Module | 
             return results, stop.value
 
 
+@pytest.mark.slow
 def test_train_embedded_learns_and_writes_a_model_that_loads(tmp_path: Path) -> None:
     results = list(train_embedded("digits_swin", tmp_path, epochs=3))
     assert [result.epoch for result in results] == [1, 2, 3]

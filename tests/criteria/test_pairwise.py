@@ -70,6 +70,7 @@ def test_which_pairs_there_are(calibration):
         assert ((one, other) in within) == same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choose", [all_pairs, block_pairs])
 def test_the_estimated_cost_is_what_runs(calibration, choose):
     graph, images = calibration.graph, tiny_images(2)

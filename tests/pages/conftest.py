@@ -12,7 +12,7 @@ APP = Path(__file__).resolve().parents[2] / "app.py"
 STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
 
 
-SMALL = partial(Settings, analysis_images=8, evaluation_images=100)
+SMALL = partial(Settings, calibration_images=8, analysis_images=8, evaluation_images=100)
 """The settings of all pages' studies: fewer images, so that the tests take minutes less."""
 
 

@@ -152,6 +152,7 @@ def test_the_packed_model_is_offered_with_its_size(page, study):
     assert study.packed(allocation).size_bytes == allocation.cost.size_bytes
 
 
+@pytest.mark.slow
 def test_all_uniform_settings_are_measured_on_request(page, study):
     press(page, "Measure all uniform settings")
     points = memory(page).points.values()

@@ -145,6 +145,7 @@ def test_strategies_are_compared_on_a_button(page, study, monkeypatch):
     assert "Closest to full precision" in text(page)
 
 
+@pytest.mark.slow
 def test_clado_is_offered_with_tied_operands_only(page):
     page.toggle(key="strategies_with_pairs").set_value(True).run()
     set_operands(page, "independent")
@@ -198,6 +199,7 @@ def recipe(study, request: dict, average_bits: float = 3.0) -> dict:
     return json.loads(json.dumps(recipe_document(study.model.name, study.settings, allocation, request)))
 
 
+@pytest.mark.slow
 def test_loading_sets_every_control(page, study):
     request = REQUEST | {"size_bytes": 400_000, "bitops": 10**9, "strategy": "sensitivity", "tied": False}
     study.save_allocation("other", recipe(study, request))

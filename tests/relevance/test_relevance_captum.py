@@ -182,6 +182,7 @@ def test_images_made_in_inference_mode_are_taken(build, method: str) -> None:
         assert torch.equal(found[layer], totals), layer
 
 
+@pytest.mark.slow
 def test_threads_share_a_graph_while_another_one_traces(build) -> None:
     module, graph, pixels = build("vit")
     expected = {method: _attribute(graph, pixels, method)["share"] for method in LAYER_METHODS}
