@@ -132,6 +132,7 @@ def test_quality_of_attributions_is_saved_and_absent_where_only_layers_are_expla
     assert list(study.attribution_quality_steps("gradient x relevance"))[-1].result == (None, None)
 
 
+@pytest.mark.slow
 def test_sensitivity_covers_every_layer_and_bit_width(study):
     found = study.sensitivity()
     assert list(found) == [layer.name for layer in study.layers]
@@ -285,6 +286,7 @@ for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.eval
 """
 
 
+@pytest.mark.slow
 def test_an_evaluation_whose_rows_vanish_midway_is_measured_again(tmp_path, study):
     first = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
     steps = first.evaluate_steps(3)
@@ -325,6 +327,7 @@ def test_relevance_whose_rows_vanish_midway_is_computed_again(tmp_path, study):
     assert again.relevance().shares == study.relevance().shares
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_with_the_next_image(tmp_path, study):
     store = mixqvit.Store(tmp_path)
     first = Study("digits_vit", settings=SMALL, store=store)

@@ -57,6 +57,7 @@ def test_random_allocations_are_seeded(study):
     assert first == again != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mix-qvit", "sensitivity", "lrp-qvit", "hawq-v2", "mpqco", "random", "inverse"])
 def test_weights_and_activations_can_have_bits_of_their_own(study, name):
     found = study.allocate(average_bits=3.5, strategy=name, tied=False)

@@ -23,9 +23,9 @@ IMAGES_AT_ONCE = 64
 """Images in one run. More images are several runs, paused before the same layer; only what later layers still need of
 each is held then."""
 
-SHARED_MACS = 6 * 10**8
-"""Bit-widths of a layer share a run while it computes no more multiply-accumulates than this. Small runs gain up to a
-third by it (overhead of each operation); larger ones lose, because the copies cost more than they save (README)."""
+SHARED_MACS = 7 * 10**8
+"""Bit-widths of a layer share a run while it computes no more multiply-accumulates than this. Small runs gain up to
+half by it (overhead of each operation); larger ones lose, because the copies cost more than they save (README)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -234,6 +234,7 @@ def test_what_the_controls_cannot_show_of_a_recipe_is_said(page, study):
     assert (wanted["average_bits"], wanted["gamma"], wanted["pinned"], wanted["allowed"]) == (8.0, 2.0, {"head": 6}, {})
 
 
+@pytest.mark.slow
 def test_bits_that_differ_within_a_layer_are_pinned_with_independent_operands(page, study):
     document = recipe(study, {})
     document["bits"]["head"] = [4, 6]
