@@ -34,7 +34,7 @@ _HOMES = {
     "pack": "packing",
     "propagate": "relevance",
     "quantize": "quantization",
-    "trace": "graph",
+    "trace": "tracing",
     "transformer_attribution": "relevance",
 }
 

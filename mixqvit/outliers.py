@@ -22,7 +22,7 @@ from mixqvit.channels import (
 )
 from mixqvit.errors import BitWidthError, MixQViTError
 from mixqvit.evaluation import kl_divergence
-from mixqvit.graph import Graph, trace
+from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 from mixqvit.quantization.fits import channel_range, output_error
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
@@ -35,6 +35,7 @@ from mixqvit.quantization.ranges import (
     uniform_quantizer,
 )
 from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
+from mixqvit.tracing import trace
 
 __all__ = [
     "LayerInput",

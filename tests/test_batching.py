@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mixqvit.batching import repeat_values
-from mixqvit.graph import trace
+from mixqvit.tracing import trace
 from tests.models import TRANSFORMERS, small_transformer
 
 

@@ -11,7 +11,6 @@ from mixqvit.bits import FULL_PRECISION
 from mixqvit.comparison import compare_quantizers, grid_levels
 from mixqvit.errors import BitWidthError, CalibrationError, MixQViTError
 from mixqvit.evaluation import kl_divergence
-from mixqvit.graph import trace
 from mixqvit.quantization import RECIPES, calibrate, quantize
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.operands import ROLES, operands_of, roles
@@ -27,6 +26,7 @@ from mixqvit.quantization.quantizers import (
 )
 from mixqvit.quantization.recipes import MENU
 from mixqvit.study import Settings, Study
+from mixqvit.tracing import trace
 from tests.models import tiny_images, tiny_model
 
 # Of the study's own recipe all bit-widths are calibrated, of the others the one that is measured.

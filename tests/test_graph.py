@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mixqvit.errors import ImageError, ModelError
-from mixqvit.graph import trace
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, small_transformer, tiny_images, tiny_model
 
 

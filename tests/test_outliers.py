@@ -7,7 +7,6 @@ import torch
 from mixqvit.channels import CLIPS, VARIANTS
 from mixqvit.errors import BitWidthError, MixQViTError
 from mixqvit.evaluation import kl_divergence
-from mixqvit.graph import trace
 from mixqvit.outliers import (
     amplify_outliers,
     channel_distribution,
@@ -23,6 +22,7 @@ from mixqvit.outliers import (
 from mixqvit.quantization.fits import channel_range, output_error
 from mixqvit.quantization.ranges import fit_per_channel, fit_weight, uniform_quantizer
 from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from mixqvit.cards import EMBEDDED, read_card
 from mixqvit.errors import ModelError, PackingError
-from mixqvit.graph import Graph, trace
+from mixqvit.graph import Graph
+from mixqvit.tracing import trace
 from mixqvit.zoo import Model, build_architecture
 
 __all__ = ["describe", "fingerprint", "keeps_statistics", "rebuild", "unquantized_parameters"]

@@ -16,7 +16,7 @@ from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.costs import Storage
 from mixqvit.datasets import Images, load_images
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
-from mixqvit.graph import Graph, trace
+from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 from mixqvit.packing import storage
 from mixqvit.quantization.recipes import find_recipe
@@ -26,6 +26,7 @@ from mixqvit.relevance.methods import find_method
 from mixqvit.relevance.propagation import in_precision
 from mixqvit.sensitivity.metrics import find_metric
 from mixqvit.store import Store, code_version, fingerprint
+from mixqvit.tracing import trace
 from mixqvit.zoo import Model, load_model
 
 __all__ = ["StudyBase"]
@@ -33,7 +34,7 @@ __all__ = ["StudyBase"]
 Result = TypeVar("Result")
 
 # A stage's results are found again only by the very code that made them.
-_SHARED_CODE = ("study/base.py", "graph.py", "layer_table.py", "layers.py", "bits.py")
+_SHARED_CODE = ("study/base.py", "graph.py", "tracing.py", "layer_table.py", "layers.py", "bits.py")
 _CODE = {
     "relevance": ("study/relevance.py", "relevance"),
     "calibration": ("study/sensitivity.py", "quantization"),

@@ -1,9 +1,9 @@
 """Which kind of layer importance predicts what quantization really costs? All of them side by side, at one budget."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scipy.stats import spearmanr
 
@@ -12,13 +12,13 @@ from mixqvit.bits import BIT_WIDTHS
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.evaluation import Evaluation
 from mixqvit.records import MethodComparison, MethodResult, Progress
+from mixqvit.study.parts import PART, Parts
 
 if TYPE_CHECKING:
     from mixqvit.study import Study
 
 __all__ = ["compare_methods_steps", "rank_correlation"]
 
-_PARTS = 100  # what one stage of the comparison counts in the progress
 _STAGES_PER_METHOD = 4  # importance, its quality, two measured allocations
 
 
@@ -44,35 +44,24 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
     if uniform is not None:
         references["uniform"] = uniform
     methods = study.importance_methods
-    total = _PARTS * (len(references) + _STAGES_PER_METHOD * len(methods))
-    finished = 0
-
-    def forwarded(steps: Iterator[Progress], name: str) -> Generator[Progress, None, Any]:
-        """Report a stage as a part of the comparison; returns its last result."""
-        nonlocal finished
-        for step in steps:
-            done = finished + _PARTS * step.done // max(1, step.total)
-            yield Progress(done, total, f"{name}: {step.doing}", comparison)
-        finished += _PARTS
-        return step.result
-
+    parts = Parts(len(references) + _STAGES_PER_METHOD * len(methods), lambda: comparison)
     for name, allocation in references.items():
-        measured = yield from forwarded(study.evaluate_steps(allocation), name)
+        measured = yield from parts.forwarded(study.evaluate_steps(allocation), name)
         comparison = replace(comparison, references={**comparison.references, name: (allocation, measured)})
     for method in methods:
         try:
-            importance = yield from forwarded(study.relevance_steps(method), method)
+            importance = yield from parts.forwarded(study.relevance_steps(method), method)
         except UnsupportedOperationError as error:
             comparison = replace(comparison, refused={**comparison.refused, method: str(error)})
-            total -= _PARTS * _STAGES_PER_METHOD
+            parts.total -= PART * _STAGES_PER_METHOD
             continue
-        infidelity, max_sensitivity = yield from forwarded(study.attribution_quality_steps(method), method)
+        infidelity, max_sensitivity = yield from parts.forwarded(study.attribution_quality_steps(method), method)
         results: list[tuple[Allocation, Evaluation]] = []
         for allocation in (
             study.allocate(average_bits, importance=importance.mean, strategy="lrp-qvit"),
             study.allocate(average_bits, importance=importance.mean),
         ):
-            measured = yield from forwarded(study.evaluate_steps(allocation), method)
+            measured = yield from parts.forwarded(study.evaluate_steps(allocation), method)
             results.append((allocation, measured))
         found = MethodResult(
             importance=importance.mean,
@@ -88,7 +77,7 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
             max_sensitivity=max_sensitivity,
         )
         comparison = _with(comparison, method, found)
-    yield Progress(total, total, "comparison", comparison)
+    yield Progress(parts.total, parts.total, "comparison", comparison)
 
 
 def rank_correlation(first: dict[str, float], second: dict[str, float]) -> float:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mixqvit.graph import trace
 from mixqvit.quantization import Calibration, calibrate
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
 
 

@@ -19,7 +19,7 @@ from mixqvit.criteria import (
     squared_perturbations,
     tied_bits,
 )
-from mixqvit.graph import trace
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, small_transformer, tiny_images, tiny_model
 
 

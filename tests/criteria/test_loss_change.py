@@ -9,9 +9,9 @@ import torch
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.criteria import loss_change, loss_change_steps, mean_loss_changes, shared, tied_bits
 from mixqvit.evaluation import kl_divergence
-from mixqvit.graph import trace
 from mixqvit.quantization import calibrate, quantize
 from mixqvit.quantization.calibration import layer_operation
+from mixqvit.tracing import trace
 from tests.models import tiny_images, tiny_model
 
 at_two_and_four_bits = partial(tied_bits, bit_widths=(2, 4))

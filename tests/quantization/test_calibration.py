@@ -5,7 +5,6 @@ import torch
 
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.errors import BitWidthError, CalibrationError
-from mixqvit.graph import trace
 from mixqvit.quantization import RECIPES, calibrate, calibrate_steps, quantize
 from mixqvit.quantization import calibration as calibration_module
 from mixqvit.quantization.calibration import prepare_weight
@@ -15,6 +14,7 @@ from mixqvit.quantization.quantizers import AdaptiveLogQuantizer, Reparameterize
 from mixqvit.quantization.ranges import fit_per_channel
 from mixqvit.quantization.reparameterization import reparameterized_quantizer
 from mixqvit.quantization.saving import from_tensors, to_tensors
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
 
 

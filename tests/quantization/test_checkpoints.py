@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mixqvit.bits import resolve_bits
-from mixqvit.graph import trace
 from mixqvit.quantization import calibrate, quantize
 from mixqvit.quantization.checkpoints import (
     Checkpoint,
@@ -14,6 +13,7 @@ from mixqvit.quantization.checkpoints import (
     layers_before,
     run_from_checkpoint,
 )
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
 
 LIMIT = 10 * 2**20

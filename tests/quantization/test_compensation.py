@@ -5,12 +5,12 @@ import torch
 from torch.nn import functional
 
 from mixqvit.errors import CalibrationError
-from mixqvit.graph import trace
 from mixqvit.quantization import calibrate, quantize
 from mixqvit.quantization.compensation import DAMPING, RIDGE, compensated_rounding, ridge_correction
 from mixqvit.quantization.fits import fitted_weight
 from mixqvit.quantization.operations import QuantizedLayer
 from mixqvit.quantization.recipes import Compensation
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mixqvit.graph import trace
 from mixqvit.quantization import fisher
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.operands import balanced, operands_of, sampled_rows
+from mixqvit.tracing import trace
 from tests.models import small_transformer, tiny_images, tiny_model
 
 

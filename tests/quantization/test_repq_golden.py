@@ -16,11 +16,11 @@ from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mixqvit.graph import trace
 from mixqvit.quantization import calibrate, quantize
 from mixqvit.quantization.quantizers import LogSqrt2Quantizer, ReparameterizedQuantizer, UniformQuantizer
 from mixqvit.quantization.ranges import fit_weight
 from mixqvit.quantization.reparameterization import fold
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, tiny_images, tiny_model
 from tests.quantization.literal_repq import LiteralRepQ, LogSqrt2
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixqvit.graph import Graph, trace
+from mixqvit.graph import Graph
+from mixqvit.tracing import trace
 from tests.models import TRANSFORMERS, small_transformer
 
 

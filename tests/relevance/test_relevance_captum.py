@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mixqvit.errors import ImageError, MixQViTError
-from mixqvit.graph import Graph, trace
+from mixqvit.graph import Graph
 from mixqvit.relevance import MEASURES, LayerTotals, propagate
 from mixqvit.relevance.captum_methods import LAYER_METHODS, STEPS, layer_attribution_steps
+from mixqvit.tracing import trace
 
 ARCHITECTURES = ("vit", "deit_distilled", "swin", "swin_padded")
 

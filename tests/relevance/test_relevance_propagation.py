@@ -8,8 +8,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mixqvit.errors import ImageError, MixQViTError, UnsupportedOperationError
-from mixqvit.graph import trace
 from mixqvit.relevance import MEASURES, RULE_SETS, Relevance, merge, propagate, propagate_steps
+from mixqvit.tracing import trace
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from mixqvit.errors import ImageError, MixQViTError
-from mixqvit.graph import Graph, trace
+from mixqvit.graph import Graph
 from mixqvit.relevance import propagate
 from mixqvit.relevance.methods import METHODS
 from mixqvit.relevance.quality import (
@@ -15,6 +15,7 @@ from mixqvit.relevance.quality import (
     attribution_quality_steps,
     pixel_attribution,
 )
+from mixqvit.tracing import trace
 
 PIXEL_METHODS = [name for name, method in METHODS.items() if method.explains_pixels]
 

@@ -3,9 +3,9 @@ import torch
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.evaluation import kl_divergence
-from mixqvit.graph import trace
 from mixqvit.quantization import calibrate, quantize
 from mixqvit.sensitivity import METRICS, cell_bits, sensitivity_steps, sweep
+from mixqvit.tracing import trace
 from tests.models import ARCHITECTURES, TRANSFORMERS, small_transformer, tiny_images, tiny_model
 
 
