@@ -10,23 +10,26 @@ import torch
 from torch import nn
 
 from mixqvit.cards import EMBEDDED, read_card
-from mixqvit.errors import ModelError, PackingError
+from mixqvit.errors import PackingError
 from mixqvit.graph import Graph
 from mixqvit.tracing import trace
 from mixqvit.zoo import Model, build_architecture
+from mixqvit.zoo.architectures import build
 
-__all__ = ["describe", "fingerprint", "keeps_statistics", "rebuild", "unquantized_parameters"]
+__all__ = ["build_described", "describe", "fingerprint", "keeps_statistics", "rebuild", "unquantized_parameters"]
 
 
 def describe(model: Model | None) -> Mapping[str, Any] | None:
-    """Return what `rebuild` needs: a timm name, or a timm class with its arguments; None for other models."""
+    """Return what `rebuild` needs: a timm name or a timm class, each with its arguments; None for other models."""
     if model is None:
         return None
     if "architecture" in model.card:
         return model.card["architecture"]
     if model.name in EMBEDDED:  # other weights in an embedded architecture carry no card
         return read_card(model.name)["architecture"]
-    return {"timm": model.name} if timm.is_model(model.name) else None
+    if not timm.is_model(model.name):
+        return None
+    return {"timm": model.name} | ({"arguments": dict(model.arguments)} if model.arguments else {})
 
 
 def rebuild(description: Mapping[str, Any] | None, module: nn.Module | None, input_shape: tuple[int, ...]) -> Graph:
@@ -42,22 +45,28 @@ def rebuild(description: Mapping[str, Any] | None, module: nn.Module | None, inp
         ModelError: It cannot be traced.
     """
     if module is None:
-        module = _built(description)
+        module = build_described(description)
     return trace(module, torch.zeros(1, *input_shape))
 
 
-def _built(description: Mapping[str, Any] | None) -> nn.Module:
+def build_described(description: Mapping[str, Any] | None) -> nn.Module:
+    """Return the module that `describe` described, with fresh weights.
+
+    Raises:
+        PackingError: Nothing says which architecture it is, or this version of timm does not have it.
+        ModelError: timm cannot build it.
+    """
     if description is None:
         raise PackingError("The file does not name its architecture: give the model it was made from, model=MODULE.")
+    if "timm" in description:
+        name, arguments = description["timm"], description.get("arguments", {})
+        if not isinstance(name, str) or not isinstance(arguments, Mapping):
+            raise PackingError("The file is damaged: it does not name its architecture.")
+        if not timm.is_model(name):
+            raise PackingError(f"This version of timm has no model {name!r}: give model=MODULE.")
+        return build(name, arguments)
     with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced; nobody's random numbers change for them
-        if "timm" not in description:
-            return build_architecture(description)
-        if not timm.is_model(description["timm"]):
-            raise PackingError(f"This version of timm has no model {description['timm']!r}: give model=MODULE.")
-        try:
-            return timm.create_model(description["timm"])
-        except RuntimeError as error:
-            raise ModelError(f"timm cannot build {description['timm']!r} ({error}): give model=MODULE.") from error
+        return build_architecture(description)
 
 
 def unquantized_parameters(graph: Graph) -> dict[str, nn.Parameter]:

@@ -13,6 +13,7 @@ from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, uniform
 from mixqvit.costs import Storage, cost
 from mixqvit.errors import PackingError
 from mixqvit.packing import load_packed, pack, packed, packed_source, storage
+from mixqvit.preprocessing import Preprocessing
 from mixqvit.quantization import RECIPES, calibrate, quantize
 from mixqvit.quantization.operations import QuantizedLayer
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer
@@ -160,7 +161,7 @@ def test_a_timm_model_needs_nothing_but_its_file(tmp_path):
     pixels = torch.randn(2, *module.pretrained_cfg["input_size"])
     quantized = quantize(calibrate(mixqvit.trace(module, pixels), pixels), 5)
     size, classes = tuple(pixels.shape[1:]), tuple(f"class {index}" for index in range(module.num_classes))
-    model = mixqvit.Model(name, module, size, (0.5,) * 3, (0.5,) * 3, classes)
+    model = mixqvit.Model(name, module, Preprocessing(size, (0.5,) * 3, (0.5,) * 3), classes)
     mixqvit.pack(quantized, tmp_path / "model.safetensors", model)
     assert torch.equal(mixqvit.load_packed(tmp_path / "model.safetensors")(pixels), quantized(pixels))
 

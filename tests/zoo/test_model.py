@@ -13,9 +13,10 @@ import torch
 from mixqvit.cards import ASSETS, EMBEDDED, read_card
 from mixqvit.datasets import load_images
 from mixqvit.errors import ModelError
+from mixqvit.preprocessing import Preprocessing
 from mixqvit.zoo import Model, list_models, load_embedded, load_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_fingerprint_tells_weights_and_architectures_apart() -> None:
     for activation in (torch.nn.GELU, torch.nn.ReLU):
         module = timm.create_model("test_vit", act_layer=activation)
         module.load_state_dict(weights)
-        prints.add(Model("same weights", module, (3, 160, 160), (0.5,), (0.5,), ()).fingerprint)
+        prints.add(Model("same weights", module, Preprocessing((3, 160, 160), (0.5,) * 3, (0.5,) * 3), ()).fingerprint)
     assert len(prints) == 2
 
 
