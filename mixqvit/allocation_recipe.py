@@ -222,10 +222,12 @@ def settings_of(document: Mapping[str, Any], name: str = "This recipe") -> "Sett
 def _is_setting(key: str, value: Any, default: Any) -> bool:
     if key == "evaluation_images":
         return value is None or (_is_whole(value) and value >= 1)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
     if isinstance(default, float):
         return _is_number(value) and OUTLIER_FACTORS[0] <= value <= OUTLIER_FACTORS[1]
     if isinstance(default, int):
-        return _is_whole(value) and value >= (0 if key == "calibration_seed" else 1)
+        return _is_whole(value) and value >= (0 if key.endswith("_seed") else 1)
     return isinstance(value, str) or (value is None and default is None)
 
 

@@ -1,6 +1,7 @@
 """The errors this package raises on purpose: each says what was wrong, with which input, and what to do."""
 
 __all__ = [
+    "AccessError",
     "AllocationError",
     "BitWidthError",
     "CalibrationError",
@@ -11,6 +12,7 @@ __all__ = [
     "PackingError",
     "RecipeError",
     "StoreError",
+    "StudyFileError",
     "UnsupportedOperationError",
 ]
 
@@ -27,6 +29,10 @@ class ImageError(MixQViTError):
     """Images could not be found or read, or do not fit the model."""
 
 
+class StudyFileError(MixQViTError):
+    """A study could not be written to a file, or a file is none or is damaged."""
+
+
 class UnsupportedOperationError(MixQViTError):
     """The model contains an operation that a stage has no rule for."""
 
@@ -37,6 +43,10 @@ class BitWidthError(MixQViTError):
 
 class CalibrationError(MixQViTError):
     """Calibration met values it cannot use, or a calibration was asked for bits it does not serve."""
+
+
+class AccessError(MixQViTError):
+    """A path is not among those that a browser may name, or an upload cannot be kept."""
 
 
 class AllocationError(MixQViTError):

@@ -38,9 +38,12 @@ class Settings:
             allocation is best does not depend on it (γ = 0).
         calibration_images: Images that quantizers are fitted to.
         analysis_images: Calibration images that relevance and sensitivity are averaged over.
-        evaluation_images: Evaluation images to measure on; None for all.
+        evaluation_images: Evaluation images to measure on; None for all, of large sources a sample.
         calibration_seed: Which of the calibration images come first: another seed, another choice where there are
             more than are used.
+        sampling_seed: Which images of a source are for calibration and which for evaluation.
+        within_classes: Whether top-1 and agreement look only at the classes that occur among the images, such as ten of
+            ImageNet's thousand; by default at all classes.
         outlier_factor: Amplification of outlier channels; 1 leaves the model as it is.
         outlier_channels: Channels of each LayerNorm that are amplified.
     """
@@ -54,6 +57,8 @@ class Settings:
     analysis_images: int = 64
     evaluation_images: int | None = None
     calibration_seed: int = 0
+    sampling_seed: int = 0
+    within_classes: bool = False
     outlier_factor: float = 1.0
     outlier_channels: int = 2
 

@@ -105,6 +105,15 @@ class Store:
             found = database.execute("SELECT item FROM results WHERE key = ? ORDER BY rowid", (key,))
             return [item for (item,) in found]
 
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys that begin with a prefix, in the order something was first written under them."""
+        with self._connect() as database:
+            found = database.execute(
+                "SELECT key FROM results WHERE substr(key, 1, ?) = ? GROUP BY key ORDER BY MIN(rowid)",
+                (len(prefix), prefix),
+            )
+            return [key for (key,) in found]
+
     def delete(self, key: str, item: str) -> None:
         """Forget one value; nothing happens where there is none."""
         with self._connect() as database:

@@ -1,4 +1,5 @@
 import json
+import random
 
 import pytest
 
@@ -184,3 +185,41 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
         read_recipe(tmp_path / "nothing.json")
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path)
+
+
+def mutated(document: object, draw: random.Random) -> object:
+    """Return the document with one of its values, at any depth, replaced, renamed or removed."""
+    if isinstance(document, dict) and document and draw.random() < 0.8:
+        key = draw.choice(list(document))
+        change = draw.random()
+        changed = {name: value for name, value in document.items() if name != key or change > 0.15}
+        if change > 0.25:
+            changed[key] = mutated(document[key], draw)
+        elif change > 0.15:
+            changed[draw.choice(["", "head", "\u0000", "x" * 10**5])] = changed.pop(key)
+        return changed
+    if isinstance(document, list) and document and draw.random() < 0.8:
+        place = draw.randrange(len(document))
+        return [*document[:place], mutated(document[place], draw), *document[place + 1 :]]
+    strange = [None, True, -1, 0, 9, 10**400, 1e308, float("nan"), float("inf"), "", "4", [], {}, [[]], {"a": {}}]
+    return draw.choice(strange)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_mutated_recipe_is_read_or_refused_in_one_sentence(document, seed):
+    draw = random.Random(seed)
+    changed = document
+    for _ in range(draw.randrange(1, 4)):
+        changed = mutated(changed, draw)
+    text = json.dumps(changed)
+    if seed % 5 == 0:  # some are cut or spliced as texts
+        place = draw.randrange(len(text))
+        text = text[:place] + draw.choice(["", "[" * 10**5, "\ud800", text[:place]])
+    try:
+        read = parse_recipe(text.encode("utf-8", "surrogatepass"))
+        recipe_bits(read)
+        request_of(read)
+        settings_of(read)
+    except RecipeError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1000

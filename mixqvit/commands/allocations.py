@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixqvit.allocation_recipe import read_recipe, recipe_bits, recipe_document, settings_of
 from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
-from mixqvit.commands.studies import allocation_request, finish, has_ceiling
+from mixqvit.commands.studies import allocation_request, description_of, finish, has_ceiling
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, RecipeError
 
@@ -170,14 +170,16 @@ def _allocation(study: "Study", options: argparse.Namespace) -> "Allocation":
 
 def _study_of_recipe(options: argparse.Namespace) -> tuple["Study", "BitsPerLayer"]:
     """Open the study that a recipe file was made with; model, checkpoint and images may be given beside it."""
-    from mixqvit.study import Study
-    from mixqvit.zoo import load_model
+    from mixqvit.open_studies import open_study_steps
 
     if options.outliers != 1:
         raise RecipeError("--outliers cannot be changed beside --recipe: the recipe says it.")
     document = read_recipe(options.recipe)
-    model = load_model(options.model or document["model"], options.checkpoint)
-    study = Study(model, options.images, settings_of(document, str(options.recipe)))
+    if not options.checkpoint:
+        options.model = options.model or document["model"]
+    description = description_of(options)
+    settings = replace(settings_of(document, str(options.recipe)), **description.settings)
+    study = finish(open_study_steps(description, settings))
     return study, study.resolved(recipe_bits(document, str(options.recipe)))
 
 

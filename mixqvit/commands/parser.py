@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mixqvit.bits import FULL_PRECISION
-from mixqvit.commands import allocations, stages
+from mixqvit.commands import allocations, library, stages
 from mixqvit.commands.printing import Document
 from mixqvit.strategies import STRATEGIES
 
@@ -38,20 +38,18 @@ def parser() -> argparse.ArgumentParser:
         name: str,
         run: Callable[[argparse.Namespace], tuple[Document, str]],
         description: str,
-        model_required: bool = True,
     ):
         added = command(name, run, description)
-        added.add_argument(
-            "--model", required=model_required, help="a name that `models` lists, or any timm model name"
-        )
-        added.add_argument("--checkpoint", help="local weights (.safetensors, .pth) for a timm model name")
-        added.add_argument("--images", help="digits, or a folder with one sub-folder per class")
-        added.add_argument(
-            "--outliers", type=float, default=1.0, metavar="FACTOR", help="amplify outlier channels (default: off)"
-        )
+        _add_study(added)
         return added
 
-    command("models", stages.models, "list the embedded models")
+    command("models", stages.models, "list the embedded models, saved studies and tested models of timm")
+    analysis = study_command(
+        "analyze", library.analyze, "compute a whole study, so that the dashboard opens it at once"
+    )
+    analysis.add_argument("--name", help="name in the dashboard and for --model (default: model and images)")
+    analysis.add_argument("--average-bits", type=float, default=4.0, help="budget of the measured allocation")
+    _add_saved_studies(command)
     study_command("layers", stages.layers, "show the table of quantized layers")
     relevance = study_command("relevance", stages.relevance, "compute layer importance by relevance propagation")
     _add_method(relevance)
@@ -69,16 +67,14 @@ def parser() -> argparse.ArgumentParser:
     _add_budget(frontier, average_bits=False)
     _add_strategy(frontier)
     packing = study_command(
-        "pack", allocations.pack, "write a quantized model as one file: uniform bits, a budget or a recipe", False
+        "pack", allocations.pack, "write a quantized model as one file: uniform bits, a budget or a recipe"
     )
     packing.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
     _add_budget(packing)
     _add_strategy(packing)
     packing.add_argument("--recipe", metavar="FILE", help="what `allocate --output` wrote; it names its model itself")
     packing.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
-    evaluation = study_command(
-        "evaluate", allocations.evaluate, "measure uniform bits, a JSON recipe or a packed file", model_required=False
-    )
+    evaluation = study_command("evaluate", allocations.evaluate, "measure uniform bits, a JSON recipe or a packed file")
     evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
     evaluation.add_argument(
         "--recipe",
@@ -96,6 +92,63 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--folder", type=Path, help="where to write (default: assets)")
     training.add_argument("--epochs", type=int, help="fewer or more epochs than the model's recipe")
     return root
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    """Add what says which model and images are meant."""
+    parser.add_argument(
+        "--model", help="a name that `models` lists, any model name of timm, or local-dir:FOLDER; see --checkpoint"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="local weights, .safetensors or .pth; without --model the architecture is guessed from them",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="SOURCE",
+        help="digits, a folder, a .zip, .tar, .csv or .parquet file, or hf:NAME@SPLIT for a data set of Hugging Face",
+    )
+    parser.add_argument(
+        "--evaluation-images", type=int, metavar="N", help="measure on so many images (default: all, at most 1,000)"
+    )
+    parser.add_argument("--sampling-seed", type=int, metavar="SEED", help="which images are drawn (default: 0)")
+    parser.add_argument(
+        "--within-classes", action="store_true", help="top-1 among the classes that occur in the images only"
+    )
+    parser.add_argument(
+        "--preprocessing",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change mean, std, interpolation, crop_pct or crop_mode, e.g. mean=0.5,0.5,0.5; may be repeated",
+    )
+    parser.add_argument(
+        "--outliers", type=float, default=1.0, metavar="FACTOR", help="amplify outlier channels (default: off)"
+    )
+
+
+def _add_saved_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that move saved studies between machines."""
+    description = "export, import, list or remove studies that `analyze` or the dashboard saved"
+    actions = command("study", library.saved, description).add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+
+    def action(name: str, description: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=description, description=description)
+        added.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+        return added
+
+    action("list", "list the saved studies")
+    exporting = action("export", "write a study with model, images and results as one file")
+    exporting.add_argument("name", help="a saved study, or an embedded model")
+    exporting.add_argument("file", type=Path, help="the file to write")
+    importing = action("import", "add the study in a file that `study export` wrote, perhaps on another machine")
+    importing.add_argument("file", type=Path, help="the file to read; it is checked, and copied")
+    importing.add_argument("--name", help="another name for it here")
+    removing = action("remove", "take a study off the list")
+    removing.add_argument("name", help="a saved study")
 
 
 def _add_budget(parser: argparse.ArgumentParser, average_bits: bool = True) -> None:

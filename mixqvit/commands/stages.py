@@ -5,20 +5,33 @@ import sys
 from dataclasses import asdict
 
 from mixqvit.cards import list_models
+from mixqvit.catalogue import CATALOGUE
 from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
 from mixqvit.commands.studies import finish
 from mixqvit.commands.studies import study as open_study
+from mixqvit.library import known_studies
+from mixqvit.store import Store
 
 __all__ = ["layers", "models", "recipes", "relevance", "sensitivity", "train"]
 
 
 def models(options: argparse.Namespace) -> tuple[Document, str]:
-    """List the embedded models."""
-    models = [asdict(model) for model in list_models()]
-    rows = [
-        (model["name"], f"{model['parameters']:,}", percent(model["top1"]), model["description"]) for model in models
-    ]
-    return {"models": models}, table(("model", "parameters", "top-1", "what it is"), rows)
+    """List the embedded models, the saved studies, and the models of timm that were tested."""
+    embedded, saved = list_models(), known_studies(Store())
+    document = {
+        "models": [asdict(model) for model in embedded],
+        "studies": {name: asdict(description) for name, description in saved.items()},
+        "timm": [asdict(entry) for entry in CATALOGUE],
+    }
+    columns = ("name", "parameters", "top-1", "what it is")
+    rows = [(model.name, f"{model.parameters:,}", percent(model.top1), model.description) for model in embedded]
+    for name, description in saved.items():
+        rows.append((name, "", "", f"saved study of {description.model or description.checkpoint}"))
+    for entry in CATALOGUE:
+        published = "" if entry.published_top1 is None else f"{100 * entry.published_top1:.2f} %"
+        words = entry.family if entry.classes else f"{entry.family}, without a classifier"
+        rows.append((entry.name, f"{entry.parameters:,}", published, f"{words}, {entry.input_size[1]} pixels, timm"))
+    return document, table(columns, rows)
 
 
 def layers(options: argparse.Namespace) -> tuple[Document, str]:

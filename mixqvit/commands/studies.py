@@ -3,31 +3,77 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.errors import AllocationError, BitWidthError, ModelError
+from mixqvit.errors import AllocationError, BitWidthError, ImageError, ModelError
+from mixqvit.library import StudyDescription, known_studies
+from mixqvit.store import Store
 
 if TYPE_CHECKING:
     from mixqvit.study import Progress, Study
 
-__all__ = ["allocation_request", "finish", "has_ceiling", "study"]
+__all__ = ["allocation_request", "description_of", "finish", "has_ceiling", "study"]
 
 
 def study(options: argparse.Namespace) -> "Study":
     """Open the study that the options name."""
-    from mixqvit.study import Settings, Study
-    from mixqvit.zoo import load_model
+    from mixqvit.open_studies import open_study_steps, settings_from
 
-    if not options.model:
-        raise ModelError("Say which model it is, e.g. --model digits_vit; `models` lists those that are embedded.")
-    model = load_model(options.model, options.checkpoint)
-    settings = Settings(
-        importance=getattr(options, "method", Settings().importance),
-        metric=getattr(options, "metric", Settings().metric),
-        baseline=getattr(options, "baseline", Settings().baseline),
-        outlier_factor=options.outliers,
-    )
-    return Study(model, options.images, settings)
+    description = description_of(options)
+    names = {"importance": "method", "metric": "metric", "baseline": "baseline"}
+    chosen = {name: getattr(options, option) for name, option in names.items() if hasattr(options, option)}
+    settings = settings_from(description, outlier_factor=options.outliers, **chosen)
+    return finish(open_study_steps(description, settings))
+
+
+def description_of(options: argparse.Namespace) -> StudyDescription:
+    """Return what the study is made of that the options name.
+
+    Raises:
+        ModelError: No model is named, or files beside a saved study.
+        ImageError: A value of the preprocessing is not possible.
+    """
+    if not options.model and not options.checkpoint:
+        raise ModelError("Say which model it is, e.g. --model digits_vit; `models` lists those that are here.")
+    settings = {
+        "evaluation_images": options.evaluation_images,
+        "sampling_seed": options.sampling_seed,
+        "within_classes": options.within_classes or None,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    preprocessing = _preprocessing(options.preprocessing)
+    saved = known_studies(Store()).get(options.model)
+    if saved is None:
+        checkpoint, images = (_absolute(path) for path in (options.checkpoint, options.images))
+        return StudyDescription(options.model, checkpoint, images, preprocessing, settings)
+    if options.checkpoint or options.images or preprocessing:
+        raise ModelError(
+            f"{options.model} is a saved study, which has its checkpoint, images and preprocessing. Leave those "
+            "options out, or name the model itself."
+        )
+    return replace(saved, settings={**saved.settings, **settings})
+
+
+def _absolute(source: str | None) -> str | None:
+    """Return a path as it means the same from every folder; other sources, such as `digits`, stay."""
+    return str(Path(source).resolve()) if source and Path(source).exists() and source != "digits" else source
+
+
+def _preprocessing(texts: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            if name in ("mean", "std"):
+                found[name] = tuple(float(part) for part in value.split(","))
+            else:
+                found[name] = float(value) if name == "crop_pct" else value
+        except ValueError as error:
+            example = "mean=0.5,0.5,0.5"
+            raise ImageError(f"--preprocessing is written NAME=VALUE, e.g. {example}, not {text!r}.") from error
+    return found
 
 
 def has_ceiling(options: argparse.Namespace) -> bool:

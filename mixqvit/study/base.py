@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
@@ -14,7 +15,8 @@ from torch import Tensor
 from mixqvit import outliers
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.costs import Storage
-from mixqvit.datasets import Images, load_images
+from mixqvit.datasets import Images, ImageSets, Sampling, load_image_sets
+from mixqvit.devices import choose_device, describe
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
@@ -59,7 +61,7 @@ class StudyBase:
     def __init__(
         self,
         model: Model | str,
-        images: str | None = None,
+        images: str | Path | ImageSets | None = None,
         settings: Settings | None = None,
         store: Store | None = None,
     ) -> None:
@@ -67,7 +69,8 @@ class StudyBase:
 
         Args:
             model: A loaded model, or a name for `load_model`.
-            images: `digits` or a folder with one sub-folder per class; by default the images that belong to the model.
+            images: What `load_image_sets` is called with, or what it returned; by default the images that belong to the
+                model.
             settings: What to compute with.
             store: Where to save; the user's cache folder by default.
 
@@ -83,13 +86,17 @@ class StudyBase:
         source = images or self.model.images
         if source is None:
             raise ImageError(f"Say which images to use with {self.model.name}: a folder with one sub-folder per class.")
-        calibration_images = load_images(source, "calibration", self.model)
-        self.calibration_images = calibration_images.shuffled(self.settings.calibration_seed)
-        self.evaluation_images = load_images(source, "evaluation", self.model, self.settings.evaluation_images)
+        if not isinstance(source, ImageSets):
+            sampling = Sampling(self.settings.evaluation_images, self.settings.sampling_seed)
+            source = load_image_sets(source, self.model, sampling)
+        self.image_sets = source
+        self.calibration_images = source.calibration.shuffled(self.settings.calibration_seed)
+        self.evaluation_images = source.evaluation
+        self.device = choose_device()
         find_method(self.settings.importance)
         metric = find_metric(self.settings.metric)
         if metric.needs_labels and self.calibration_images.labels is None:
-            raise ImageError(f"The metric {metric.name} compares with labels, and the images of {source} have none.")
+            raise ImageError(f"The metric {metric.name} compares with labels, and these images have none.")
         if self.settings.baseline != FULL_PRECISION and self.settings.baseline not in BIT_WIDTHS:
             raise BitWidthError(
                 f"The baseline of a sweep is {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, or {FULL_PRECISION} for full "
@@ -120,6 +127,19 @@ class StudyBase:
             return trace(module, example)
 
         return self._remembered("graph", compute)
+
+    @property
+    def machine(self) -> str:
+        """Where this study computes, and how much memory is free there, in words."""
+        return describe(self.device)
+
+    @cached_property
+    def class_subset(self) -> tuple[int, ...] | None:
+        """The classes that top-1 looks at, by index: those of the images if the settings say so; None for all."""
+        labels = [images.labels for images in (self.calibration_images, self.evaluation_images)]
+        if not self.settings.within_classes or any(values is None for values in labels):
+            return None
+        return tuple(sorted({index for values in labels for index in values.tolist()}))
 
     @property
     def _double_precision_graph(self) -> Graph:
@@ -166,7 +186,18 @@ class StudyBase:
         code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)
         if stage == "relevance":
             code += (version("captum"),)
-        return fingerprint(stage, *code, self.graph.fingerprint, self.calibration_images.fingerprint, *parts)
+        sources = (self.graph.fingerprint, self.calibration_images.fingerprint)
+        return f"{self.identity}-{fingerprint(stage, *code, *sources, *parts)}"
+
+    @cached_property
+    def identity(self) -> str:
+        """What the keys of all results of this model on these calibration images begin with, 16 hexadecimal digits."""
+        return fingerprint(self.graph.fingerprint, self.calibration_images.fingerprint)[:16]
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """What results depend on beside the study itself: versions of libraries, fingerprint of this program."""
+        return {"torch": torch.__version__, "timm": timm.__version__, "mixqvit": code_version("")}
 
     def _remembered(self, name: Any, compute: Callable[[], Result]) -> Result:
         with self._lock:

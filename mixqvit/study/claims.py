@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mixqvit.records import Progress
-from mixqvit.store import Store, fingerprint
+from mixqvit.store import Store
 
 __all__ = ["once", "seconds_spent"]
 
@@ -60,4 +60,4 @@ def _timed(store: Store, key: str, claim: str, steps: Iterator[Progress]) -> Ite
 
 
 def _seconds_key(key: str) -> str:
-    return fingerprint(key, _SECONDS)
+    return f"{key} {_SECONDS}"
