@@ -5,7 +5,7 @@ from dataclasses import replace
 import streamlit as st
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.errors import AllocationError
+from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.figures import allocation_strip
 from mixqvit.figures import budget as figures
 from mixqvit.figures.allocation_words import LayerFacts, changes, is_tied
@@ -18,6 +18,7 @@ from pages.parts import (
     budget_strategies,
     budget_texts,
     common,
+    measuring,
 )
 from pages.parts.memory import Memory
 
@@ -27,7 +28,7 @@ VIEWS = ("strip", "grid")
 
 def memory(study) -> Memory:
     by_study = st.session_state.setdefault("budgets", {})
-    return by_study.setdefault(study.graph.fingerprint, Memory())
+    return by_study.setdefault(measuring.key(study), Memory())
 
 
 def scores(study, remembered: Memory, wanted: dict) -> bool:
@@ -55,6 +56,20 @@ def scores(study, remembered: Memory, wanted: dict) -> bool:
         return False
     remembered.scored.add((strategy, tied))
     return True
+
+
+def offer_sensitivity(reason: str, strategy: str) -> None:
+    """Say that importance is refused, and offer the strategy that does without."""
+    st.warning(
+        f"{reason} Strategy {strategy} needs importance; *sensitivity* does without and is as exact.",
+        icon=":material/block:",
+    )
+    st.button(
+        "Choose strategy sensitivity",
+        type="primary",
+        on_click=st.session_state.update,
+        args=({"strategy": "sensitivity"},),
+    )
 
 
 def solve(study, wanted: dict, remembered: Memory):
@@ -123,8 +138,8 @@ def main() -> None:
     with common.page(
         "Budget",
         "The bits of every layer that do the least predicted harm within the budget, proven optimal by an integer "
-        "program over importance × sensitivity. Move the budget: the allocation follows at once, its accuracy is "
-        "measured on the evaluation images while you watch.",
+        "program over importance × sensitivity. Move the budget: the allocation follows at once, and is measured on "
+        "the evaluation images while you watch.",
     ):
         study = common.study()
         remembered = memory(study)
@@ -137,12 +152,22 @@ def main() -> None:
         view = tools(study, remembered)
         strip, costs = st.container(), st.container()
         numbers = st.grid(4, min_column_width=165)
+        measuring.among_classes(study)
         status = st.container(height=STATUS_HEIGHT, border=False)
         waiting = st.empty()
         waiting.info("The allocation appears once what the strategy has to know of all layers is computed.")
-        with status:
-            if not scores(study, remembered, wanted):
+        with message:
+            if not common.started(study, "relevance", "calibration", "sensitivity"):
                 return
+        try:
+            with status:
+                if not scores(study, remembered, wanted):
+                    return
+        except UnsupportedOperationError as error:
+            waiting.empty()
+            with message:
+                offer_sensitivity(str(error), wanted["strategy"])
+            return
         waiting.empty()
         with message:
             allocation = solve(study, wanted, remembered)
@@ -191,7 +216,11 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, st
     shown["A"] = held and budget_measure.measured(study, remembered, "mixed", held)
     for name, place in places.items():
         budget_measure.show_measured(
-            place, titles[name], shown[name], "–" if settings[name] is None else "not measured yet"
+            place,
+            titles[name],
+            shown[name],
+            measuring.accuracy(study),
+            "–" if settings[name] is None else "not measured yet",
         )
     with status:
         curve = budget_measure.frontier(study, remembered, wanted)
@@ -209,12 +238,12 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, st
         columns = {
             titles[name]: setting and (setting.cost, setting.harm, shown[name]) for name, setting in settings.items()
         }
-        beside.markdown(figures.comparison(columns))
+        beside.markdown(figures.comparison(columns, measuring.has_labels(study)))
 
     def refresh(name: str, found) -> None:
         if name in places:
             shown[name] = found
-            budget_measure.show_measured(places[name], titles[name], found)
+            budget_measure.show_measured(places[name], titles[name], found, measuring.accuracy(study))
             compare()
 
     compare()

@@ -5,7 +5,7 @@ from mixqvit.channels import CLIPS, OUTLIER_TIMES, VARIANTS
 from mixqvit.figures import outlier_errors, outlier_tokens
 from mixqvit.figures import outliers as figures
 from mixqvit.figures.maps import thumbnail
-from pages.parts import common, outlier_texts
+from pages.parts import common, measuring, outlier_texts
 
 DEFAULTS = {
     "outlier_layer": None,
@@ -197,8 +197,9 @@ def headline(study, ranges, variant: str, order: str, chosen: int) -> None:
     st.markdown(figures.outlier_words(ranges))
     if not statistics.is_outlier.any() and st.session_state.outliers == 1:
         st.info(
-            "Small models trained on digits have mild outliers. Turn up *Outlier amplification* in the sidebar: the "
-            "full-precision model stays the same, two channels of every LayerNorm become outliers.",
+            "Outliers are mild here, as they are in small models and in some layers of large ones. Turn up *Outlier "
+            "amplification* in the sidebar: the full-precision model stays the same, two channels of every LayerNorm "
+            "become outliers.",
             icon=":material/lightbulb:",
         )
 
@@ -278,11 +279,11 @@ def clip_section(study, ranges) -> None:
         st.subheader("Clipping across channels", help="How much to clip is the slider at the top.")
         curve, harms = study.channels.clip_curve(ranges.layer, ranges.bits), None
         if st.toggle(
-            "Measure the network's output too",
+            f"Measure the network's output too, about {measuring.duration(measuring.clip_seconds(study))}",
             key="outlier_harm",
             bind="query-params",
             help="Runs the calibration images through the network with this layer alone quantized, once for every "
-            "clipping: a second on a digit model, about half a minute on DeiT-Tiny.",
+            "clipping.",
         ):
             harms = common.run("Clipping", lambda: study.channels.clip_harm_steps(ranges.layer, ranges.bits))
         common.chart(
@@ -387,6 +388,7 @@ def overview(study, found) -> None:
             figures.overview_frame(layers, found),
             f"{study.model.name} outliers by layer",
         )
+        st.markdown(figures.recurring_words(found))
     with right:
         outlier_texts.definition()
 

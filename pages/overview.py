@@ -11,6 +11,7 @@ from pages.parts import common
 
 IMAGES_SHOWN = 16
 AVERAGE_BITS = 4
+STAGES = ("full precision", "relevance", "calibration", "sensitivity")
 
 
 def facts(study, full_bytes):
@@ -130,6 +131,8 @@ def saved_results(study):
 
 def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
     """The long work, one stage after the other; each result goes to its place as soon as it is known."""
+    if not common.started(study, *STAGES):
+        return
     with accuracy_place:
         full = common.run("Accuracy", partial(study.evaluate_steps, 32))
     show_accuracy(accuracy_place, full)

@@ -3,9 +3,10 @@ import streamlit as st
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.figures import quantizers as figures
 from mixqvit.figures.quantizer_words import OPERANDS, QUANTIZERS
-from pages.parts import common
+from pages.parts import common, measuring
 
 DEFAULT_BITS = 4
+RECIPE_EVALUATIONS = 1.2  # calibrating and measuring a recipe takes so many measurements of the study's own recipe
 
 
 def main() -> None:
@@ -153,26 +154,25 @@ def recipes(study) -> None:
             help="The input of the patch embedding keeps 8 bits.",
         )
         wanted = st.toggle(
-            "Measure the recipes",
+            f"Measure the recipes, about {measuring.duration(recipe_seconds(study, bits))}",
             key="recipes_measured",
             bind="query-params",
-            help="Calibrates every recipe and runs all evaluation images: seconds each on a digit model, "
-            "about half a minute each on DeiT-Tiny. What is measured is saved.",
+            help="Calibrates every recipe and runs all evaluation images. What is measured is saved.",
         )
     found = measured(study, bits, wanted)
     if found.keys().isdisjoint(study.recipes):
-        what_to_do = "Press *Resume*." if wanted else "Turn on *Measure the recipes*."
+        what_to_do = "Press *Resume*." if wanted else "Turn on *Measure the recipes* above."
         st.info(f"No recipe has been measured at {bits} bits yet. {what_to_do}")
         return
     st.markdown(figures.recipe_words(found, bits, study.settings.recipe))
     frame = figures.recipe_frame(found, study.recipes)
     common.chart(
         figures.recipe_figure(found, list(study.recipes), bits, study.settings.recipe),
-        f"Top-1 accuracy and agreement of every recipe on {study.model.name} at {bits} bits",
+        f"{measuring.accuracy(study).title} of every recipe on {study.model.name} at {bits} bits",
         frame,
         f"{study.model.name} recipes at {bits} bits",
     )
-    number = st.column_config.NumberColumn
+    number, measured_as = st.column_config.NumberColumn, measuring.accuracy(study).word
     st.dataframe(
         frame,
         hide_index=True,
@@ -180,12 +180,18 @@ def recipes(study) -> None:
         alt=f"The recipes measured at {bits} bits.",
         column_config={
             "top-1 (%)": number(format="%.1f", help="Classified as labelled"),
-            "from (%)": number(format="%.1f", help="Lower end of the 95 % interval of top-1 (Wilson)"),
-            "to (%)": number(format="%.1f", help="Upper end of the 95 % interval of top-1 (Wilson)"),
+            "from (%)": number(format="%.1f", help=f"Lower end of the 95 % interval of {measured_as} (Wilson)"),
+            "to (%)": number(format="%.1f", help=f"Upper end of the 95 % interval of {measured_as} (Wilson)"),
             "agreement (%)": number(format="%.1f", help="Same top-1 class as in full precision"),
             "KL (nats)": number(format="%.4f", help="KL(full precision ‖ quantized), mean per image"),
         },
     )
+
+
+def recipe_seconds(study, bits: int) -> float:
+    """Return about how long measuring the recipes takes that are not measured yet."""
+    missing = 1 + len(study.recipes) - len(study.saved_recipes(bits))
+    return RECIPE_EVALUATIONS * missing * measuring.evaluation_seconds(study)
 
 
 def measured(study, bits: int, wanted: bool) -> dict:
@@ -228,10 +234,10 @@ def method(study) -> None:
         )
         st.markdown(
             "Scale s, zero point z, base a and shift t are what fitting finds. A recipe is measured at uniform bits "
-            "like any allocation: top-1 accuracy, agreement with full precision and KL divergence on the evaluation "
-            "images, which no fit has seen. repq-vit is calibrated for its one setting, layer after layer, as "
-            "published; the others serve any bits. mix-qvit also compensates errors in closed form, which the "
-            "comparison of single operands above leaves out."
+            "like any allocation: top-1 accuracy where there are labels, agreement with full precision and KL "
+            "divergence on the evaluation images, which no fit has seen. repq-vit is calibrated for its one "
+            "setting, layer after layer, as published; the others serve any bits. mix-qvit also compensates errors in "
+            "closed form, which the comparison of single operands above leaves out."
         )
         listed = "\n".join(f"- **{name}**: {description}" for name, description in study.recipes.items())
         st.markdown(listed)

@@ -1,7 +1,8 @@
 import streamlit as st
 
+from mixqvit.errors import UnsupportedOperationError
 from mixqvit.figures import relevance as figures
-from pages.parts import common, relevance_comparison, relevance_images, relevance_texts
+from pages.parts import common, measuring, relevance_comparison, relevance_images, relevance_texts
 
 DEFAULTS = {"relevance_view": "grid", "relevance_order": "network", "relevance_layer": None}
 
@@ -14,9 +15,17 @@ def main() -> None:
         "network, in proportion to what each part contributed.",
     ):
         study = common.study()
+        measuring.among_classes(study)
         method, layer = study.settings.importance, None
         with common.errors():
-            method, layer = layers_section(study)
+            try:
+                method, layer = layers_section(study)
+            except UnsupportedOperationError as error:
+                st.error(str(error), icon=":material/error:")
+                st.info(
+                    "Other methods above may serve this model. The Budget page works without importance, by strategy "
+                    "*sensitivity*."
+                )
         relevance_texts.introduction()
         relevance_images.images_section(study)
         comparison = st.container()
@@ -30,10 +39,12 @@ def layers_section(study) -> tuple[str, str | None]:
     st.subheader("Importance of the layers")
     method, view, order = controls(study)
     default = method == study.settings.importance
-    importance = common.run(
-        "Relevance" if default else f"Relevance ({method})",
-        lambda: study.relevance_steps(None if default else method),
-    )
+    importance = None
+    if common.started(study, "relevance"):
+        importance = common.run(
+            "Relevance" if default else f"Relevance ({method})",
+            lambda: study.relevance_steps(None if default else method),
+        )
     if importance is None:
         st.info("Importance is a mean over images; it appears here once all of them are through.")
         return method, st.session_state["relevance_layer"]
@@ -176,7 +187,7 @@ def layer_section(study, importance, method: str, name: str) -> None:
             f"{layer.parameters / parameters:.1%} of all layers'" if layer.parameters else "two activations",
             "Elements of its weight.",
         )
-        here = {"model": st.session_state.model, "outliers": str(st.session_state.outliers)}
+        here = {"study": st.session_state.study, "outliers": str(st.session_state.outliers)}
         with st.container(horizontal=True):
             st.page_link(
                 "pages/sensitivity.py",

@@ -161,7 +161,9 @@ def sweep(study, metric: str, baseline: int, operands: str, view: dict):
         if not figures.complete(study.layers, found, operands):
             draw("none yet")
         # Calibration comes first and has a bar of its own, so that its remaining time is known too.
-        ready = found or common.run("Calibration", study.calibration_steps) is not None
+        complete = figures.complete(study.layers, found, operands)
+        go = complete or common.started(study, "calibration", "sensitivity")
+        ready = go and (found or common.run("Calibration", study.calibration_steps) is not None)
         steps = lambda: study.sensitivity_steps(operands, baseline)  # noqa: E731
         finished = ready and common.run(name, steps, lambda step: draw(step.result.layer)) is not None
     harms = study.sensitivity(operands, metric, baseline) if finished else saved()
@@ -207,7 +209,7 @@ def words(study, harms, metric: str, view: dict, finished: bool) -> None:
     hidden = figures.undrawable(view["layers"], harms) if view["logarithmic"] else 0
     if hidden:
         sentences.append(f"{hidden} harms are zero or negative: they lie on the lowest line.")
-    images = study.settings.analysis_images
+    images = min(study.settings.analysis_images, len(study.calibration_images))
     if figures.WORDS[metric].is_coarse:
         sentences.append(f"This metric is coarse: one of the {images} images is {100 / images:.3g} points.")
     if not finished:

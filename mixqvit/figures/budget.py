@@ -1,6 +1,7 @@
 """What the Budget page shows of one allocation: bits per layer, what it costs, and tables to read and to edit."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import plotly.graph_objects as go
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
 from mixqvit.costs import Cost, bitops, code_bytes
+from mixqvit.figures.accuracy import AGREEMENT, TOP1, Accuracy
 from mixqvit.figures.allocation_strip import FULL_PRECISION_STEP, bit_step
 from mixqvit.figures.allocation_words import LayerFacts, bits_text
 from mixqvit.figures.grid import blocks_by_kinds, layer_frame
@@ -35,6 +37,7 @@ __all__ = [
 
 _WAITING = "…"
 _NO_BREAK = "\u00a0"
+_UNIT = re.compile(" (?=(MB|kB|G|nats)$)")
 _PINNED, _PINNED_INPUT = "pinned", "pinned input"
 _AT_LEAST, _AT_MOST = "at least", "at most"
 
@@ -115,12 +118,13 @@ def _gauge(name: str, spent: float, ceiling: float | None, full: float, form: st
     return f"{name} **{form.format(spent)}** of {form.format(ceiling)} allowed", min(spent / ceiling, 1.0)
 
 
-def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | None]) -> str:
+def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | None], has_labels: bool = True) -> str:
     """Return a Markdown table of settings side by side.
 
     Args:
         columns: (cost, predicted harm, what was measured) by title; an evaluation of None is still to come, a column
             of None does not exist.
+        has_labels: Whether the images have labels; without them there is no top-1 accuracy to show.
     """
     rows = {
         "Average bits": lambda cost, harm, found: f"{cost.average_bits:.2f}",
@@ -131,17 +135,22 @@ def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | N
         "· file header": lambda cost, harm, found: megabytes(cost.container_bytes),
         "BitOps": lambda cost, harm, found: f"{cost.bitops / 1e9:.3f} G",
         "Predicted harm": lambda cost, harm, found: harm_text(harm),
-        "Top-1 accuracy": lambda cost, harm, found: _fraction(found and found.top1),
-        "its 95 % interval": lambda cost, harm, found: _interval(found and found.interval),
-        "Agreement": lambda cost, harm, found: _fraction(found and found.agreement),
-        "its 95 % interval ": lambda cost, harm, found: _interval(found and found.agreement_interval),
+        **(_accuracy_rows(TOP1.title, TOP1, "its 95 % interval") if has_labels else {}),
+        **_accuracy_rows(AGREEMENT.short, AGREEMENT, "its 95 % interval "),  # another key: with a blank
         "KL divergence": lambda cost, harm, found: _WAITING if found is None else f"{found.kl:.3g} nats",
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for title, write in rows.items():
-        entries = ["–" if column is None else write(*column) for column in columns.values()]
+        entries = ["–" if column is None else _UNIT.sub(_NO_BREAK, write(*column)) for column in columns.values()]
         lines.append(f"| {title} | " + " | ".join(entries) + " |")
     return "\n".join(lines).replace("95 % ", f"95{_NO_BREAK}%{_NO_BREAK}")
+
+
+def _accuracy_rows(title: str, measure: Accuracy, interval: str) -> dict[str, Callable]:
+    return {
+        title: lambda cost, harm, found: _fraction(found and measure.value(found)),
+        interval: lambda cost, harm, found: _interval(found and measure.interval(found)),
+    }
 
 
 def _fraction(value: float | None) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from mixqvit.figures.class_names import short_names, shortened
 from mixqvit.figures.maps import (
     PANEL_HEIGHT,
     STAYS,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "HEAD_MAPS",
     "attribution_overlay",
-    "class_labels",
     "clicked_stage",
     "forming_figure",
     "forming_frame",
@@ -41,7 +41,6 @@ __all__ = [
     "probability_frame",
     "relevance_overlay",
     "relevance_words",
-    "shortened",
     "stage_words",
     "token_overlay",
 ]
@@ -55,12 +54,6 @@ RELEVANCE_HOVER = "relevance R = %{z:.3e} (%{z:.3%} of the score's)"
 _CLASSES_SHOWN = 10
 _HEADS_IN_A_ROW, _HEAD_HEIGHT = 4, 210
 _FIRST, _SECOND, _MARK = "#0072b2", "#e69f00", "#7a868d"
-
-
-def class_labels(names: Sequence[str]) -> list[str]:
-    """Return one label per class; classes that share a name get their number added."""
-    counts = pd.Series(names).value_counts()
-    return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
 
 
 def picture(found: "ImageRelevance") -> go.Figure:
@@ -249,11 +242,18 @@ def head_frame(maps: np.ndarray) -> pd.DataFrame:
 
 
 def probability_bars(found: "ImageRelevance", names: Sequence[str]) -> go.Figure:
-    """Draw the probabilities of the likeliest classes, the true and the explained one always among them."""
+    """Draw the probabilities of the likeliest classes, the true and the explained one always among them.
+
+    Args:
+        found: The relevance of an image.
+        names: Whole names of all classes; the axis has their first synonyms.
+    """
     frame = probability_frame(found, names)
     if len(frame) > _CLASSES_SHOWN:  # a few classes keep their order, so that they stay in place
         frame = frame.sort_values("probability", ascending=False, kind="stable")
     frame = frame[frame["shown"]]
+    shorts = short_names(names)
+    shorts = [shortened(shorts[index]) for index in frame.index]
     names, values, roles = (frame[column].tolist() for column in ("class", "probability", "role"))
     places = list(range(len(names)))
     bars = go.Bar(
@@ -267,23 +267,15 @@ def probability_bars(found: "ImageRelevance", names: Sequence[str]) -> go.Figure
         hovertemplate="<b>%{customdata[0]}</b> %{customdata[1]}<br>probability %{x:.4f}<extra></extra>",
     )
     margin = {"l": 5, "r": 5, "t": 34, "b": 10}
-    figure = finish(
-        go.Figure(bars), PANEL_HEIGHT, title=title("Probabilities (▸ explained, ✓ true)"), bargap=0.2, margin=margin
-    )
+    marks = "▸ explained" if found.label is None else "▸ explained, ✓ true"
+    figure = finish(go.Figure(bars), PANEL_HEIGHT, title=title(f"Probabilities ({marks})"), bargap=0.2, margin=margin)
     figure.update_xaxes(range=[0, 1], tickformat=".0%", nticks=4)
     figure.update_yaxes(
         autorange="reversed",
         tickvals=places,
-        ticktext=[
-            ("▸ " if "explained" in role else "") + shortened(name) for name, role in zip(names, roles, strict=True)
-        ],
+        ticktext=[("▸ " if "explained" in role else "") + short for short, role in zip(shorts, roles, strict=True)],
     )
     return figure
-
-
-def shortened(name: str, most: int = 18) -> str:
-    """Cut a long class name for an axis or a title; the whole one belongs into the hover."""
-    return name if len(name) <= most else f"{name[: most - 1].rstrip(' ,')}…"
 
 
 def probability_frame(found: "ImageRelevance", names: Sequence[str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -9,13 +10,25 @@ import plotly.graph_objects as go
 
 from mixqvit.bits import Bits
 from mixqvit.figures.allocation_words import bits_text, mark
+from mixqvit.figures.class_names import shortened
 from mixqvit.figures.style import finish
 from mixqvit.layers import Layer
 
 if TYPE_CHECKING:
     from mixqvit.evaluation import Evaluation
 
-__all__ = ["Flip", "FlipKinds", "difference_frame", "flip_frame", "flip_kinds", "flip_words", "flips", "kl_figure"]
+__all__ = [
+    "Flip",
+    "FlipKinds",
+    "difference_frame",
+    "flip_caption",
+    "flip_frame",
+    "flip_hover",
+    "flip_kinds",
+    "flip_words",
+    "flips",
+    "kl_figure",
+]
 
 _COLOURS = ("#d55e00", "#0072b2", "#e69f00")
 _SYMBOLS = ("triangle-down", "triangle-up", "diamond")
@@ -100,6 +113,27 @@ def flip_words(found: Sequence[Flip], kinds: FlipKinds, images: int) -> str:
     return f"{len(found)} of {images} evaluation images change their predicted class from A to B: {named}."
 
 
+def flip_caption(flip: Flip, name: str, class_names: Sequence[str], has_labels: bool) -> str:
+    """Return what stands below the picture of a flip, in Markdown, with short names of the classes."""
+    expected, first, second = (shortened(class_names[index]) for index in (flip.expected, flip.first, flip.second))
+    return (
+        f"{PurePosixPath(name).name}  \n{_expected(has_labels)} **{expected}**  \nA {first} → B {second}  \n"
+        f"KL {flip.first_kl:.2g} → {flip.second_kl:.2g}"
+    )
+
+
+def flip_hover(flip: Flip, class_names: Sequence[str], has_labels: bool) -> str | None:
+    """Return the whole names of a flip's classes in Markdown; None where the caption has them all."""
+    named = {_expected(has_labels): flip.expected, "A": flip.first, "B": flip.second}
+    if all(shortened(class_names[index]) == class_names[index] for index in named.values()):
+        return None
+    return "  \n".join(f"{what}: {class_names[index]}" for what, index in named.items())
+
+
+def _expected(has_labels: bool) -> str:
+    return "label" if has_labels else "full precision"
+
+
 def kl_figure(
     names: Sequence[str], found: Sequence[Flip], first: "Evaluation", second: "Evaluation", kinds: FlipKinds
 ) -> go.Figure:
@@ -155,7 +189,7 @@ def flip_frame(
     names: Sequence[str], class_names: Sequence[str], found: Sequence[Flip], has_labels: bool
 ) -> pd.DataFrame:
     """Return the flips as a table; KL in nats."""
-    expected = "label" if has_labels else "full precision"
+    expected = _expected(has_labels)
     return pd.DataFrame(
         [
             {

@@ -11,13 +11,14 @@ from plotly.subplots import make_subplots
 
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.costs import Cost
+from mixqvit.figures.accuracy import AGREEMENT, TOP1
 from mixqvit.figures.overview import megabytes, percent
 from mixqvit.figures.style import finish
 
 if TYPE_CHECKING:
     from mixqvit.evaluation import Evaluation
 
-__all__ = ["MEASURES", "Measure", "Point", "frontier_figure", "frontier_frame", "frontier_words"]
+__all__ = ["MEASURES", "Measure", "Point", "frontier_figure", "frontier_frame", "frontier_words", "measures"]
 
 _COLOURS = {"mixed": "#0072b2", "uniform": "#e69f00", "A": "#009e73"}
 _SYMBOLS = {"mixed": "circle", "uniform": "square", "A": "diamond"}
@@ -44,11 +45,15 @@ class Measure:
 
 
 MEASURES = {
-    "Top-1 accuracy": Measure("top1", "interval", "%", 100.0),
-    "Agreement with full precision": Measure("agreement", "agreement_interval", "%", 100.0),
+    **{found.title: Measure(found.field, found.interval_field, "%", 100.0) for found in (TOP1, AGREEMENT)},
     "KL divergence": Measure("kl", None, "nats", 1.0),
 }
 """What is measured, by title."""
+
+
+def measures(has_labels: bool) -> list[str]:
+    """Return the keys of `MEASURES` that images with or without labels have, what stands for accuracy first."""
+    return [name for name in MEASURES if has_labels or name != TOP1.title]
 
 
 @dataclass(frozen=True)
@@ -221,13 +226,11 @@ def _predicted_hover(point: Point) -> str:
 def _measured_hover(point: Point) -> str:
     found = point.evaluation
     lines = []
-    for title, value, interval in (
-        ("top-1", found.top1, found.interval),
-        ("agreement", found.agreement, found.agreement_interval),
-    ):
+    for measure in (TOP1, AGREEMENT):
+        value, interval = measure.value(found), measure.interval(found)
         if value is not None:
             lines.append(
-                f"{title} {percent(value)}, 95 % interval {percent(interval[0])} to {percent(interval[1])}<br>"
+                f"{measure.word} {percent(value)}, 95 % interval {percent(interval[0])} to {percent(interval[1])}<br>"
             )
     return (
         _cost_words(point)

@@ -1,5 +1,6 @@
 """The standard grid of the dashboard: blocks × layer kinds, in network order from top to bottom and left to right."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -10,7 +11,9 @@ from mixqvit.layers import KINDS, Layer
 
 __all__ = ["blocks_by_kinds", "cells", "layer_frame"]
 
-_ROW_HEIGHT, _FRAME_HEIGHT = 32, 75  # pixels
+_ROW_HEIGHT, _FRAME_HEIGHT, _BAR_HEIGHT = 32, 75, 70  # pixels
+_SHORT_TEXT = 5  # characters
+_TAG = re.compile("<[^>]*>")
 
 
 def cells(layers: Sequence[Layer]) -> dict[str, tuple[str, str]]:
@@ -83,9 +86,22 @@ def blocks_by_kinds(
         zmax=highest,
         xgap=2,
         ygap=2,
-        colorbar={"title": {"text": title, "side": "right"}, "thickness": 12, "tickvals": ticks},
+        # Below, so that narrow screens have room for the cells.
+        colorbar={
+            "title": {"text": title, "side": "top"},
+            "thickness": 12,
+            "tickvals": ticks,
+            "orientation": "h",
+            "y": 0,
+            "yanchor": "top",
+            "ypad": 8,
+            "len": 0.8,
+        },
     )
-    figure = finish(go.Figure(heatmap), _FRAME_HEIGHT + _ROW_HEIGHT * len(rows))
+    if max(len(_TAG.sub("", found)) for row in texts for found in row) <= _SHORT_TEXT:
+        heatmap.textfont = {"size": 11}  # plotly shrinks all to what fits the longest, tags included
+    figure = finish(go.Figure(heatmap), _FRAME_HEIGHT + _BAR_HEIGHT + _ROW_HEIGHT * len(rows))
+    figure.update_layout(margin_b=_BAR_HEIGHT)
     figure.update_xaxes(type="category", side="top", showgrid=False)
     figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
     return figure

@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mixqvit.figures.explained_images import RELEVANCE_BAR, RELEVANCE_HOVER, shortened, stage_words
+from mixqvit.figures.class_names import shortened
+from mixqvit.figures.explained_images import RELEVANCE_BAR, RELEVANCE_HOVER, stage_words
 from mixqvit.figures.maps import bar_below, colours, overlay, pale_picture, picture_trace, scale_end
 from mixqvit.figures.style import finish
 

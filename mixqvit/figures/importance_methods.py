@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import plotly.graph_objects as go
 
+from mixqvit.figures.accuracy import Accuracy, accuracy_columns, accuracy_of
 from mixqvit.figures.grid import layer_frame
 from mixqvit.figures.maps import STAYS
 from mixqvit.figures.sensitivity import FLOOR, brief
@@ -76,17 +77,8 @@ def methods_frame(comparison: "MethodComparison", bits: int) -> pd.DataFrame:
 
 
 def _measured(how: str, evaluation: "Evaluation") -> dict[str, float | None]:
-    name, value, _ = _accuracy(evaluation)
-    return {f"{name}, {how} (%)": value, f"KL, {how} (nats)": evaluation.kl}
-
-
-def _accuracy(evaluation: "Evaluation") -> tuple[str, float, tuple[float, float]]:
-    """Return the name of what stands for accuracy, its value and 95 % interval, in percent."""
-    if evaluation.top1 is None:
-        name, value, interval = "agreement", evaluation.agreement, evaluation.agreement_interval
-    else:
-        name, value, interval = "top-1", evaluation.top1, evaluation.interval
-    return name, 100 * value, (100 * interval[0], 100 * interval[1])
+    accuracy = accuracy_of(evaluation)
+    return {f"{accuracy.word}, {how} (%)": 100 * accuracy.value(evaluation), f"KL, {how} (nats)": evaluation.kl}
 
 
 def outcome_frame(comparison: "MethodComparison") -> pd.DataFrame:
@@ -99,15 +91,11 @@ def outcome_frame(comparison: "MethodComparison") -> pd.DataFrame:
     found += [(name, REFERENCE, pair) for name, pair in comparison.references.items()]
     rows = []
     for name, how, (allocation, evaluation) in found:
-        accuracy, value, (low, high) = _accuracy(evaluation)
         rows.append(
             {
                 "method": name,
                 "chosen by": how,
-                f"{accuracy} (%)": value,
-                "from (%)": low,
-                "to (%)": high,
-                "agreement (%)": 100 * evaluation.agreement,
+                **accuracy_columns(evaluation),
                 "KL (nats)": evaluation.kl,
                 "images": evaluation.images,
                 "average bits": allocation.cost.average_bits,
@@ -118,10 +106,15 @@ def outcome_frame(comparison: "MethodComparison") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _accuracy_in(comparison: "MethodComparison") -> Accuracy:
+    results = [*comparison.references.values(), *(found.importance_only for found in comparison.methods.values())]
+    return accuracy_of(results[0][1])
+
+
 def outcome_figure(comparison: "MethodComparison") -> go.Figure:
     """Draw the measured accuracy of every allocation with its 95 % interval."""
     frame = outcome_frame(comparison)
-    accuracy = frame.columns[2]
+    accuracy, measure = frame.columns[2], _accuracy_in(comparison)
     names = list(dict.fromkeys(frame["method"]))
     figure = go.Figure()
     for how, (colour, symbol, offset) in _LOOKS.items():
@@ -141,12 +134,12 @@ def outcome_figure(comparison: "MethodComparison") -> go.Figure:
                 "width": 4,
             },
             customdata=rows[["method", "chosen by", "from (%)", "to (%)", "KL (nats)", "average bits", "images"]],
-            hovertemplate=f"<b>%{{customdata[0]}}, %{{customdata[1]}}</b><br>{accuracy[:-4]} %{{x:.1f}} %, 95 % "
+            hovertemplate=f"<b>%{{customdata[0]}}, %{{customdata[1]}}</b><br>{measure.word} %{{x:.1f}} %, 95 % "
             "interval %{customdata[2]:.1f} to %{customdata[3]:.1f} %<br>KL %{customdata[4]:.4f} nats at "
             "%{customdata[5]:.3f} average bits<br>%{customdata[6]} evaluation images<extra></extra>",
         )
     finish(figure, 120 + _ROW * len(names), margin={"l": 10, "r": 10, "t": 60, "b": 10})
-    figure.update_xaxes(title=f"{accuracy[:-4]} accuracy (%)" if accuracy.startswith("top") else accuracy)
+    figure.update_xaxes(title=f"{measure.title} (%)")
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6], zeroline=False
     )
@@ -270,10 +263,10 @@ def comparison_words(comparison: "MethodComparison", bits: int, layers: int) -> 
         f"{ranked[best]:.2f}). Over {layers} layers, unrelated orders give up to ±{chance:.2f} by chance"
     )
     text += ", so even this says little. " if ranked[best] < chance else ". "
-    return text + _difference_words(outcome_frame(comparison))
+    return text + _difference_words(outcome_frame(comparison), _accuracy_in(comparison).in_sentence)
 
 
-def _difference_words(frame: pd.DataFrame) -> str:
+def _difference_words(frame: pd.DataFrame, measure: str) -> str:
     accuracy = frame.columns[2]
     best, worst = frame.loc[frame[accuracy].idxmax()], frame.loc[frame[accuracy].idxmin()]
     described = [
@@ -282,12 +275,12 @@ def _difference_words(frame: pd.DataFrame) -> str:
     ]
     if best["from (%)"] <= worst["to (%)"]:
         return (
-            f"Measured accuracy runs from {worst[accuracy]:.1f} to {best[accuracy]:.1f} %: all 95 % intervals overlap, "
-            "so these images do not tell the allocations apart."
+            f"Measured {measure} runs from {worst[accuracy]:.1f} to {best[accuracy]:.1f} %: all 95 % intervals "
+            "overlap, so these images do not tell the allocations apart."
         )
     beaten = int((frame["to (%)"] < best["from (%)"]).sum())
     return (
-        f"The best accuracy is that of {described[0]}, the worst that of {described[1]}. The 95 % intervals of "
+        f"The best {measure} is that of {described[0]}, the worst that of {described[1]}. The 95 % intervals of "
         f"{beaten} of the {len(frame) - 1} others lie wholly below the best one's; differences inside the intervals "
         "say nothing."
     )

@@ -25,6 +25,7 @@ __all__ = [
     "overview_frame",
     "overview_grid",
     "range_figure",
+    "recurring_words",
     "top_channels",
 ]
 
@@ -106,6 +107,29 @@ def outlier_words(ranges: ChannelRanges) -> str:
     )
 
 
+def recurring_words(found: Mapping[str, ChannelStatistics], count: int = 3) -> str:
+    """Name the channels that are outliers in most layers, and where the widest of all is.
+
+    Args:
+        found: Statistics by layer name.
+        count: Most channels to name.
+    """
+    layers: dict[int, list[str]] = {}
+    for name, statistics in found.items():
+        for channel in np.flatnonzero(statistics.is_outlier).tolist():
+            layers.setdefault(channel, []).append(name)
+    if not layers:
+        return f"None of the {len(found)} layers has a channel more than {OUTLIER_TIMES:g} times as wide as its median."
+    with_outliers = {name for names in layers.values() for name in names}
+    most = sorted(layers, key=lambda channel: -len(layers[channel]))[:count]
+    named = ", ".join(f"**channel {channel}** in {len(layers[channel])}" for channel in most)
+    widest = max(found, key=lambda name: found[name].max_to_median)
+    return (
+        f"{len(with_outliers)} of {len(found)} layers have outlier channels. Most often: {named}. Widest of all: "
+        f"channel {found[widest].widest_channel} at {widest}, {found[widest].max_to_median:.1f} times the median."
+    )
+
+
 def channel_axis(figure: go.Figure, order: Sequence[int], title: str) -> None:
     """Give a figure an axis of channels in this order; every channel is named by its number."""
     names = [str(channel) for channel in order]
@@ -117,7 +141,7 @@ def channel_axis(figure: go.Figure, order: Sequence[int], title: str) -> None:
         title=title,
         showgrid=False,
         tickangle=0,
-        nticks=16,
+        nticks=9,
     )
 
 

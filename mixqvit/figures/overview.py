@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from mixqvit.figures.accuracy import accuracy_of
+from mixqvit.figures.class_names import first_synonym
 from mixqvit.figures.grid import layer_frame
 from mixqvit.layers import Layer
 
@@ -47,7 +49,7 @@ def sample_images(images: "Images", count: int) -> tuple[list[np.ndarray], list[
         return pictures, list(first.names), [f"Evaluation image {name}" for name in first.names]
     labels = [first.class_names[label] for label in first.labels.tolist()]
     alts = [f"Evaluation image {name}, labelled {label}" for name, label in zip(first.names, labels, strict=True)]
-    return pictures, labels, alts
+    return pictures, [first_synonym(label) for label in labels], alts
 
 
 def megabytes(size_bytes: float) -> str:
@@ -62,9 +64,9 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 def accuracy(evaluation: "Evaluation") -> tuple[str, str]:
     """Return top-1 accuracy and its 95 % interval in words; agreement with full precision where there are no labels."""
-    measured = evaluation.agreement if evaluation.top1 is None else evaluation.top1
-    lowest, highest = evaluation.agreement_interval if evaluation.interval is None else evaluation.interval
-    return percent(measured), f"95 % interval {100 * lowest:.1f} to {percent(highest)}"
+    chosen = accuracy_of(evaluation)
+    lowest, highest = chosen.interval(evaluation)
+    return percent(chosen.value(evaluation)), f"95 % interval {100 * lowest:.1f} to {percent(highest)}"
 
 
 def matters_most(layers: Sequence[Layer], importance: Mapping[str, float], count: int = 3) -> str:
@@ -105,7 +107,7 @@ def four_bits_give(
 ) -> str:
     """Say in Markdown what the mixed allocation measures and costs, beside uniform bits and full precision."""
     value, interval = accuracy(mixed_evaluation)
-    measure = "agreement with full precision" if mixed_evaluation.top1 is None else "top-1 accuracy"
+    measure = accuracy_of(mixed_evaluation).in_sentence
     fraction = mixed.cost.size_bytes / full_bytes
     text = (
         f"**Mixed bits: {value}** {measure} ({interval}) at {megabytes(mixed.cost.size_bytes)}, "

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mixqvit.bits import BIT_WIDTHS
+from mixqvit.figures.accuracy import AGREEMENT, TOP1, accuracy_columns, accuracy_of
 from mixqvit.figures.quantizer_words import OPERANDS, QUANTIZERS
 from mixqvit.figures.style import finish
 
@@ -256,15 +257,16 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
     figure = go.Figure()
     labels = {name: f"<b>{name}</b> ◀" if name == default else name for name in names}
     measured = [name for name in names if name in found]
-    for label, colour, symbol, value, interval in (
-        ("top-1", "#0072b2", "circle", lambda one: one.top1, lambda one: one.interval),
-        ("agreement", "#e69f00", "diamond-open", lambda one: one.agreement, lambda one: one.agreement_interval),
-    ):
+    for measure, colour, symbol in ((TOP1, "#0072b2", "circle"), (AGREEMENT, "#e69f00", "diamond-open")):
         rows = [
-            (name, value(found[name]), interval(found[name])) for name in measured if value(found[name]) is not None
+            (name, measure.value(found[name]), measure.interval(found[name]))
+            for name in measured
+            if measure.value(found[name]) is not None
         ]
+        if measured and not rows:
+            continue
         figure.add_scatter(
-            name=f"{label}, 95 % interval",
+            name=f"{measure.word}, 95 % interval",
             orientation="h",
             x=[100 * middle for _, middle, _ in rows],
             y=[labels[name] for name, _, _ in rows],
@@ -278,9 +280,9 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
             },
             mode="markers",
             marker={"symbol": symbol, "size": 10, "color": colour},
-            offsetgroup=label,
+            offsetgroup=measure.word,
             customdata=[(name, 100 * low, 100 * high) for name, _, (low, high) in rows],
-            hovertemplate=f"<b>%{{customdata[0]}}</b><br>{label} %{{x:.1f}} % (%{{customdata[1]:.1f}} to "
+            hovertemplate=f"<b>%{{customdata[0]}}</b><br>{measure.word} %{{x:.1f}} % (%{{customdata[1]:.1f}} to "
             "%{customdata[2]:.1f})<extra></extra>",
         )
     full = found.get("full precision")
@@ -291,15 +293,14 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
             annotation={"text": "full precision", "yanchor": "bottom"},
             annotation_position="top left",
         )
-    lowest = min(
-        [100.0, *(100 * end for one in found.values() for end in (one.interval or one.agreement_interval)[:1])]
-    )
+    lowest = min([100.0, *(100 * accuracy_of(one).interval(one)[0] for one in found.values())])
     figure.update_xaxes(
         title=f"of the evaluation images (%), W{bits}A{bits}", range=[max(0, lowest - 2), 100 + (102 - lowest) / 50]
     )
     order = [labels[name] for name in reversed(names)]
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order, range=[-0.5, len(names) - 0.5])
-    return finish(figure, _RECIPE_HEIGHT, scattermode="group", margin={"l": 10, "r": 10, "t": 80, "b": 10})
+    margin = {"l": 10, "r": 10, "t": 80, "b": 10}
+    return finish(figure, _RECIPE_HEIGHT, scattermode="group", showlegend=True, margin=margin)
 
 
 def recipe_frame(found: Mapping[str, "Evaluation"], descriptions: Mapping[str, str]) -> pd.DataFrame:
@@ -308,11 +309,8 @@ def recipe_frame(found: Mapping[str, "Evaluation"], descriptions: Mapping[str, s
     for name in ("full precision", *descriptions):
         if name in found:
             one = found[name]
-            low, high = one.interval or (np.nan, np.nan)
-            top1 = np.nan if one.top1 is None else one.top1
-            rows.append((name, 100 * top1, 100 * low, 100 * high, 100 * one.agreement, one.kl, one.images))
-    columns = ("recipe", "top-1 (%)", "from (%)", "to (%)", "agreement (%)", "KL (nats)", "images")
-    frame = pd.DataFrame(rows, columns=columns)
+            rows.append({"recipe": name, **accuracy_columns(one), "KL (nats)": one.kl, "images": one.images})
+    frame = pd.DataFrame(rows)
     return frame.assign(what=frame["recipe"].map(dict(descriptions)).fillna("the model as it is"))
 
 

@@ -43,6 +43,7 @@ BRANCHES = {"attention": ("#0072b2", "proj"), "mlp": ("#e69f00", "fc2")}
 _BAR_HEIGHT, _FLOW_HEIGHT, _SHARE_HEIGHT = 18, 330, 300  # pixels
 _SHARE_BINS = 24
 _LINE, _SKIP, _CHOSEN = "#7a868d", "rgba(122, 134, 141, 0.22)", "#d55e00"
+_BESIDE = 0.21  # of a branch's bar from the middle of its block
 _SHORT = {"attention": "attn", "mlp": "MLP"}
 
 
@@ -221,7 +222,9 @@ def flow_figure(flow: Sequence["BranchShare"]) -> go.Figure:
     for branch, (colour, _) in BRANCHES.items():
         rows = frame[frame["branch"] == branch]
         middle = rows["share (%)"]
-        axis = [[f"block {block}" for block in rows["block"]], [_SHORT[branch]] * len(rows)]
+        axis, width = [[f"block {block}" for block in rows["block"]], [_SHORT[branch]] * len(rows)], None
+        if not numbers_fit:  # nor do the names of the branches; colour and hatching tell them apart
+            axis, width = rows["block"] + (_BESIDE if branch == "mlp" else -_BESIDE), 2 * _BESIDE - 0.04
         hover = (
             f"<b>block %{{customdata[0]}}, {'MLP' if branch == 'mlp' else branch} branch</b><br>"
             "takes %{customdata[2]:.2f} %, the skip connection %{customdata[3]:.2f} %<br>"
@@ -232,6 +235,7 @@ def flow_figure(flow: Sequence["BranchShare"]) -> go.Figure:
         figure.add_bar(
             name=f"{'MLP' if branch == 'mlp' else branch} branch",
             x=axis,
+            width=width,
             y=middle,
             marker={
                 "color": colour,
@@ -261,6 +265,7 @@ def flow_figure(flow: Sequence["BranchShare"]) -> go.Figure:
         figure.add_bar(
             name="skip connection",
             x=axis,
+            width=width,
             # Under signed rules a branch can take less than nothing or more than all.
             y=(100 - middle).clip(0, 100),
             base=middle.clip(0, 100),
@@ -272,7 +277,10 @@ def flow_figure(flow: Sequence["BranchShare"]) -> go.Figure:
         )
     finish(figure, _FLOW_HEIGHT, barmode="overlay", bargap=0.12, margin={"l": 10, "r": 10, "t": 50, "b": 10})
     figure.update_traces(unselected=STAYS)
-    figure.update_xaxes(dividercolor=_LINE)
+    if numbers_fit:
+        figure.update_xaxes(dividercolor=_LINE)
+    else:
+        figure.update_xaxes(title="block", dtick=1 if frame["block"].nunique() <= 14 else 2, showgrid=False)
     figure.update_yaxes(title="share of the relevance (%)", dtick=25)
     return figure
 

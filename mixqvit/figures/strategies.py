@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import plotly.graph_objects as go
 
+from mixqvit.figures.accuracy import AGREEMENT, TOP1, accuracy_columns
 from mixqvit.figures.overview import percent
 from mixqvit.figures.style import finish
 from mixqvit.strategies import STRATEGIES
@@ -13,14 +14,19 @@ from mixqvit.strategies import STRATEGIES
 if TYPE_CHECKING:
     from mixqvit.records import StrategyComparison, StrategyResult
 
-__all__ = ["MEASURES", "strategy_figure", "strategy_frame", "strategy_words"]
+__all__ = ["MEASURES", "measures", "strategy_figure", "strategy_frame", "strategy_words"]
 
-MEASURES = ("Top-1 accuracy", "Agreement", "KL divergence", "Predicted harm")
+MEASURES = (TOP1.title, AGREEMENT.short, "KL divergence", "Predicted harm")
 """What the figure can compare."""
 
 _COLOUR, _CONTROL, _CHOSEN = "#0072b2", "#8a8f94", "#d55e00"
 _ROW_HEIGHT, _FRAME_HEIGHT = 34, 90  # pixels
 _ORDINALS = {1: "best", 2: "second", 3: "third"}
+
+
+def measures(has_labels: bool) -> list[str]:
+    """Return those of `MEASURES` that images with or without labels have."""
+    return [name for name in MEASURES if has_labels or name != TOP1.title]
 
 
 def strategy_figure(comparison: "StrategyComparison", measure: str, chosen: str) -> go.Figure:
@@ -72,11 +78,8 @@ def _value(found: "StrategyResult", measure: str) -> tuple[float | None, tuple[f
         return found.predicted_harm, None
     if measure == "KL divergence":
         return measured.kl, None
-    value, interval = (
-        (measured.top1, measured.interval)
-        if measure == "Top-1 accuracy"
-        else (measured.agreement, measured.agreement_interval)
-    )
+    chosen = TOP1 if measure == TOP1.title else AGREEMENT
+    value, interval = chosen.value(measured), chosen.interval(measured)
     return (None, None) if value is None else (100 * value, (100 * interval[0], 100 * interval[1]))
 
 
@@ -110,15 +113,11 @@ def strategy_frame(comparison: "StrategyComparison") -> pd.DataFrame:
             continue
         found = comparison.results[name]
         measured, spent = found.evaluation, found.allocation.cost
-        low, high = measured.interval or (None, None)
         rows.append(
             {
                 "strategy": name,
                 "predicted harm": found.predicted_harm,
-                "top-1 (%)": None if measured.top1 is None else 100 * measured.top1,
-                "from (%)": None if low is None else 100 * low,
-                "to (%)": None if high is None else 100 * high,
-                "agreement (%)": 100 * measured.agreement,
+                **accuracy_columns(measured),
                 "KL (nats)": measured.kl,
                 "average bits": spent.average_bits,
                 "size (bytes)": spent.size_bytes,

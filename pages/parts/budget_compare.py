@@ -6,7 +6,7 @@ from mixqvit.figures import budget as budget_figures
 from mixqvit.figures import flips as figures
 from mixqvit.figures import overview
 from mixqvit.figures.allocation_strip import difference_strip
-from pages.parts import common
+from pages.parts import common, measuring
 from pages.parts.budget_measure import setting
 
 MOST_PICTURES = 12
@@ -67,7 +67,8 @@ def comparison_section(study, remembered, allocation, yardstick: tuple[float, bo
         second_harm = setting(study, remembered, second.bits, yardstick).harm
         st.markdown(
             budget_figures.comparison(
-                {"A": (first.cost, first.harm, shown["A"]), "B": (second.cost, second_harm, shown["mixed"])}
+                {"A": (first.cost, first.harm, shown["A"]), "B": (second.cost, second_harm, shown["mixed"])},
+                measuring.has_labels(study),
             )
         )
     with right:
@@ -83,7 +84,7 @@ def comparison_section(study, remembered, allocation, yardstick: tuple[float, bo
 def flips_section(study, first, second, name: str) -> None:
     """Show which images flip between two evaluations."""
     images = study.evaluation_images
-    has_labels = images.labels is not None
+    has_labels = measuring.has_labels(study)
     kinds = figures.flip_kinds(has_labels)
     expected = images.labels.tolist() if has_labels else study.reference_predictions
     found = figures.flips(expected, first, second, kinds)
@@ -117,7 +118,6 @@ def pictures(study, found, kinds, has_labels: bool) -> None:
     if not shown:
         st.caption("No image flips this way.")
     names, classes = study.evaluation_images.names, study.evaluation_images.class_names
-    expected = "label" if has_labels else "full precision"
     with st.grid(6, min_column_width=105):
         for flip in shown[:MOST_PICTURES]:
             picture = study.picture(flip.index)
@@ -128,8 +128,8 @@ def pictures(study, found, kinds, has_labels: bool) -> None:
                     alt=f"Evaluation image {names[flip.index]}",
                 )
                 st.caption(
-                    f"{names[flip.index]}  \n{expected} **{classes[flip.expected]}**  \nA {classes[flip.first]} → "
-                    f"B {classes[flip.second]}  \nKL {flip.first_kl:.2g} → {flip.second_kl:.2g}"
+                    figures.flip_caption(flip, names[flip.index], classes, has_labels),
+                    help=figures.flip_hover(flip, classes, has_labels),
                 )
     if len(shown) > MOST_PICTURES:
         st.caption(f"The {MOST_PICTURES} whose KL changes most, of {len(shown)}; the CSV has all.")

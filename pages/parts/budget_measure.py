@@ -11,7 +11,7 @@ from mixqvit.costs import cost
 from mixqvit.errors import AllocationError
 from mixqvit.figures import frontier as figures
 from mixqvit.figures import overview
-from pages.parts import common
+from pages.parts import common, measuring
 from pages.parts.memory import key
 
 MOST_SETTINGS = 2000  # of which a session remembers cost and harm: some 30 frontiers
@@ -49,16 +49,17 @@ def measured(study, remembered, name: str, bits):
     return found
 
 
-def show_measured(place, label: str, evaluation, waiting: str = "not measured yet") -> None:
+def show_measured(place, label: str, evaluation, accuracy, waiting: str = "not measured yet") -> None:
     value, interval = ("…", waiting) if evaluation is None else overview.accuracy(evaluation)
     if evaluation is not None and evaluation.images < evaluation.total:
         interval = f"{evaluation.images} of {evaluation.total} images"
     common.fact(
         place,
-        f"Top-1, {label[0].lower()}{label[1:]}",
+        f"{accuracy.short}, {label[0].lower()}{label[1:]}",
         value,
         interval.replace(" interval", ":"),
-        "Top-1 accuracy on the evaluation images, measured with simulated quantization, and its 95 % Wilson interval.",
+        f"{accuracy.help_text} Measured on the evaluation images with simulated quantization, with its 95 % Wilson "
+        "interval.",
     )
 
 
@@ -93,22 +94,17 @@ def measure(study, remembered, queue, show) -> bool:
 
 
 def offer_measuring(study, remembered, waiting) -> None:
-    if remembered.seconds is None:
-        remembered.seconds = study.evaluation_estimate()
+    seconds = measuring.duration(measuring.evaluation_seconds(study))
     images = len(study.evaluation_images)
     with st.container(horizontal=True):
         for label, bits in waiting:
             st.button(
-                f"Measure {label} on {images} images, about {duration(remembered.seconds)}",
+                f"Measure {label} on {images} images, about {seconds}",
                 icon=":material/play_arrow:",
                 type="primary" if label == "mixed" else "secondary",
                 on_click=remembered.asked.add,
                 args=(key(bits),),
             )
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def frontier(study, remembered, wanted: dict):
@@ -152,8 +148,8 @@ def frontier_section(study, remembered, wanted: dict, allocation, curve, full) -
     with st.container(horizontal=True, vertical_alignment="bottom"):
         measure_name = st.segmented_control(
             "Measured below",
-            list(figures.MEASURES),
-            default=next(iter(figures.MEASURES)),
+            figures.measures(measuring.has_labels(study)),
+            default=measuring.accuracy(study).title,
             required=True,
             key="measure",
             bind="query-params",

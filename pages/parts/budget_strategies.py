@@ -5,16 +5,14 @@ import streamlit as st
 from mixqvit.errors import AllocationError
 from mixqvit.figures import strategies as figures
 from mixqvit.strategies import STRATEGIES
-from pages.parts import common
-from pages.parts.budget_measure import duration
-
-PAIRS_SECONDS = 20  # what measuring CLADO's pairs may take without being asked for
+from pages.parts import common, measuring
+from pages.parts.measuring import duration
 
 
 def pairs_wanted(study) -> bool:
     """Return whether CLADO's pairs may be measured now: they are quick, or were asked for on a button."""
-    wanted = f"pairs wanted on {study.graph.fingerprint}"
-    if st.session_state.get(wanted) or pairs_seconds(study) < PAIRS_SECONDS:
+    wanted = f"pairs wanted on {measuring.key(study)}"
+    if st.session_state.get(wanted) or pairs_seconds(study) < measuring.SECONDS_WITHOUT_ASKING:
         return True
     with st.container(horizontal=True):
         st.button(
@@ -30,7 +28,7 @@ def pairs_wanted(study) -> bool:
 
 def pairs_seconds(study) -> float:
     """Return about how long the pairs take; timed once per session and study."""
-    name = f"seconds of pairs on {study.graph.fingerprint}"
+    name = f"seconds of pairs on {measuring.key(study)}"
     if name not in st.session_state:
         st.session_state[name] = study.pair_estimate()
     return st.session_state[name]
@@ -47,8 +45,8 @@ def strategies_section(study, wanted: dict) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         measure = st.segmented_control(
             "Compare by",
-            list(figures.MEASURES),
-            default=figures.MEASURES[0],
+            figures.measures(measuring.has_labels(study)),
+            default=figures.measures(measuring.has_labels(study))[0],
             required=True,
             key="strategy_measure",
             bind="query-params",
@@ -65,22 +63,23 @@ def strategies_section(study, wanted: dict) -> None:
             "inputs of a layer to compare it.",
         )
         with_pairs = with_pairs and wanted["tied"]
-        wanted_flag = f"strategies compared for {request} {with_pairs} on {st.session_state.model}"
+        wanted_flag = f"strategies compared for {request} {with_pairs} on {st.session_state.study}"
         wanted_flag += f" {st.session_state.outliers}"
         asked = st.session_state.get(wanted_flag, False)
+        names = [name for name in STRATEGIES if name != "clado" or with_pairs]
+        seconds = measuring.strategies_seconds(study, len(names)) + (pairs_seconds(study) if with_pairs else 0.0)
         st.button(
-            "Compare the strategies",
+            f"Compare the strategies, about {duration(seconds)}",
             icon=":material/play_arrow:",
             type="secondary" if asked else "primary",
             on_click=st.session_state.update,
             args=({wanted_flag: True},),
             disabled=asked,
-            help="Scores the layers for every strategy, solves, and measures every allocation: minutes on a digit "
-            "model the first time. What is finished is saved.",
+            help="Scores the layers for every strategy, solves, and measures every allocation. What is measured "
+            "already takes no time, and what is finished is saved.",
         )
     if not asked:
         return
-    names = [name for name in STRATEGIES if name != "clado" or with_pairs]
     comparison = run(study, names, request, wanted_flag, measure, wanted["strategy"])
     if comparison is None or not comparison.results:
         st.info("The first strategy appears here once its allocation is measured.")
@@ -147,7 +146,8 @@ def results(study, comparison, measure: str, chosen: str) -> None:
     for name, reason in comparison.refused.items():
         st.caption(f"{name}: {reason}")
     images = len(study.evaluation_images)
+    told_apart = "accuracy. Agreement and KL tell" if measuring.has_labels(study) else "agreement. KL tells"
     st.caption(
         f"Bars are 95 % intervals on {images} images: strategies whose intervals overlap are not told apart by "
-        "accuracy. Agreement and KL tell apart more."
+        f"{told_apart} apart more."
     )

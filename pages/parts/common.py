@@ -1,20 +1,30 @@
 """What all pages share: the open study, long work with progress, figures with their downloads, messages."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
 
-from mixqvit.cards import list_models
-from mixqvit.errors import MixQViTError
+from mixqvit.cards import EMBEDDED, list_models
+from mixqvit.errors import MixQViTError, ModelError
+from mixqvit.figures.studies import estimate_words
+from mixqvit.library import StudyDescription, find_study, known_studies
+from mixqvit.open_studies import OpenStudies
+from mixqvit.store import Store
 
 if TYPE_CHECKING:
     from mixqvit.study import Progress, Study
 
 SECONDS_BETWEEN_UPDATES = 0.1
+SECONDS_WITHOUT_ASKING = 30
+
+NEXT_STUDY = "study to open"
+"""Where the session's state says which study to open in the next run."""
 
 
 def navigation() -> Any:
@@ -27,6 +37,7 @@ def navigation() -> Any:
             st.Page("pages/budget.py", title="Budget", icon=":material/tune:"),
             st.Page("pages/quantizers.py", title="Quantizers", icon=":material/grid_on:"),
             st.Page("pages/outliers.py", title="Outliers", icon=":material/bar_chart:"),
+            st.Page("pages/studies.py", title="Models and images", icon=":material/folder_open:"),
         ]
     )
 
@@ -34,7 +45,7 @@ def navigation() -> Any:
 @contextmanager
 def page(title: str, sentences: str) -> Iterator[None]:
     """Show the page's title and its two sentences; show a MixQViTError as a message, never a traceback."""
-    if "model" not in st.session_state:
+    if "study" not in st.session_state:
         # Until the first st.navigation of a server, Streamlit runs files in a folder called pages without app.py.
         navigation()
         st.rerun()
@@ -54,17 +65,31 @@ def errors() -> Iterator[None]:
 
 
 def sidebar() -> None:
-    """Choose the study: model and outlier amplification. The choice is part of the URL."""
-    models = {model.name: model for model in list_models()}
+    """Choose the study: model and images, and outlier amplification. The choice is part of the URL."""
+    saved = {}
+    with errors():
+        saved = known_studies(Store())
+    names = [*EMBEDDED, *saved]
+    chosen = st.session_state.pop(NEXT_STUDY, None)  # what a page opened; no page may set a widget that is there
+    if chosen is not None:
+        st.session_state.study = chosen
+    linked = st.query_params.get("study")
+    unknown = linked if "study" not in st.session_state and linked not in (None, *names) else None
+    if st.session_state.get("study", names[0]) not in names:
+        del st.session_state.study  # it was removed
     with st.sidebar:
         st.selectbox(
-            "Model",
-            list(models),
-            key="model",
+            "Study",
+            names,
+            key="study",
             bind="query-params",
-            help="Trained by this project on scikit-learn's handwritten digits; loads without a network.",
+            help="A model with its images. The first three are embedded: trained by this project on scikit-learn's "
+            "handwritten digits, they load without a network.",
         )
-        st.caption(models[st.session_state.model].description)
+        if unknown:
+            st.warning(f"The link names the study “{unknown[:80]}”, which is not saved on this machine.")
+        st.caption(_about(st.session_state.study, saved))
+        st.page_link("pages/studies.py", label="Open your own model or images", icon=":material/add:")
         st.select_slider(
             "Outlier amplification",
             [1, 2, 4, 8, 16, 32],
@@ -77,16 +102,70 @@ def sidebar() -> None:
         st.caption("Quantization is simulated here: the bits saved are real, the arithmetic is floating-point.")
 
 
+def _about(name: str, saved: Mapping[str, StudyDescription]) -> str:
+    if name not in saved:
+        return next(model.description for model in list_models() if model.name == name)
+    description = saved[name]
+    parts = (description.model, description.checkpoint and f"weights of `{PurePath(description.checkpoint).name}`")
+    return ", ".join(filter(None, (*parts, description.images and f"images of `{PurePath(description.images).name}`")))
+
+
+def open_next(name: str) -> None:
+    """Make a study the open one, from the next run on."""
+    st.session_state[NEXT_STUDY] = name
+
+
+@st.cache_resource
+def open_studies() -> OpenStudies:
+    """Return the studies that this server holds open, for all sessions."""
+    return OpenStudies()
+
+
 def study() -> "Study":
-    """Return the open study, loading it behind a visible status on first use."""
-    return _open(st.session_state.model, st.session_state.outliers)
+    """Return the open study, loading it behind a visible progress bar on first use."""
+    name, factor = st.session_state.study, float(st.session_state.outliers)
+    description = find_study(Store(), name)
+    if description is None:
+        raise ModelError(f"The study {name} was removed. Choose another one in the sidebar.")
+    found = open_studies().find(description, factor)
+    if found is not None:
+        return found
+    place = st.empty()
+    place.progress(0.0, "Loading PyTorch, the model and its images …")
+    for step in open_studies().open_steps(description, factor):
+        if step.done < step.total:
+            place.progress(step.done / step.total, f"{name}: {step.doing}")
+    place.empty()
+    return step.result
 
 
-@st.cache_resource(max_entries=6, show_spinner="Loading PyTorch, the model and its images …")
-def _open(model: str, outlier_factor: int) -> "Study":
-    from mixqvit.study import Settings, Study
+def started(study: "Study", *stages: str) -> bool:
+    """Ask before work of minutes begins; returns whether to go on. Asked once per study, for all pages.
 
-    return Study(model, settings=Settings(outlier_factor=float(outlier_factor)))
+    Args:
+        study: The open study.
+        stages: What the page needs, by the names of `Estimate.seconds`; everything by default.
+    """
+    flag = f"start {st.session_state.study} {st.session_state.outliers}"
+    if st.session_state.get(flag) or study.measures_by_itself:
+        return True
+    left = study.estimate()
+    if left is None:  # a GPU, where nothing was measured
+        return True
+    left = replace(left, seconds={stage: left.seconds.get(stage, 0.0) for stage in stages or left.seconds})
+    if sum(left.seconds.values()) < SECONDS_WITHOUT_ASKING:
+        return True
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.info(estimate_words(left), icon=":material/timer:")
+        st.button(
+            "Start computing",
+            type="primary",
+            icon=":material/play_arrow:",
+            key=f"start {' '.join(stages)}",
+            on_click=st.session_state.update,
+            args=({flag: True},),
+        )
+    return False
 
 
 def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["Progress"], None] | None = None) -> Any:
@@ -135,7 +214,7 @@ def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["P
 
 def stop_flag(name: str) -> str:
     """Return the name in the session's state that says whether this work is stopped on the open study."""
-    return f"stopped {name} on {st.session_state.model} {st.session_state.outliers}"
+    return f"stopped {name} on {st.session_state.study} {st.session_state.outliers}"
 
 
 def _remaining(step: "Progress", first_done: int, seconds: float) -> str:

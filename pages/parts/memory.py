@@ -34,7 +34,6 @@ class Memory:
         importance: Ω by layer name; None as long as no strategy needed it.
         uniforms: Whether all uniform settings are wanted.
         asked: Settings of a large model that are to be measured.
-        seconds: About how long measuring a setting takes.
         held: Bits held as A, None for nothing.
         controls: What the controls were set to, the last as they are now.
     """
@@ -48,7 +47,6 @@ class Memory:
     importance: dict | None = None
     uniforms: bool = False
     asked: set = field(default_factory=set)
-    seconds: float | None = None
     held: dict | None = None
     controls: list = field(default_factory=list)
 

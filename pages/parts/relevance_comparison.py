@@ -5,7 +5,7 @@ import streamlit as st
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.figures import importance_methods as figures
 from mixqvit.figures.relevance import clicked_layer
-from pages.parts import common
+from pages.parts import common, measuring
 
 DEFAULTS = {"comparison_bits": 3.0, "comparison_harm_bits": 3}
 
@@ -15,19 +15,20 @@ def comparison_section(study, method: str, layer: str | None) -> None:
     st.subheader("Which importance predicts the damage?")
     st.markdown(
         "Importance is a guess at which layers to spend bits on. Two tests: does it order the layers like the damage "
-        "that is measured when each is quantized alone, and what accuracy do bits reach that it chose?"
+        "that is measured when each is quantized alone, and what "
+        f"{measuring.accuracy(study).in_sentence} do bits reach that it chose?"
     )
     bits = controls()
-    wanted = f"compared at {bits} bits on {st.session_state.model} {st.session_state.outliers}"
+    wanted = f"compared at {bits} bits on {st.session_state.study} {st.session_state.outliers}"
     if not st.session_state.get(wanted):
         st.button(
-            "Compare the methods",
+            f"Compare the methods, about {measuring.duration(measuring.methods_seconds(study))}",
             icon=":material/play_arrow:",
             type="primary",
             on_click=st.session_state.update,
             args=({wanted: True},),
             help="Computes importance by every method, the sensitivity of every layer, and measures every allocation "
-            "on all evaluation images: minutes on a digit model the first time. What is finished is saved.",
+            "on all evaluation images. What is measured already takes no time, and what is finished is saved.",
         )
         st.caption(f"{', '.join(study.importance_methods)}, at the same budget of {bits:g} average bits.")
         return
@@ -92,17 +93,18 @@ def measured(study, bits: float, wanted: str):
 
 def results(study, comparison, method: str, layer: str | None) -> None:
     name = f"{study.model.name} methods at {comparison.average_bits:g} bits"
-    methods = list(comparison.methods)
+    methods, accuracy = list(comparison.methods), measuring.accuracy(study)
     words = st.container()
     common.chart(
         figures.outcome_figure(comparison),
-        f"Measured accuracy of the allocations that each method leads to at {comparison.average_bits:g} average bits",
+        f"Measured {accuracy.in_sentence} of the allocations that each method leads to at "
+        f"{comparison.average_bits:g} average bits",
         figures.outcome_frame(comparison),
-        f"{name} accuracy",
+        f"{name} {accuracy.word}",
     )
     st.caption(
-        f"Accuracy at {comparison.average_bits:g} average bits with its 95 % interval (Wilson). Grey diamonds: bits "
-        "chosen without importance, by sensitivity alone (γ = 0) and uniform."
+        f"{accuracy.title} at {comparison.average_bits:g} average bits with its 95 % interval (Wilson). Grey diamonds: "
+        "bits chosen without importance, by sensitivity alone (γ = 0) and uniform."
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         bits = st.segmented_control(

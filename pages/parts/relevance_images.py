@@ -2,9 +2,9 @@
 
 import streamlit as st
 
+from mixqvit.figures import class_names, maps
 from mixqvit.figures import explained_images as figures
 from mixqvit.figures import image_rows as rows
-from mixqvit.figures import maps
 from pages.parts import common
 
 SAMPLES = 8
@@ -76,12 +76,18 @@ def reset(rules: str, row: int) -> None:
 
 
 def one_image(study, rules: str) -> None:
-    index, explained, beside = image_controls(study)
+    pickers = st.container(horizontal=True, vertical_alignment="bottom")
+    with pickers:
+        index = common.image_number("image", len(study.evaluation_images))
     samples(study, index)
-    predicted = study.image_relevance(index, rules=rules)
+    with st.spinner(f"Explaining image {index} …"):
+        predicted = study.image_relevance(index, rules=rules)
+    with pickers:
+        explained, beside = class_controls(study, predicted)
     known = {"predicted": predicted.predicted, "true": predicted.label}
     targets = dict.fromkeys(known.get(option, option) for option in (explained, beside) if option != "nothing")
-    results = [study.image_relevance(index, target, rules) for target in targets]
+    with st.spinner("Explaining the class …"):
+        results = [study.image_relevance(index, target, rules) for target in targets]
     if beside != "nothing" and len(results) == 1:
         st.caption("Both choices mean the same class, so it is shown once.")
     for found in results:
@@ -98,37 +104,37 @@ def one_image(study, rules: str) -> None:
         heads(study, results)
 
 
-def image_controls(study) -> tuple[int, int | str, int | str]:
-    """Show the pickers; returns the index of the image, the class to explain and the class beside it."""
+def class_controls(study, predicted) -> tuple[int | str, int | str]:
+    """Show the pickers of classes for an image; returns the class to explain and the class beside it."""
     images = study.evaluation_images
-    labels = figures.class_labels(images.class_names)
+    labels = class_names.numbered(images.class_names)
     words = {"predicted": "the predicted one", "true": "the true one", "nothing": "nothing"}
-    classes = ["predicted", *(["true"] if images.labels is not None else []), *range(len(labels))]
+    own = ["predicted", *(["true"] if images.labels is not None else [])]
+    classes = [*own, *class_names.choices(predicted.probabilities, predicted.label)]
 
     def name(option: int | str) -> str:
         return words[option] if option in words else labels[option]
 
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        index = common.image_number("image", len(images))
-        explained = st.selectbox(
-            "Class to explain",
-            classes,
-            format_func=name,
-            key="class",
-            bind="query-params",
-            width=190,
-            help="Relevance starts at the score of this class: what speaks for it, and what against? Type to search.",
-        )
-        beside = st.selectbox(
-            "Compare with",
-            ["nothing", *classes],
-            format_func=name,
-            key="beside",
-            bind="query-params",
-            width=190,
-            help="The same picture explained for a second class, on the same colour scales.",
-        )
-    return index, explained, beside
+    explained = st.selectbox(
+        "Class to explain",
+        classes,
+        format_func=name,
+        key="class",
+        bind="query-params",
+        width=210,
+        help="Relevance starts at the score of this class: what speaks for it, and what against? Type a name or a "
+        "number to search; where there are many classes, those likeliest for this image come first.",
+    )
+    beside = st.selectbox(
+        "Compare with",
+        ["nothing", *classes],
+        format_func=name,
+        key="beside",
+        bind="query-params",
+        width=210,
+        help="The same picture explained for a second class, on the same colour scales.",
+    )
+    return explained, beside
 
 
 def samples(study, index: int) -> None:
@@ -151,13 +157,14 @@ def samples(study, index: int) -> None:
 
 
 def file_name(study, found) -> str:
-    name = figures.class_labels(study.evaluation_images.class_names)[found.target]
+    name = class_names.short_names(study.evaluation_images.class_names)[found.target]
     return f"{study.model.name} {found.name} class {name} {found.rules}"
 
 
 def explanation(study, found, results) -> None:
     """Show one image explained for one class, on the scales of all results."""
-    names = figures.class_labels(study.evaluation_images.class_names)
+    names = class_names.short_names(study.evaluation_images.class_names)
+    whole = class_names.class_labels(study.evaluation_images.class_names)
     explained, predicted = names[found.target], names[found.predicted]
     true = "" if found.label is None else f", true class **{names[found.label]}**"
     st.markdown(
@@ -192,9 +199,9 @@ def explanation(study, found, results) -> None:
             )
     with columns[-1]:
         common.chart(
-            figures.probability_bars(found, names),
+            figures.probability_bars(found, whole),
             f"Class probabilities of {found.name}; predicted is {predicted}",
-            figures.probability_frame(found, names),
+            figures.probability_frame(found, whole),
             f"{file} probabilities",
         )
 
@@ -202,7 +209,7 @@ def explanation(study, found, results) -> None:
 @st.fragment
 def forming(study, results) -> None:
     """Show the relevance of the patch tokens at one stage of the network, chosen by a slider."""
-    names = figures.class_labels(study.evaluation_images.class_names)
+    names = class_names.short_names(study.evaluation_images.class_names)
     stages = list(results[0].tokens)
     st.markdown("**As it forms: relevance of the patch tokens**")
     if st.session_state.get("token_stage") not in stages:
@@ -263,7 +270,7 @@ def choose_stage(stage: str | None) -> None:
 @st.fragment
 def heads(study, results) -> None:
     """Show one map per head of a chosen block."""
-    names = figures.class_labels(study.evaluation_images.class_names)
+    names = class_names.short_names(study.evaluation_images.class_names)
     st.markdown("**Head by head**")
     kinds = figures.head_maps(results[0])
     shown = next(iter(kinds))
@@ -296,7 +303,7 @@ def heads(study, results) -> None:
 
 
 def several_images(study, rules: str) -> None:
-    names = figures.class_labels(study.evaluation_images.class_names)
+    names = class_names.class_labels(study.evaluation_images.class_names)
     chosen = row_controls(study, names)
     if not chosen:
         st.info("Choose up to eight images.")
@@ -333,9 +340,9 @@ def row_controls(study, names) -> list[int]:
     images = study.evaluation_images
 
     def name(index: int) -> str:
-        return (
-            f"{index}" if images.labels is None else f"{index}: {figures.shortened(names[int(images.labels[index])])}"
-        )
+        if images.labels is None:
+            return f"{index}"
+        return f"{index}: {class_names.shortened(names[int(images.labels[index])])}"
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = st.multiselect(

@@ -82,20 +82,29 @@ def test_comparison_never_shows_a_number_that_was_not_measured():
     )
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.split("\n")}
     assert rows["Top-1 accuracy"] == ["…", "–", "90.0\u00a0%"]
-    assert rows["KL divergence"] == ["…", "–", "0.25 nats"]
+    assert rows["KL divergence"] == ["…", "–", "0.25\u00a0nats"]
     assert rows["Predicted harm"] == ["–", "–", "0"]
     assert rows["Average bits"][0] == f"{settings.average_bits:.2f}"
+
+
+def test_without_labels_the_comparison_has_agreement_and_no_top1():
+    settings = cost(LAYERS, BITS, STORAGE)
+    table = figures.comparison({"Mixed": (settings, 0.5, evaluation(None)), "Uniform": (settings, 0.5, None)}, False)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.split("\n")]
+    assert ["Agreement", "75.0\u00a0%", "…"] in rows
+    assert sum(row[0].startswith("its") for row in rows) == 1
+    assert not any("Top-1" in row[0] for row in rows)
 
 
 def test_comparison_splits_the_size_of_the_file():
     found = Cost(2_000_000, 300_000, 50_000, 6_000, 10**9, 4.0)
     table = figures.comparison({"Mixed": (found, 0.5, None)})
     rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table.split("\n")}
-    assert rows["Model size"] == "2.36 MB"
-    assert rows["· weight codes"] == "2.00 MB"
-    assert rows["· scales, zero points"] == "0.30 MB"
-    assert rows["· kept in float32"] == "50.0 kB"
-    assert rows["· file header"] == "6.0 kB"
+    assert rows["Model size"] == "2.36\u00a0MB"
+    assert rows["· weight codes"] == "2.00\u00a0MB"
+    assert rows["· scales, zero points"] == "0.30\u00a0MB"
+    assert rows["· kept in float32"] == "50.0\u00a0kB"
+    assert rows["· file header"] == "6.0\u00a0kB"
 
 
 def test_gauges_measure_against_the_ceiling_or_full_precision():

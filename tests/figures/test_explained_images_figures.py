@@ -97,7 +97,3 @@ def test_many_classes_show_the_likeliest_first_and_never_leave_out_the_true_one(
     assert [name for name, _ in bars.data[0].customdata] == [names[index] for index in reversed(shown)]
     assert len(set(bars.data[0].y)) == len(shown)
     assert all(len(text) <= 20 for text in bars.layout.yaxis.ticktext)
-
-
-def test_classes_of_one_name_are_told_apart():
-    assert figures.class_labels(["crane", "dog", "crane"]) == ["crane (0)", "dog", "crane (2)"]

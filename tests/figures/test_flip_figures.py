@@ -60,3 +60,14 @@ def test_layers_that_differ_are_listed_with_their_direction():
     assert frame.loc["blocks.0.mlp.fc1"].tolist() == ["4", "2", "▼"]
     assert len(frame) == 2
     assert figures.difference_frame(LAYERS, BEFORE, BITS).set_index("layer").loc["head", "B has"] == "="
+
+
+def test_captions_have_first_synonyms_and_hovers_whole_names(found):
+    classes = [f"{index} shark, man-eater, Carcharodon {index}" for index in range(10)]
+    caption = figures.flip_caption(found[0], "n01491361/photo.jpg", classes, has_labels=True)
+    assert caption.startswith("photo.jpg")
+    assert "label **1 shark**" in caption
+    assert "A 1 shark → B 7 shark" in figures.flip_caption(found[0], "photo", classes, has_labels=True)
+    assert "full precision **1 shark**" in figures.flip_caption(found[0], "photo", classes, has_labels=False)
+    assert "B: 7 shark, man-eater, Carcharodon 7" in figures.flip_hover(found[0], classes, has_labels=True)
+    assert figures.flip_hover(found[0], [str(index) for index in range(10)], has_labels=True) is None

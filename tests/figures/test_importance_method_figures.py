@@ -53,7 +53,7 @@ def test_without_labels_agreement_stands_for_accuracy():
     found = method(0, 0, 0.1, importance_only=measured(None), with_sensitivity=measured(None))
     comparison = compared(found, references={})
     assert figures.methods_frame(comparison, 2)["agreement, Ω alone (%)"].tolist() == [60]
-    assert figures.outcome_figure(comparison).layout.xaxis.title.text == "agreement (%)"
+    assert figures.outcome_figure(comparison).layout.xaxis.title.text == "Agreement with full precision (%)"
 
 
 def test_accuracy_is_drawn_with_its_interval():

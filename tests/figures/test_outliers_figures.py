@@ -206,3 +206,13 @@ def test_channels_without_any_range_do_not_divide_by_zero(ranges):
     assert np.isfinite(figures.channel_frame(flat)["times the median"]).all()
     assert "spans 0.0 of them" in figures.outlier_words(flat)
     assert np.isfinite(outlier_errors.channel_errors(flat, "clipped", "of the values")).all()
+
+
+def test_channels_that_are_outliers_in_many_layers_are_named(ranges):
+    wide = ranges.statistics
+    mild = replace(wide, lower=wide.lower.clip(-1), upper=wide.upper.clip(max=1))
+    words = figures.recurring_words({"blocks.0.attn.qkv": wide, "blocks.0.mlp.fc1": wide, "blocks.1.mlp.fc1": mild})
+    assert "2 of 3 layers" in words
+    assert "**channel 2** in 2" in words
+    assert "channel 2 at blocks.0.attn.qkv, 10.0 times" in words
+    assert "None of the 1 layers" in figures.recurring_words({"blocks.1.mlp.fc1": mild})

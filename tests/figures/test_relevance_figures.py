@@ -108,6 +108,13 @@ def test_branch_and_skip_fill_every_bar_of_the_flow():
     assert attention.error_y.array[0] == pytest.approx(9)
 
 
+def test_the_bars_of_many_blocks_stand_side_by_side_at_their_number():
+    flow = [BranchShare(block, branch, [0.3]) for block in range(12) for branch in ("attention", "mlp")]
+    attention, _, mlp, _ = figures.flow_figure(flow).data
+    assert list(attention.x) == pytest.approx([block - 0.21 for block in range(12)])
+    assert min(b - a for a, b in zip(attention.x, mlp.x, strict=True)) >= attention.width
+
+
 def test_the_flow_says_where_most_goes():
     words = figures.flow_words(FLOW)
     assert "attention branches take 45 % on average, most in block 1 (60 %)" in words

@@ -51,7 +51,7 @@ def test_without_labels_there_is_no_accuracy():
     found = replace(COMPARISON.results["random"], evaluation=evaluation(None))
     unlabelled = StrategyComparison({"random": found})
     assert not trace(figures.strategy_figure(unlabelled, "Top-1 accuracy", "mix-qvit"), "controls").x
-    assert figures.strategy_frame(unlabelled)["top-1 (%)"].isna().all()
+    assert "top-1 (%)" not in figures.strategy_frame(unlabelled)
 
 
 def test_the_frame_has_a_row_per_strategy():
@@ -70,3 +70,12 @@ def test_words_say_so_where_a_simpler_criterion_wins():
     first = StrategyComparison({**COMPARISON.results, "random": result(190, 0.05, 0.1)})
     assert "does not help" in figures.strategy_words(first, "mix-qvit")
     assert figures.strategy_words(StrategyComparison({}), "mix-qvit") == ""
+
+
+def test_without_labels_agreement_stands_first_and_top1_is_not_offered():
+    found = StrategyComparison({"mix-qvit": result(None, 0.2, 0.5)})
+    assert figures.measures(has_labels=False)[0] == "Agreement"
+    assert set(figures.MEASURES) - set(figures.measures(has_labels=False)) == {"Top-1 accuracy"}
+    frame = figures.strategy_frame(found)
+    low, high = evaluation(None).agreement_interval
+    assert frame.loc[0, ["agreement (%)", "from (%)", "to (%)"]].tolist() == pytest.approx([75, 100 * low, 100 * high])

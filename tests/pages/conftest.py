@@ -36,7 +36,7 @@ def open_page():
 
     def open_page(name: str, model: str = "digits_vit", stopped: tuple[str, ...] = ()) -> AppTest:
         at = AppTest.from_file(str(APP), default_timeout=600)
-        at.query_params["model"] = model
+        at.query_params["study"] = model
         for stage in STAGES:
             at.session_state[f"stopped {stage} on {model} 1"] = True
         at.run()

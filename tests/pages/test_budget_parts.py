@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.allocation_recipe import recipe_document
-from pages.parts import budget_keep, budget_url
+from pages.parts import budget_keep, budget_url, measuring
 
 A = 2.0
 REQUEST = {"average_bits": 3.0, "gamma": 0.5, "pinned": {"head": 6}, "strategy": "mix-qvit", "tied": True}
@@ -135,7 +135,7 @@ def test_strategies_are_compared_on_a_button(page, study, monkeypatch):
         "pages.parts.budget_strategies.STRATEGIES", {"sensitivity": None, "uniform": None, "random": None}
     )
     assert not any(element.value.columns[0] == "strategy" for element in page.dataframe)
-    press(page, "Compare the strategies")
+    press(page, next(button.label for button in page.button if button.label.startswith("Compare the strategies, ")))
     frame = next(element.value for element in page.dataframe if element.value.columns[0] == "strategy")
     assert frame["strategy"].tolist() == ["sensitivity", "uniform", "random"]
     allocation = study.allocate(average_bits=4.0, strategy="random")
@@ -160,7 +160,7 @@ def test_clado_is_offered_with_tied_operands_only(page):
 
 
 def test_pairs_that_take_long_wait_for_a_button(page, study):
-    page.session_state[f"seconds of pairs on {study.graph.fingerprint}"] = 600.0
+    page.session_state[f"seconds of pairs on {measuring.key(study)}"] = 600.0
     page.session_state["stopped Scores for clado on digits_vit 1"] = True
     page.selectbox(key="strategy").set_value("clado").run()
     assert not page.exception

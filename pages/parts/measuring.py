@@ -1,0 +1,77 @@
+"""What measuring means on the images of the open study, and how long it takes."""
+
+import streamlit as st
+
+from mixqvit.channels import CLIPS
+from mixqvit.figures.accuracy import Accuracy, accuracy_for, among_words
+
+SECONDS_WITHOUT_ASKING = 20
+
+HESSIAN_PASSES, QUALITY_PASSES = 110, 120
+"""Full-precision passes per image of the Hessian traces, and of Captum's scores of an attribution, next to which the
+other scores are quick (DeiT-Tiny)."""
+
+
+def has_labels(study) -> bool:
+    return study.evaluation_images.labels is not None
+
+
+def key(study) -> str:
+    """Return what tells studies apart for which measurements differ: one model may be open on several images."""
+    return f"{study.identity} {study.evaluation_images.fingerprint} {study.settings}"
+
+
+def accuracy(study) -> Accuracy:
+    """Return what stands for accuracy on the evaluation images."""
+    return accuracy_for(has_labels(study))
+
+
+def among_classes(study) -> None:
+    """Say so where accuracy looks at some of the classes only."""
+    if study.class_subset is not None:
+        st.caption(among_words(len(study.class_subset), len(study.model.class_names)))
+
+
+def evaluation_seconds(study) -> float:
+    """Return about how long measuring one setting takes; timed once per session and study."""
+    name = f"seconds of an evaluation on {key(study)}"
+    if name not in st.session_state:
+        st.session_state[name] = study.evaluation_estimate()
+    return st.session_state[name]
+
+
+def image_seconds(study) -> float:
+    """Return about how long one image takes in full precision."""
+    from mixqvit.study.evaluation import COMPENSATION_PASSES, QUANTIZED_PASS
+
+    calibrated = min(study.settings.calibration_images, len(study.calibration_images))
+    passes = QUANTIZED_PASS * len(study.evaluation_images) + COMPENSATION_PASSES * calibrated
+    return evaluation_seconds(study) / passes
+
+
+def strategies_seconds(study, count: int) -> float:
+    """Return about how long it takes to score, solve and measure so many strategies, CLADO's pairs aside."""
+    analysed = min(study.settings.analysis_images, len(study.calibration_images))
+    return count * evaluation_seconds(study) + HESSIAN_PASSES * analysed * image_seconds(study)
+
+
+def methods_seconds(study) -> float:
+    """Return about how long all kinds of importance take, with the allocations they lead to."""
+    from mixqvit.relevance.methods import METHODS
+    from mixqvit.study.estimate import RELEVANCE_PASSES
+
+    analysed = min(study.settings.analysis_images, len(study.calibration_images))
+    passes = sum(
+        RELEVANCE_PASSES.get(name, 0) * min(analysed, method.images or analysed) for name, method in METHODS.items()
+    )
+    passes += QUALITY_PASSES * min(analysed, 8) * sum(method.explains_pixels for method in METHODS.values())
+    return passes * image_seconds(study) + 2 * (len(METHODS) + 1) * evaluation_seconds(study)
+
+
+def clip_seconds(study) -> float:
+    """Return about how long the network's harm takes against clipping."""
+    return len(CLIPS) * min(study.settings.calibration_images, len(study.calibration_images)) * image_seconds(study)
+
+
+def duration(seconds: float) -> str:
+    return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
