@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from mixqvit.devices import in_parts
 from mixqvit.errors import ImageError
 
-__all__ = ["Evaluation", "evaluate", "evaluate_steps", "extended", "kl_divergence", "wilson_interval"]
+__all__ = ["Evaluation", "evaluate", "evaluate_steps", "extended", "kl_divergence", "top1", "wilson_interval"]
 
 BATCH_SIZE = 64
+"""Images at once, where memory allows."""
+
 _Z_95 = 1.959963984540054
 
 
@@ -25,7 +28,8 @@ class Evaluation:
         total: Number of images when finished.
         correct: Images whose top-1 class is the label; None without labels.
         agreeing: Images whose top-1 class is the full-precision model's.
-        kl: KL(full precision ‖ this model) of the class probabilities, mean per image, in nats.
+        kl: KL(full precision ‖ this model) of the class probabilities, mean per image, in nats; always over all
+            classes, also where the top-1 class is looked for among some of them.
         predicted: Top-1 class of every image.
         image_kl: KL of every image.
     """
@@ -74,8 +78,22 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
         reference: Full-precision logits `[B, classes]`.
         logits: Logits of the other model `[B, classes]`.
     """
-    expected, actual = log_softmax(reference.double(), dim=1), log_softmax(logits.double(), dim=1)
+    # On the CPU: not every device has double precision, and the numbers end there.
+    expected, actual = (log_softmax(values.cpu().double(), dim=1) for values in (reference, logits))
     return (expected.exp() * (expected - actual)).sum(dim=1).clamp(min=0)
+
+
+def top1(logits: Tensor, among: Sequence[int] | None = None) -> list[int]:
+    """Return the most probable class of every row of logits `[B, classes]`.
+
+    Args:
+        logits: Of all classes.
+        among: Classes to choose from; None for all.
+    """
+    if among is None:
+        return logits.argmax(dim=1).tolist()
+    classes = torch.tensor(among, device=logits.device)
+    return classes[logits[:, classes].argmax(dim=1)].tolist()
 
 
 def evaluate_steps(
@@ -85,8 +103,10 @@ def evaluate_steps(
     reference: Tensor,
     batch_size: int = BATCH_SIZE,
     finished: Evaluation | None = None,
+    among: Sequence[int] | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Evaluation]:
-    """Run a model over evaluation images batch by batch.
+    """Run a model over evaluation images batch by batch; where memory runs out, in smaller ones.
 
     Args:
         predict: From images `[B, C, H, W]` to logits `[B, classes]`.
@@ -95,25 +115,34 @@ def evaluate_steps(
         reference: Full-precision logits `[N, classes]`.
         batch_size: Images per batch.
         finished: What is known from an earlier run; its images are not run again.
+        among: Classes that the top-1 class is looked for among, here and in full precision; None for all. KL stays that
+            of all classes.
+        device: Where the model runs, for the message when not even one image fits; the CPU by default.
 
     Yields:
         What is known after each batch; the last one covers all images.
 
     Raises:
         ImageError: There are no images.
+        MixQViTError: Memory does not suffice for a single image.
     """
     if not len(pixels):
         raise ImageError("There are no evaluation images.")
     so_far = finished or Evaluation(0, len(pixels), None if labels is None else 0, 0, 0.0)
-    for start in range(so_far.images, len(pixels), batch_size):
-        batch = slice(start, start + batch_size)
+    first = so_far.images
+
+    def run(part: slice) -> tuple[slice, Tensor]:
+        batch = slice(first + part.start, first + part.stop)
         with torch.no_grad():
-            logits = predict(pixels[batch])
+            return batch, predict(pixels[batch])
+
+    place = device or torch.device("cpu")
+    for batch, logits in in_parts(run, len(pixels) - first, batch_size, place, "evaluation"):
         so_far = extended(
             so_far,
-            logits.argmax(dim=1).tolist(),
+            top1(logits, among),
             kl_divergence(reference[batch], logits).tolist(),
-            reference[batch].argmax(dim=1).tolist(),
+            top1(reference[batch], among),
             None if labels is None else labels[batch].tolist(),
         )
         yield so_far
@@ -149,8 +178,12 @@ def extended(
 
 
 def evaluate(
-    predict: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor | None, reference: Tensor
+    predict: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    labels: Tensor | None,
+    reference: Tensor,
+    among: Sequence[int] | None = None,
 ) -> Evaluation:
     """Return the finished evaluation; arguments and errors as in `evaluate_steps`."""
-    *_, finished = evaluate_steps(predict, pixels, labels, reference)
+    *_, finished = evaluate_steps(predict, pixels, labels, reference, among=among)
     return finished

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
@@ -68,6 +70,48 @@ class Graph:
         return sum(layer.macs for layer in self.layers)
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the parameters are, and so where everything is computed."""
+        return next((tensor.device for tensor in self._tensors), torch.device("cpu"))
+
+    @cached_property
+    def live_bytes(self) -> int:
+        """Bytes of one image's values that are held at the same time, at most, views counted like copies."""
+        shapes, of_images = self.shapes(1), depends_on_images(self)
+        alive = most = 0
+        for node, freed in zip(self.nodes, self._last_uses, strict=True):
+            alive += _elements(shapes[node.name]) if node.name in of_images else 0
+            most = max(most, alive)
+            alive -= sum(_elements(shapes[name]) for name in freed if name in of_images)
+        return most * self._element_bytes
+
+    @cached_property
+    def layer_bytes(self) -> int:
+        """Bytes of the operands and outputs of all layers for one image: what a backward pass keeps, about."""
+        elements = sum(prod(layer.input_shape) + prod(layer.output_shape) for layer in self.layers)
+        return elements * self._element_bytes
+
+    @property
+    def _element_bytes(self) -> int:
+        return next((tensor.element_size() for tensor in self._tensors), 4)
+
+    @property
+    def _tensors(self) -> Iterator[Tensor]:
+        return chain(self.module.parameters(), self.module.buffers())
+
+    def on(self, device: torch.device, precision: torch.dtype | None = None) -> "Graph":
+        """Return the same graph with its parameters on a device: itself where they are as wanted already.
+
+        Args:
+            device: Where to compute.
+            precision: Type of floating-point parameters and buffers; None leaves them as they are.
+        """
+        kinds = {tensor.dtype for tensor in self._tensors if tensor.is_floating_point()}
+        if device == self.device and (precision is None or kinds <= {precision}):
+            return self
+        return self._copy_on(device, precision)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of operations, modules and all tensors: equal fingerprints compute the same function."""
         digest = hashlib.sha256(f"{self.module.graph}\n{self.module}".encode())
@@ -94,7 +138,7 @@ class Graph:
         """Run the whole network.
 
         Args:
-            pixels: Images `[B, C, H, W]`.
+            pixels: Images `[B, C, H, W]`, wherever they are: they are moved to the device of the graph.
             replace: Operations by node name that run instead of the traced ones, on the same tensor operands.
             keep: Names of nodes whose values are returned; all other values are freed as soon as possible.
 
@@ -160,8 +204,12 @@ class Graph:
 
     def operands(self, layer: Layer, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """Return the layer's activation operands among `values`: one input, or the two factors of a product."""
+        return tuple(values[name] for name in self.operand_nodes(layer))
+
+    def operand_nodes(self, layer: Layer) -> tuple[str, ...]:
+        """Return the names of the nodes whose values are the layer's activation operands."""
         node = self.nodes[self._index[layer.node]]
-        return tuple(values[argument.name] for argument in node.args if isinstance(argument, fx.Node))
+        return tuple(argument.name for argument in node.args if isinstance(argument, fx.Node))
 
     def shapes(self, images: int) -> Mapping[str, Any]:
         """Return the shape of every tensor, and every value that is none, by node name for a number of images."""
@@ -177,11 +225,17 @@ class Graph:
     @cached_property
     def _on_meta_device(self) -> "Graph":
         """The same graph without numbers: it runs in no time and knows the shapes only."""
-        tensors = (*self.module.parameters(), *self.module.buffers())
-        memo = {id(tensor): tensor.to("meta") for tensor in tensors}
-        for parameter in self.module.parameters():
-            memo[id(parameter)] = nn.Parameter(memo[id(parameter)], requires_grad=False)
-        return replace(self, module=copy.deepcopy(self.module, memo))
+        return self._copy_on(torch.device("meta"))
+
+    def _copy_on(self, device: torch.device, precision: torch.dtype | None = None) -> "Graph":
+        def copied(tensor: Tensor) -> Tensor:
+            return tensor.to(device, precision if tensor.is_floating_point() else None, copy=True)
+
+        with torch.inference_mode(False), torch.no_grad():
+            memo = {id(tensor): copied(tensor) for tensor in self._tensors}
+            for parameter in self.module.parameters():
+                memo[id(parameter)] = nn.Parameter(memo[id(parameter)], requires_grad=False)
+            return replace(self, module=copy.deepcopy(self.module, memo))
 
     @cached_property
     def _index(self) -> Mapping[str, int]:
@@ -212,7 +266,7 @@ class Graph:
                 f"The model takes images of shape {list(self.input_shape)} (channels, height, width), "
                 f"these have {list(pixels.shape[1:])}. Load them with the model's own preprocessing."
             )
-        return {self.nodes[0].name: pixels}
+        return {self.nodes[0].name: pixels.to(self.device)}
 
     def _step(
         self,
@@ -268,6 +322,15 @@ def _all_shapes(graph: Graph, images: int) -> Mapping[str, Any]:
             if node.op != "placeholder":
                 values[node.name] = graph.compute(node, values)
     return {name: shape_of(value) for name, value in values.items()}
+
+
+def _elements(shape: Any) -> int:
+    """Return the number of elements of a tensor, or of all tensors of a tuple, from `Graph.shapes`."""
+    if isinstance(shape, (tuple, list)) and not isinstance(shape, torch.Size):
+        if all(isinstance(extent, int) for extent in shape):
+            return prod(shape)
+        return sum(_elements(part) for part in shape)
+    return 0  # a number, or a shape itself
 
 
 def attribute(module: nn.Module, target: str) -> Tensor:

@@ -9,7 +9,7 @@ work the ranks of the layers' scores correlate 0.79 instead of 0.97 with those o
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, inf, sqrt
+from math import ceil, inf, prod, sqrt
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from mixqvit.bits import Bits
 from mixqvit.criteria.perturbation import Perturbation
-from mixqvit.criteria.shared import batch_starts, images_at_once, random_signs
+from mixqvit.criteria.shared import batch_size, batch_starts, part_of, random_signs
+from mixqvit.devices import images_at_once, in_parts
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 from mixqvit.quantization.operations import convolution_arguments
@@ -86,8 +87,8 @@ def hessian_trace_steps(
     """Estimate the mean Hessian traces of the cross-entropy loss for all weights and activation operands.
 
     A weight's Hessian is that of the mean loss over images, an activation's is that of its own image's loss.
-    At most 8 images run at once, fewer so that about 0.5 GB holds what their double backward pass keeps (one image
-    always runs), beside two tensors like every weight.
+    At most 8 images are a batch, fewer so that about 0.5 GB holds what their double backward pass keeps (one image
+    always runs), beside two tensors like every weight. Where memory runs out, a batch runs in parts.
 
     Args:
         graph: The traced model.
@@ -102,47 +103,71 @@ def hessian_trace_steps(
 
     Raises:
         ImageError: The images do not fit the model.
+        MixQViTError: Memory does not suffice for a single image.
     """
     # At least two batches, where there are two images, tell how far estimates spread.
-    size = min(_MOST_IMAGES, ceil(len(pixels) / 2), images_at_once(graph, pixels, _COPIES))
-    for start, generator in batch_starts(len(pixels), size, seed):
+    size = min(_MOST_IMAGES, ceil(len(pixels) / 2), batch_size(graph, _COPIES))
+    for start, own_seed in batch_starts(len(pixels), size, seed):
         if start not in finished:
             batch = slice(start, start + size)
-            yield _batch(graph, start, pixels[batch], None if labels is None else labels[batch], probes, generator)
+            yield _batch(graph, start, pixels[batch], None if labels is None else labels[batch], probes, own_seed)
 
 
-def _batch(
-    graph: Graph, start: int, pixels: Tensor, labels: Tensor | None, probes: int, generator: torch.Generator
-) -> TraceBatch:
-    seen: dict[str, tuple[Tensor, ...]] = {}
-    with torch.enable_grad():
-        logits = graph.run(pixels, {layer.node: _recorded(graph, layer, seen) for layer in graph.layers})[0]
-        classes = logits.detach().argmax(dim=1) if labels is None else labels.to(logits.device)
-        loss = functional.cross_entropy(logits, classes, reduction="sum")
-        tensors = [tensor for layer in graph.layers for tensor in seen[layer.name]]
-        gradients = torch.autograd.grad(loss, tensors, create_graph=True)
-        pairs = zip(tensors, gradients, strict=True)
-        sums = iter([_products(tensor, gradient, probes, generator) for tensor, gradient in pairs])
+def _batch(graph: Graph, start: int, pixels: Tensor, labels: Tensor | None, probes: int, seed: int) -> TraceBatch:
+    images = len(pixels)
+    shapes = graph.shapes(images)
+    wholes = {layer.name: [shapes[name] for name in graph.operand_nodes(layer)] for layer in graph.layers}
+    for layer in graph.layers:
+        if not layer.is_matmul:
+            wholes[layer.name].append(tuple(graph.weight(layer).shape))
+    flat = [shape for own in wholes.values() for shape in own]
+
+    def run(part: slice) -> list[list[float]]:
+        return _part_products(graph, pixels, labels, probes, seed, part, flat)
+
+    most = images_at_once(graph, images, _COPIES * graph.layer_bytes)
+    parts = list(in_parts(run, images, most, graph.device, "estimate of Hessian traces"))
+    # A Hessian is a sum over images, and so are the products with the same signs.
+    sums = iter([[sum(values) for values in zip(*of_tensor, strict=True)] for of_tensor in zip(*parts, strict=True)])
     weights, operands = {}, {}
     for layer in graph.layers:
-        own = [(tensor.numel(), next(sums)) for tensor in seen[layer.name]]
+        own = [(prod(shape), next(sums)) for shape in wholes[layer.name]]
         if not layer.is_matmul:
             count, products = own.pop()
             # The loss is a sum over images: its mean has a Hessian as many times smaller.
-            weights[layer.name] = tuple(product / (count * len(pixels)) for product in products)
+            weights[layer.name] = tuple(product / (count * images) for product in products)
         # n is of one image and the products are sums over images, so that the number of images cancels.
         operands[layer.name] = tuple(tuple(product / count for product in products) for count, products in own)
-    return TraceBatch(start, len(pixels), weights, operands)
+    return TraceBatch(start, images, weights, operands)
 
 
-def _products(tensor: Tensor, gradient: Tensor, probes: int, generator: torch.Generator) -> list[float]:
-    """Return vᵀHv for each of several random v, H the derivative of `gradient` by `tensor`."""
-    products = []
-    for _ in range(probes):
-        signs = random_signs(tensor.shape, generator, tensor)
-        (curved,) = torch.autograd.grad(gradient, tensor, signs, retain_graph=True)
-        products.append(float((signs * curved).sum(dtype=torch.float64)))
-    return products
+def _part_products(
+    graph: Graph,
+    pixels: Tensor,
+    labels: Tensor | None,
+    probes: int,
+    seed: int,
+    part: slice,
+    wholes: Sequence[tuple[int, ...]],
+) -> list[list[float]]:
+    """Return vᵀHv of some images of a batch for each tensor and probe, v the part of the whole batch's random signs."""
+    seen: dict[str, tuple[Tensor, ...]] = {}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        logits = graph.run(pixels[part], {layer.node: _recorded(graph, layer, seen) for layer in graph.layers})[0]
+        classes = logits.detach().argmax(dim=1) if labels is None else labels[part].to(logits.device)
+        loss = functional.cross_entropy(logits, classes, reduction="sum")
+        tensors = [tensor for layer in graph.layers for tensor in seen[layer.name]]
+        gradients = torch.autograd.grad(loss, tensors, create_graph=True)
+        found = []
+        for tensor, gradient, whole in zip(tensors, gradients, wholes, strict=True):
+            products = []
+            for _ in range(probes):
+                signs = part_of(random_signs(whole, generator, tensor), part, len(pixels), tensor.shape)
+                (curved,) = torch.autograd.grad(gradient, tensor, signs, retain_graph=True)
+                products.append(float((signs * curved).sum(dtype=torch.float64)))
+            found.append(products)
+    return found
 
 
 def _recorded(graph: Graph, layer: Layer, seen: dict[str, tuple[Tensor, ...]]) -> Callable[..., Tensor]:

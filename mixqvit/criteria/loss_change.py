@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mixqvit.bits import Bits
-from mixqvit.criteria.shared import batch_starts, images_at_once, random_signs, tied_bits
+from mixqvit.criteria.shared import batch_size, batch_starts, random_signs, tied_bits
+from mixqvit.devices import images_at_once, in_parts
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operation
@@ -54,7 +55,8 @@ def loss_change_steps(
     """Predict the harm of quantizing each layer alone from gradients at its output.
 
     One forward pass, one backward pass per class (up to `EXACT_CLASSES`) or probe, and the layer's own operation at
-    each of its bits. A few images run at once, so that about 0.5 GB holds their gradients (one image always runs).
+    each of its bits. A batch is a few images, so that about 0.5 GB holds their gradients (one image always runs); where
+    memory runs out, it runs in parts.
 
     Args:
         calibration: Fitted quantizers.
@@ -70,38 +72,62 @@ def loss_change_steps(
     Raises:
         CalibrationError: The calibration does not serve these bits.
         ImageError: The images do not fit the model.
+        MixQViTError: Memory does not suffice for a single image.
     """
     graph = calibration.graph
     directions = graph.classes if graph.classes <= EXACT_CLASSES else PROBES
-    size = images_at_once(graph, pixels, directions + 1)
-    for start, generator in batch_starts(len(pixels), size, seed):
+    size = batch_size(graph, directions + 1)
+    for start, own_seed in batch_starts(len(pixels), size, seed):
         if start not in finished:
-            batch = pixels[start : start + size]
-            recorded, gradients = _gradients(graph, batch, generator)
-            with torch.no_grad():
-                harms = {
-                    layer.name: _harms(calibration, layer, *recorded[layer.name], gradients[layer.name], bits_of(layer))
-                    for layer in graph.layers
-                }
-            yield LossChangeBatch(start, len(batch), harms)
+            yield _batch(calibration, start, pixels[start : start + size], bits_of, directions, own_seed)
+
+
+def _batch(
+    calibration: Calibration,
+    start: int,
+    pixels: Tensor,
+    bits_of: Callable[[Layer], Sequence[Bits]],
+    directions: int,
+    seed: int,
+) -> LossChangeBatch:
+    graph, images = calibration.graph, len(pixels)
+
+    def run(part: slice) -> dict[str, dict[Bits, float]]:
+        recorded, gradients = _gradients(graph, pixels, part, seed)
+        with torch.no_grad():
+            return {
+                layer.name: _harms(calibration, layer, *recorded[layer.name], gradients[layer.name], bits_of(layer))
+                for layer in graph.layers
+            }
+
+    most = images_at_once(graph, images, (directions + 1) * graph.layer_bytes)
+    first, *others = in_parts(run, images, most, graph.device, "prediction of loss changes")
+    harms = {
+        layer: {bits: (harm + sum(other[layer][bits] for other in others)) / images for bits, harm in own.items()}
+        for layer, own in first.items()
+    }
+    return LossChangeBatch(start, images, harms)
 
 
 def _gradients(
-    graph: Graph, pixels: Tensor, generator: torch.Generator
+    graph: Graph, pixels: Tensor, part: slice, seed: int
 ) -> tuple[dict[str, tuple[tuple[Tensor, ...], Tensor]], dict[str, Tensor]]:
-    """Return operands and output of each layer, and the gradients `[images, directions, elements]` at the output."""
+    """Return operands and output of each layer, and the gradients `[images, directions, elements]` at the output.
+
+    Of some images of a batch, with their part of the whole batch's random signs.
+    """
     seen: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
     with torch.enable_grad():
         operations = {layer.node: _recorded(graph, layer, seen) for layer in graph.layers}
-        logits = graph.run(pixels.clone().requires_grad_(), operations)[0]
-        directions = _directions(logits.detach(), generator)
+        logits = graph.run(pixels[part].clone().requires_grad_(), operations)[0]
+        directions = _directions(logits.detach(), part, len(pixels), torch.Generator().manual_seed(seed))
         outputs = [seen[layer.name][1] for layer in graph.layers]
         # One list per layer, so that the pieces can be freed as soon as they are put together.
         pieces: list[list[Tensor]] = [[] for _ in outputs]
         for index, direction in enumerate(directions):
             found = torch.autograd.grad(logits, outputs, direction, retain_graph=index < len(directions) - 1)
             for own, gradient in zip(pieces, found, strict=True):
-                own.append(gradient.reshape(len(pixels), -1))
+                own.append(gradient.reshape(len(logits), -1))
     recorded = {
         name: (tuple(o.detach() for o in operands), output.detach()) for name, (operands, output) in seen.items()
     }
@@ -112,15 +138,16 @@ def _gradients(
     return recorded, gradients
 
 
-def _directions(logits: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Return B u `[images, classes]` for every u; the mean over random signs is made a sum by scaling them."""
+def _directions(logits: Tensor, part: slice, images: int, generator: torch.Generator) -> list[Tensor]:
+    """Return B u `[part, classes]` for every u; the mean over random signs is made a sum by scaling them."""
     probabilities = logits.double().softmax(dim=1)
     roots = probabilities.sqrt()
     classes = logits.shape[1]
     if classes <= EXACT_CLASSES:
         units = [unit.expand_as(roots) for unit in torch.eye(classes).to(roots)]
     else:
-        units = [random_signs(roots.shape, generator, roots) / PROBES**0.5 for _ in range(PROBES)]
+        whole = (images, classes)
+        units = [random_signs(whole, generator, roots)[part] / PROBES**0.5 for _ in range(PROBES)]
     return [(roots * u - probabilities * (roots * u).sum(dim=1, keepdim=True)).to(logits) for u in units]
 
 
@@ -141,6 +168,7 @@ def _harms(
     gradients: Tensor,
     choices: Sequence[Bits],
 ) -> dict[Bits, float]:
+    """Return the harms by bits, summed over the images."""
     harms = {}
     for bits in choices:
         operation = layer_operation(calibration, layer, bits)
@@ -149,7 +177,7 @@ def _harms(
             continue
         change = (operation(*operands) - output).reshape(len(gradients), 1, -1)
         # The change comes first: a product with a column is ten times slower than one with a row.
-        harms[bits] = float(0.5 * torch.bmm(change, gradients.mT).double().square().sum() / len(gradients))
+        harms[bits] = float(0.5 * torch.bmm(change, gradients.mT).double().square().sum())
     return harms
 
 

@@ -7,7 +7,7 @@ finished from there at each of that one's bit-widths.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from math import ceil
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from mixqvit.batching import repeat_values
 from mixqvit.bits import BIT_WIDTHS, Bits
 from mixqvit.criteria.shared import tied_bits
+from mixqvit.devices import halving, images_at_once
 from mixqvit.evaluation import kl_divergence
 from mixqvit.graph import Graph, Values
 from mixqvit.layers import Layer
@@ -28,7 +29,7 @@ Pair = tuple[str, str]
 """Names of two layers, in network order."""
 
 IMAGES_AT_ONCE = 64
-"""Copies of images that run in one batch: bounds the memory of a step, and more do not make it faster."""
+"""Copies of images that run in one batch, where memory allows; more do not make it faster."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,6 @@ def pair_cost(graph: Graph, pairs: Sequence[Pair], widths: int, images: int) -> 
     return images * macs / graph.macs
 
 
-@torch.no_grad()
 def pair_steps(
     calibration: Calibration,
     pixels: Tensor,
@@ -95,7 +95,7 @@ def pair_steps(
     """Measure the pairwise terms of pairs of layers, each layer at the same bits for its operands.
 
     Held in memory are, beside the values of one pass over the images, those of the first layer's bit-widths at the
-    second one; `IMAGES_AT_ONCE` copies run at once.
+    second one; at most `IMAGES_AT_ONCE` copies run at once, fewer where memory runs out.
 
     Args:
         calibration: Fitted quantizers.
@@ -110,38 +110,59 @@ def pair_steps(
     Raises:
         CalibrationError: The calibration does not serve these bits.
         ImageError: The images do not fit the model.
+        MixQViTError: Memory does not suffice for a single image at once.
         UnsupportedOperationError: A value of the model cannot be repeated for several bit-widths.
     """
+    graph, known = calibration.graph, set(finished)
+
+    def steps(at_once: int) -> Iterator[PairTerms]:
+        return _terms(calibration, pixels, [pair for pair in pairs if pair not in known], bit_widths, at_once)
+
+    for found in halving(steps, images_at_once(graph, IMAGES_AT_ONCE), graph.device, "measurement of pairs"):
+        known.add((found.first, found.second))
+        yield found
+
+
+@torch.no_grad()
+def _terms(
+    calibration: Calibration, pixels: Tensor, pairs: Sequence[Pair], bit_widths: Sequence[int], at_once: int
+) -> Iterator[PairTerms]:
     graph = calibration.graph
-    partners = _partners(graph, [pair for pair in pairs if pair not in finished])
+    partners = _partners(graph, pairs)
     if not partners:
         return
     named = {name for first, seconds in partners.items() for name in (first, *seconds)}
     involved = {layer.node: layer for layer in graph.layers if layer.name in named}
     choices = {name: tied_bits(graph.by_name[name], bit_widths) for name in named}
-    reference = graph(pixels)
+    batches = pixels.split(at_once)
+    references = [graph(batch) for batch in batches]
     alone: dict[str, dict[Bits, float]] = {}
-    for node, values in graph.walk(pixels, list(involved)):
-        layer = involved[node]
+    for paused in zip(*(graph.walk(batch, list(involved)) for batch in batches), strict=True):
+        layer = involved[paused[0][0]]
         for bits in choices[layer.name]:
-            logits = graph.resume(values, node, {node: layer_operation(calibration, layer, bits)})
-            alone.setdefault(layer.name, {})[bits] = _mean_kl(reference, logits)
+            operations = {layer.node: layer_operation(calibration, layer, bits)}
+            logits = (graph.resume(values, node, operations) for node, values in paused)
+            total = sum(map(_total_kl, references, logits))
+            alone.setdefault(layer.name, {})[bits] = total / len(pixels)
     firsts = [graph.by_name[name].node for name in partners]
-    for node, values in graph.walk(pixels, firsts):
-        first = involved[node]
+    for started in zip(*(graph.walk(batch, firsts) for batch in batches), strict=True):
+        first = involved[started[0][0]]
         stops = [graph.by_name[name].node for name in partners[first.name]]
-        chunks = _chunks(choices[first.name], len(pixels))
-        walks = [_walk_on(calibration, first, widths, pixels, values, stops) for widths in chunks]
+        chunks = _chunks(choices[first.name], at_once // len(batches[0]))
+        runs = [(place, widths) for place in range(len(batches)) for widths in chunks]
+        walks = [
+            _walk_on(calibration, first, widths, batches[place], started[place][1], stops) for place, widths in runs
+        ]
         # All chunks of the first layer's bits walk on together, so that a pair is finished before the next one.
         for paused in zip(*walks, strict=True):
             second = involved[paused[0][0]]
             operations = {bits: layer_operation(calibration, second, bits) for bits in choices[second.name]}
-            both: dict[tuple[Bits, Bits], float] = {}
-            for widths, (stop, held) in zip(chunks, paused, strict=True):
+            both = dict.fromkeys(product(choices[first.name], choices[second.name]), 0.0)
+            for (place, widths), (stop, held) in zip(runs, paused, strict=True):
                 for other, operation in operations.items():
                     logits = graph.resume(held, stop, {stop: operation})
-                    for own, copy in zip(widths, logits.split(len(pixels)), strict=True):
-                        both[own, other] = _mean_kl(reference, copy)
+                    for own, copy in zip(widths, logits.split(len(batches[place])), strict=True):
+                        both[own, other] += _total_kl(references[place], copy) / len(pixels)
             yield PairTerms(first.name, second.name, _beyond(both, alone[first.name], alone[second.name]))
 
 
@@ -160,10 +181,9 @@ def _partners(graph: Graph, pairs: Sequence[Pair]) -> dict[str, list[str]]:
     return partners
 
 
-def _chunks(choices: Sequence[Bits], images: int) -> list[Sequence[Bits]]:
-    """Split the bits of a layer evenly, so that at most `IMAGES_AT_ONCE` copies run at once."""
-    most = max(1, IMAGES_AT_ONCE // images)
-    size = ceil(len(choices) / ceil(len(choices) / most))
+def _chunks(choices: Sequence[Bits], most: int) -> list[Sequence[Bits]]:
+    """Split the bits of a layer evenly into runs of at most `most`, and at least one."""
+    size = ceil(len(choices) / ceil(len(choices) / max(1, most)))
     return [choices[start : start + size] for start in range(0, len(choices), size)]
 
 
@@ -186,5 +206,5 @@ def _walk_on(
     return calibration.graph.walk(pixels, stops, {layer.node: operation}, (layer.node, repeated))
 
 
-def _mean_kl(reference: Tensor, logits: Tensor) -> float:
-    return float(kl_divergence(reference, logits).mean())
+def _total_kl(reference: Tensor, logits: Tensor) -> float:
+    return float(kl_divergence(reference, logits).sum())

@@ -8,12 +8,16 @@ from torch import Tensor
 
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.criteria.shared import tied_bits
+from mixqvit.devices import halving, images_at_once
 from mixqvit.layers import Layer
 from mixqvit.quantization.calibration import Calibration, prepare_weight
 from mixqvit.quantization.operands import roles
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
 
 __all__ = ["Perturbation", "squared_perturbations"]
+
+IMAGES_AT_ONCE = 64
+"""Images in one run, where memory allows; of the others what later layers still need is held."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,6 @@ class Perturbation:
     operands: tuple[Mapping[int, float], ...]
 
 
-@torch.no_grad()
 def squared_perturbations(
     calibration: Calibration,
     pixels: Tensor,
@@ -45,7 +48,8 @@ def squared_perturbations(
 
     Args:
         calibration: Fitted quantizers.
-        pixels: Calibration images `[N, C, H, W]`; one batch, whose intermediate values are held in memory.
+        pixels: Calibration images `[N, C, H, W]`. At most `IMAGES_AT_ONCE` run at once, paused before the same layer;
+            fewer where memory runs out.
         bit_widths: Bit-widths to measure.
         finished: Names of layers that are known already.
 
@@ -55,11 +59,25 @@ def squared_perturbations(
     Raises:
         CalibrationError: The calibration does not serve these bits.
         ImageError: The images do not fit the model.
+        MixQViTError: Memory does not suffice for a single image at once.
     """
+    graph, known = calibration.graph, set(finished)
+    most = images_at_once(graph, min(IMAGES_AT_ONCE, len(pixels)))
+    steps = lambda at_once: _layers(calibration, pixels.split(at_once), bit_widths, known)  # noqa: E731
+    for found in halving(steps, most, graph.device, "measurement of perturbations"):
+        known.add(found.layer)
+        yield found
+
+
+@torch.no_grad()
+def _layers(
+    calibration: Calibration, batches: Sequence[Tensor], bit_widths: Sequence[int], finished: Collection[str]
+) -> Iterator[Perturbation]:
     graph = calibration.graph
     layers = {layer.node: layer for layer in graph.layers if layer.name not in finished}
-    for node, values in graph.walk(pixels, list(layers)) if layers else ():
-        layer = layers[node]
+    images = sum(map(len, batches))
+    for paused in zip(*(graph.walk(batch, list(layers)) for batch in batches), strict=True) if layers else ():
+        layer = layers[paused[0][0]]
         operands: list[dict[int, float]] = [{} for _ in roles(layer)]
         weight: dict[int, float] = {}
         for bits in tied_bits(layer, bit_widths):
@@ -67,9 +85,10 @@ def squared_perturbations(
                 weight[bits[0]] = _squared_norm(_weight_error(calibration, layer, bits))
             activation_bits = bits if layer.is_matmul else bits[1:]
             pieces = zip(operands, activation_bits, calibration.quantizers(layer, bits), strict=True)
-            for (found, width, quantizer), operand in zip(pieces, graph.operands(layer, values), strict=True):
+            for index, (found, width, quantizer) in enumerate(pieces):
                 if width not in found:
-                    found[width] = _squared_norm(_operand_error(quantizer, operand)) / len(pixels)
+                    values = (graph.operands(layer, held)[index] for _, held in paused)
+                    found[width] = sum(_squared_norm(_operand_error(quantizer, own)) for own in values) / images
         yield Perturbation(layer.name, None if layer.is_matmul else weight, tuple(operands))
 
 

@@ -1,7 +1,10 @@
-"""What the criteria have in common: the bits they score, and how many images fit into memory at once."""
+"""What the criteria have in common: the bits they score, and how their images are divided into batches.
+
+A batch is what is saved, with random signs of its own: its size does not depend on the memory of the day. Where memory
+is short, its images run in parts, with the signs that they have in the whole batch.
+"""
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
@@ -10,10 +13,10 @@ from mixqvit.bits import BIT_WIDTHS, Bits, uniform
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 
-__all__ = ["batch_starts", "images_at_once", "random_signs", "tied_bits"]
+__all__ = ["batch_size", "batch_starts", "part_of", "random_signs", "tied_bits"]
 
 MEMORY_BYTES = 2**29
-"""Bound of what a criterion keeps for backward passes, reached with several images at once (one always runs)."""
+"""Bound of what a criterion keeps for backward passes of a batch of several images (one always runs)."""
 
 _MOST_IMAGES = 32  # more do not make a pass faster
 
@@ -23,18 +26,32 @@ def tied_bits(layer: Layer, bit_widths: Sequence[int] = BIT_WIDTHS) -> tuple[Bit
     return tuple(uniform((layer,), bits)[layer.name] for bits in bit_widths)
 
 
-def images_at_once(graph: Graph, pixels: Tensor, copies: int) -> int:
-    """Return how many images to run at once when `copies` tensors like every layer's operands and output are kept."""
-    elements = sum(prod(layer.input_shape) + prod(layer.output_shape) for layer in graph.layers)
-    return max(1, min(_MOST_IMAGES, MEMORY_BYTES // (copies * elements * pixels.element_size())))
+def batch_size(graph: Graph, copies: int) -> int:
+    """Return how many images are a batch when `copies` tensors like every layer's operands and output are kept."""
+    return max(1, min(_MOST_IMAGES, MEMORY_BYTES // (copies * graph.layer_bytes)))
 
 
-def batch_starts(images: int, size: int, seed: int) -> list[tuple[int, torch.Generator]]:
-    """Return the first image of each batch with a generator of its own, so that any batch can be done alone."""
+def batch_starts(images: int, size: int, seed: int) -> list[tuple[int, int]]:
+    """Return the first image of each batch with a seed of its own, so that any batch can be done alone."""
     seeds = torch.Generator().manual_seed(seed)
     starts = range(0, images, size)
     own = torch.randint(2**31, (len(starts),), generator=seeds).tolist()
-    return [(start, torch.Generator().manual_seed(number)) for start, number in zip(starts, own, strict=True)]
+    return list(zip(starts, own, strict=True))
+
+
+def part_of(whole: Tensor, part: slice, images: int, shape: Sequence[int]) -> Tensor:
+    """Return what belongs to some of the images of a batch.
+
+    Args:
+        whole: Of all images, which come first in the leading dimension, windows inside of them.
+        part: Which images.
+        images: Number of images of the batch.
+        shape: Of what is wanted: that of `whole` where it belongs to no single image, as a weight does.
+    """
+    if tuple(shape) == tuple(whole.shape):
+        return whole
+    each = len(whole) // images
+    return whole[part.start * each : part.stop * each]
 
 
 def random_signs(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.devices import moved, named_out_of_memory
 from mixqvit.errors import CalibrationError
 from mixqvit.graph import Graph, Values
 from mixqvit.layers import Layer
@@ -116,6 +117,13 @@ class Calibration:
                 raise self._wrong_bits(layer, bits)
         return tuple(chosen)
 
+    def on(self, device: torch.device) -> "Calibration":
+        """Return the same calibration with graph and quantizers on a device: itself where they are there already."""
+        graph = self.graph.on(device)
+        if graph is self.graph:
+            return self
+        return Calibration(graph, self.recipe, moved(self.layers, device), self.pixels, self.bits)
+
     def _wrong_bits(self, layer: Layer, bits: Bits) -> CalibrationError:
         return CalibrationError(
             f"Recipe {self.recipe} was calibrated for weight and activation bits {self.bits} and cannot run "
@@ -162,14 +170,35 @@ def calibrate_steps(
     """Do the work of `calibrate` layer by layer, in network order; layers in `finished` are not fitted again.
 
     Yields:
-        Each newly calibrated layer as soon as it is done.
+        Each newly calibrated layer as soon as it is done, on the device of the graph.
+
+    Raises:
+        CalibrationError: As in `calibrate`.
+        ImageError: The images do not fit the model.
+        MixQViTError: Memory does not suffice for all images at once, which ranges are taken from.
     """
     chosen = _checked_recipe(recipe, bits)
     if not len(pixels):
         raise CalibrationError("Calibration needs at least one image; 32 are usual.")
     if not torch.isfinite(pixels).all():
         raise CalibrationError("The calibration images contain values that are not finite (NaN or infinity).")
-    finished = finished or {}
+    pieces = _calibrated(graph, pixels, chosen, bits, bit_widths, finished or {})
+    while True:
+        with named_out_of_memory(graph.device, f"calibration, which needs all {len(pixels)} images at once"):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
+
+
+def _calibrated(
+    graph: Graph,
+    pixels: Tensor,
+    recipe: Recipe,
+    bits: Bits | None,
+    bit_widths: Sequence[int],
+    finished: Mapping[str, LayerCalibration],
+) -> Iterator[LayerCalibration]:
     operations: dict[str, QuantizedOperation] = {}
     layers = {layer.node: layer for layer in graph.layers}
     fisher: Mapping[str, Fisher] = {}
@@ -179,11 +208,11 @@ def calibrate_steps(
         if piece is None:
             operands = graph.operands(layer, values)
             _check_finite(layer, operands)
-            if chosen.needs_fisher and not fisher:
+            if recipe.needs_fisher and not fisher:
                 fisher = fisher_diagonals(graph, pixels)
             with torch.no_grad():
-                piece = _fitted(graph, layer, operands, len(pixels), chosen, bits, bit_widths, fisher.get(layer.name))
-        if chosen.one_setting:
+                piece = _fitted(graph, layer, operands, len(pixels), recipe, bits, bit_widths, fisher.get(layer.name))
+        if recipe.one_setting:
             operations[node] = _initialisation_operation(graph, layer, piece, bits)
         if layer.name not in finished:
             yield piece

@@ -5,20 +5,24 @@ signs u (Hutchinson): the mean square of the gradient of uᵀ B y with B = diag 
 PTQ4ViT (arXiv 2111.12293) weighs quantization errors by squared gradients of the loss in the same spirit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mixqvit.devices import images_at_once, in_parts
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
 
 __all__ = ["Fisher", "fisher_diagonals"]
 
 PROBES = 2
-IMAGES_AT_ONCE = 4
-"""Bounds memory: the activations of this many images are kept for the backward pass."""
+_COPIES = 3  # tensors like each layer's operands and output: values, gradients and what is between the layers
+BATCH = 4
+"""Images that share a draw of random signs, and run at once where memory allows: their activations are kept for the
+backward pass."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,16 @@ def fisher_diagonals(graph: Graph, pixels: Tensor) -> Mapping[str, Fisher]:
     """Return the Fisher diagonals of all layers by name, from a backward pass per probe over images `[N, C, H, W]`."""
     sums: dict[str, list[Tensor]] = {}
     generator = torch.Generator().manual_seed(0)
-    for batch in pixels.split(IMAGES_AT_ONCE):
-        for name, squares in _squared_gradients(graph, batch, generator).items():
-            known = sums.setdefault(name, [torch.zeros_like(square) for square in squares])
-            for total, square in zip(known, squares, strict=True):
-                total += square
+    most = images_at_once(graph, BATCH, _COPIES * graph.layer_bytes)
+    for batch in pixels.split(BATCH):
+        # Drawn for the whole batch, so that the signs do not depend on how many images run at once.
+        signs = [torch.randint(0, 2, (len(batch), graph.classes), generator=generator) for _ in range(PROBES)]
+        run = partial(_of_part, graph, batch, signs)
+        for part in in_parts(run, len(batch), most, graph.device, "calibration (squared gradients)"):
+            for name, squares in part.items():
+                known = sums.setdefault(name, [torch.zeros_like(square) for square in squares])
+                for total, square in zip(known, squares, strict=True):
+                    total += square
     found = {}
     for layer in graph.layers:
         *operands, output = (total / len(pixels) for total in sums[layer.name])
@@ -51,8 +60,18 @@ def fisher_diagonals(graph: Graph, pixels: Tensor) -> Mapping[str, Fisher]:
     return found
 
 
-def _squared_gradients(graph: Graph, pixels: Tensor, generator: torch.Generator) -> dict[str, list[Tensor]]:
-    """Return the squared gradients of every operand and of the output of each layer, summed over the images."""
+def _of_part(graph: Graph, pixels: Tensor, signs: Sequence[Tensor], part: slice) -> dict[str, list[Tensor]]:
+    return _squared_gradients(graph, pixels[part], [own[part] for own in signs])
+
+
+def _squared_gradients(graph: Graph, pixels: Tensor, signs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Return the squared gradients of every operand and of the output of each layer, summed over the images.
+
+    Args:
+        graph: The traced model.
+        pixels: Images `[B, C, H, W]`.
+        signs: 0 or 1 at random `[B, classes]`, one for each probe.
+    """
     seen: dict[str, tuple[Tensor, ...]] = {}
     with torch.enable_grad():
         operations = {layer.node: _recorded(graph, layer, seen) for layer in graph.layers}
@@ -62,16 +81,16 @@ def _squared_gradients(graph: Graph, pixels: Tensor, generator: torch.Generator)
         names = list(seen)
         tensors = [tensor for name in names for tensor in seen[name]]
         sums: list[Tensor | None] = [None] * len(tensors)
-        for probe in range(PROBES):
-            signs = torch.randint(0, 2, logits.shape, generator=generator).to(roots) * 2 - 1
-            direction = roots * signs - probabilities * (roots * signs).sum(dim=1, keepdim=True)
+        for probe, own in enumerate(signs):
+            signed = roots * (own.to(roots) * 2 - 1)
+            direction = signed - probabilities * signed.sum(dim=1, keepdim=True)
             gradients = torch.autograd.grad(
-                logits, tensors, direction.to(logits), retain_graph=probe < PROBES - 1, allow_unused=True
+                logits, tensors, direction.to(logits), retain_graph=probe < len(signs) - 1, allow_unused=True
             )
             for index, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
                 square = torch.zeros_like(tensor) if gradient is None else gradient.square()
                 # Windows are part of the leading dimension: the images come first.
-                square = square.reshape(len(pixels), -1, *square.shape[1:]).sum(dim=0) / PROBES
+                square = square.reshape(len(pixels), -1, *square.shape[1:]).sum(dim=0) / len(signs)
                 sums[index] = square if sums[index] is None else sums[index] + square
     remaining = iter(sums)
     return {name: [next(remaining).detach() for _ in seen[name]] for name in names}

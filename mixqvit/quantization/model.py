@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixqvit.bits import Bits, BitsPerLayer, resolve_bits
+from mixqvit.devices import moved, named_out_of_memory
 from mixqvit.errors import CalibrationError
 from mixqvit.graph import Graph
 from mixqvit.quantization.calibration import Calibration, layer_operation
@@ -40,6 +41,13 @@ class QuantizedModel:
         with torch.no_grad():
             return self.graph.run(pixels, self.operations)[0]
 
+    def on(self, device: torch.device) -> "QuantizedModel":
+        """Return the same model on a device: itself where it is there already."""
+        graph = self.graph.on(device)
+        if graph is self.graph:
+            return self
+        return QuantizedModel(graph, self.bits, self.recipe, moved(self.operations, device))
+
 
 def quantize(
     calibration: Calibration,
@@ -62,6 +70,7 @@ def quantize(
     Raises:
         BitWidthError: A bit-width or layer name is not possible.
         CalibrationError: The calibration serves other bits only, or cannot compensate.
+        MixQViTError: Memory does not suffice for error compensation.
     """
     graph = calibration.graph
     resolved = resolve_bits(graph.layers, bits)
@@ -77,7 +86,8 @@ def quantize(
         if not recipe.needs_fisher:
             raise CalibrationError(f"Recipe {recipe.name} has no token weights to compensate with; use mix-qvit.")
         token_weights = {name: piece.token_weights for name, piece in calibration.layers.items()}
-        with torch.no_grad():
+        stage = f"error compensation, which needs all {len(calibration.pixels)} calibration images at once"
+        with torch.no_grad(), named_out_of_memory(graph.device, stage):
             operations = compensate(
                 graph,
                 calibration.pixels,

@@ -41,7 +41,7 @@ def transformer_attribution(
         pixels: Images `[N, C, H, W]`.
         targets: The explained class of every image `[N]`, one class for all, or None for the predicted classes.
         stabilizer: Added to every denominator of the relevance rules.
-        batch_size: Images explained at once; bounds the memory, changes nothing else.
+        batch_size: Images explained at once, where memory allows; changes nothing but the time.
         precision: What to compute in, see `propagate`.
 
     Returns:
@@ -51,7 +51,7 @@ def transformer_attribution(
         UnsupportedOperationError: The model has no class token whose attention could be followed (Swin), or contains
             an operation that has no relevance rule.
         ImageError: The images do not have the shape the model was traced with.
-        MixQViTError: An argument is outside what it can be.
+        MixQViTError: An argument is outside what it can be, or memory does not suffice for a single image.
     """
     graph = in_precision(graph, precision)
     attentions = class_token_attentions(graph)
@@ -64,10 +64,11 @@ def transformer_attribution(
         batch_size=batch_size,
         precision=precision,
     )
-    maps = []
-    for start, relevance in zip(range(0, len(pixels), batch_size), steps, strict=True):
-        evidence = attention_evidence(graph, pixels[start : start + batch_size], relevance, attentions)
-        maps.append(rollout(evidence, attentions))
+    maps, done = [], 0
+    for relevance in steps:
+        batch = pixels[done : done + len(relevance.targets)]
+        maps.append(rollout(attention_evidence(graph, batch, relevance, attentions), attentions))
+        done += len(batch)
     return torch.cat(maps)
 
 
@@ -151,7 +152,7 @@ def attention_gradients(graph: Graph, pixels: Tensor, targets: Tensor) -> dict[s
     names = attention_nodes(graph)
     with torch.inference_mode(False), torch.enable_grad():
         logits, attentions = graph.run(pixels.detach().clone().requires_grad_(), keep=names)
-        explained = logits.gather(1, targets.clone()[:, None]).sum()
+        explained = logits.gather(1, targets.clone().to(logits.device)[:, None]).sum()
         gradients = torch.autograd.grad(explained, [attentions[name] for name in names])
     return dict(zip(names, gradients, strict=True))
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mixqvit.devices import halving, images_at_once
 from mixqvit.errors import MixQViTError
 from mixqvit.graph import Graph, Layer
 from mixqvit.relevance.propagation import explained_classes, in_precision, propagate_steps
@@ -30,7 +31,9 @@ less than 1 % from the middle on (one photograph, every sixth layer).
 """
 
 BATCH_SIZE = 8
-"""Images in memory at once by default, every step counted: each takes up to 170 MB for DeiT-Tiny at 224."""
+"""Images in memory at once, where memory allows, every step counted: each takes up to 170 MB for DeiT-Tiny at 224."""
+
+_COPIES = 4  # tensors like each layer's operands and output that an image takes: 170 MB of 44 for DeiT-Tiny
 
 
 def layer_attribution_steps(
@@ -69,7 +72,8 @@ def layer_attribution_steps(
         targets: The explained class of every image `[N]`, one class for all, or None for the predicted classes.
         method: One of `LAYER_METHODS`.
         measure: What a layer's attribution counts as, one of `MEASURES`.
-        batch_size: Images in memory at once, every step counted (for conductance two at least); changes nothing else.
+        batch_size: Images in memory at once, every step counted (for conductance two at least), where memory allows;
+            changes nothing but the time.
 
     Returns:
         An iterator over the totals of the finished images, in order.
@@ -89,7 +93,7 @@ def layer_attribution_steps(
         raise MixQViTError(f"The batch size must be at least 1, not {batch_size}.")
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
-    next(graph.walk(pixels, [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
+    next(graph.walk(pixels[:1], [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
     classes = explained_classes(targets, len(pixels), graph.classes)
     return _batches(graph, pixels, classes, method, measure, batch_size)
 
@@ -193,19 +197,28 @@ LAYER_METHODS = ("gradient x relevance", *_CAPTUM)
 def _batches(
     graph: Graph, pixels: Tensor, targets: Tensor | None, method: str, measure: str, batch_size: int
 ) -> Iterator[LayerTotals]:
-    images = max(1, batch_size // STEPS.get(method, 1))
-    for start in range(0, len(pixels), images):
-        batch = slice(start, start + images)
-        classes = None if targets is None else targets[batch]
-        # Inside a function, so that the caller's gradient mode is back before the batch is handed over.
-        yield _batch(graph, pixels[batch], classes, method, measure, batch_size)
+    done = 0
+
+    def steps(at_once: int) -> Iterator[LayerTotals]:
+        nonlocal done
+        images = max(1, at_once // STEPS.get(method, 1))
+        while done < len(pixels):
+            batch = slice(done, done + images)
+            classes = None if targets is None else targets[batch]
+            # Inside a function, so that the caller's gradient mode is back before the batch is handed over.
+            found = _batch(graph, pixels[batch], classes, method, measure, at_once)
+            done += images
+            yield found
+
+    most = images_at_once(graph, batch_size, _COPIES * graph.layer_bytes)
+    yield from halving(steps, most, graph.device, method)
 
 
 def _batch(
     graph: Graph, pixels: Tensor, targets: Tensor | None, method: str, measure: str, at_once: int
 ) -> LayerTotals:
     with torch.inference_mode(False), torch.no_grad():
-        images = pixels.detach().clone().to(next(graph.module.parameters()).dtype)
+        images = pixels.detach().clone().to(next(graph.module.parameters()))
         classes = graph(images).argmax(1) if targets is None else targets.clone().to(images.device)
         attributions = _CAPTUM[method](_Model(graph), images, classes, at_once)
         return _totals(graph, attributions, len(images), measure)
@@ -215,26 +228,40 @@ def _gradient_x_relevance(
     graph: Graph, pixels: Tensor, targets: Tensor | int | None, measure: str, batch_size: int
 ) -> Iterator[LayerTotals]:
     double = in_precision(graph, torch.float64)
-    images = batch_size // 2 or batch_size  # relevance and gradients of all layers take the memory of two images
-    steps = propagate_steps(double, pixels, targets, measure=measure, batch_size=images)  # checks the arguments now
+    propagate_steps(double, pixels, targets, measure=measure, batch_size=batch_size)  # checks the arguments now
+    classes = explained_classes(targets, len(pixels), graph.classes)
+    return _gradient_x_relevance_batches(double, pixels, classes, measure, batch_size)
 
-    def batches() -> Iterator[LayerTotals]:
-        for start, relevance in zip(range(0, len(pixels), images), steps, strict=True):
-            gradients = _gradients(double, pixels[start : start + images], relevance.targets)
+
+def _gradient_x_relevance_batches(
+    graph: Graph, pixels: Tensor, targets: Tensor | None, measure: str, batch_size: int
+) -> Iterator[LayerTotals]:
+    done = 0
+
+    def steps(at_once: int) -> Iterator[LayerTotals]:
+        nonlocal done
+        images = at_once // 2 or at_once  # relevance and gradients of all layers take the memory of two images
+        rest = None if targets is None else targets[done:]
+        for relevance in propagate_steps(graph, pixels[done:], rest, measure=measure, batch_size=images):
+            batch = slice(done, done + len(relevance.targets))
+            gradients = _gradients(graph, pixels[batch], relevance.targets)
             products = (
                 (gradient.reshape(relevance.outputs[layer.name].shape) * relevance.outputs[layer.name]).clamp(min=0)
                 for layer, gradient in zip(graph.layers, gradients, strict=True)
             )
-            yield _totals(graph, products, len(relevance.targets), measure)
+            found = _totals(graph, products, len(relevance.targets), measure)
+            done = batch.stop
+            yield found
 
-    return batches()
+    most = images_at_once(graph, batch_size, graph.layer_bytes)
+    yield from halving(steps, most, graph.device, "gradient x relevance")
 
 
 def _gradients(graph: Graph, pixels: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Return ∂y_c/∂o of every layer in network order."""
     nodes = [layer.node for layer in graph.layers]
     with torch.inference_mode(False), torch.enable_grad():
-        images = pixels.detach().clone().to(torch.float64).requires_grad_()
+        images = pixels.detach().clone().to(next(graph.module.parameters())).requires_grad_()
         logits, outputs = graph.run(images, keep=nodes)
         explained = logits.gather(1, targets[:, None]).sum()
         return torch.autograd.grad(explained, [outputs[node] for node in nodes])

@@ -118,7 +118,7 @@ def importance_steps(
         targets: The explained class of every image `[N]`, one class for all, or None for the predicted classes.
         method: One of `METHODS`.
         measure: What a layer's attribution counts as, one of `MEASURES`; None for what suits the method.
-        batch_size: Images in memory at once, every step counted; None for what suits the method.
+        batch_size: Images in memory at once, every step counted, where memory allows; None for what suits the method.
 
     Returns:
         An iterator over the totals of the finished images in order; a `Relevance` each for relevance rule sets.

@@ -1,13 +1,13 @@
 """Layer-wise relevance propagation: one forward pass, then the rules of every operation from the logits back."""
 
-import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from mixqvit.devices import images_at_once, in_parts
 from mixqvit.errors import ImageError, MixQViTError, UnsupportedOperationError
 from mixqvit.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.residuals import Residual, residuals
@@ -19,7 +19,7 @@ from mixqvit.relevance.step import Parts, Rule, Step
 __all__ = ["BATCH_SIZE", "explained_classes", "in_precision", "propagate", "propagate_steps", "token_grid"]
 
 BATCH_SIZE = 8
-"""Images propagated at once by default: an image of DeiT-Tiny at 224 needs about 80 MB in double precision."""
+"""Images propagated at once, where memory allows: one of DeiT-Tiny at 224 needs about 80 MB in double precision."""
 
 
 def propagate(
@@ -48,7 +48,7 @@ def propagate(
         stabilizer: Added to every denominator; 1e-9 as published, 0 to conserve relevance exactly.
         keep: Names of the layers, or of any nodes of the graph, whose relevance is returned, the pixels
             (`graph.nodes[0].name`) among them; None for all layers.
-        batch_size: Images propagated at once; bounds the memory, changes nothing else.
+        batch_size: Images propagated at once, where memory allows; changes nothing but the time.
         precision: What to compute in, on a private copy of the parameters if they have another one. Relevance is
             divided by outputs close to zero, so rounding is amplified: on DeiT-Tiny single precision changes the
             pixel relevance of some images entirely and the importance of single layers by tens of percent.
@@ -59,7 +59,7 @@ def propagate(
     Raises:
         UnsupportedOperationError: The model contains an operation that has no rule; raised before any work.
         ImageError: The images do not have the shape the model was traced with.
-        MixQViTError: An argument is outside what it can be.
+        MixQViTError: An argument is outside what it can be, or memory does not suffice for a single image.
     """
     steps = propagate_steps(
         graph,
@@ -110,7 +110,7 @@ def propagate_steps(
         raise MixQViTError(f"The batch size must be at least 1, not {batch_size}.")
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
-    next(graph.walk(pixels, [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
+    next(graph.walk(pixels[:1], [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
     if not torch.isfinite(pixels).all():
         raise ImageError("An image has pixels that are not finite numbers; load it again.")
     plan = _plan(graph, RULE_SETS[rules], keep)
@@ -121,10 +121,7 @@ def propagate_steps(
 
 def in_precision(graph: Graph, precision: torch.dtype) -> Graph:
     """Return the graph with parameters of this floating-point type: itself, or a copy if they have another one."""
-    if all(parameter.dtype == precision for parameter in graph.module.parameters()):
-        return graph
-    with torch.inference_mode(False):
-        return replace(graph, module=copy.deepcopy(graph.module).to(precision))
+    return graph.on(graph.device, precision)
 
 
 @dataclass(frozen=True)
@@ -240,19 +237,21 @@ def _batches(
     stabilizer: float,
     batch_size: int,
 ) -> Iterator[Relevance]:
-    for start in range(0, len(pixels), batch_size):
-        batch = slice(start, start + batch_size)
-        chosen = None if targets is None else targets[batch]
+    def run(part: slice) -> Relevance:
+        chosen = None if targets is None else targets[part]
         # Inside a function, so that the caller's gradient mode is back before the batch is handed over.
-        yield _propagate_batch(graph, pixels[batch], chosen, plan, measure, stabilizer)
+        return _propagate_batch(graph, pixels[part], chosen, plan, measure, stabilizer)
+
+    most = images_at_once(graph, min(batch_size, len(pixels)), graph.layer_bytes)
+    yield from in_parts(run, len(pixels), most, graph.device, "relevance propagation")
 
 
 def _propagate_batch(
     graph: Graph, pixels: Tensor, targets: Tensor | None, plan: _Plan, measure: str, stabilizer: float
 ) -> Relevance:
     with torch.inference_mode(False), torch.no_grad():
-        precision = next(graph.module.parameters()).dtype
-        values, shapes, logits = _forward(graph, pixels.detach().clone().to(precision), plan)
+        parameter = next(graph.module.parameters())
+        values, shapes, logits = _forward(graph, pixels.detach().clone().to(parameter), plan)
         chosen = logits.argmax(1) if targets is None else targets.clone().to(logits.device)
         start = torch.zeros_like(logits).scatter_(1, chosen[:, None], 1)
         return _backward(graph, values, shapes, start, chosen, plan, measure, stabilizer)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixqvit.devices import in_parts
 from mixqvit.errors import MixQViTError
 from mixqvit.graph import Graph
 from mixqvit.relevance.methods import METHODS, find_method
@@ -95,19 +96,18 @@ def attribution_quality_steps(
         raise MixQViTError(f"The method {method!r} attributes to layers only; of pixels there are {able}.")
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
-    next(graph.walk(pixels, [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
+    next(graph.walk(pixels[:1], [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
     classes = explained_classes(targets, len(pixels), graph.classes)
     if find_method(method).double_precision:
         graph = in_precision(graph, torch.float64)
     squares, shifts = _perturbations(graph.input_shape, seed)
 
-    def images() -> Iterator[AttributionQuality]:
-        for index in range(len(pixels)):
-            chosen = None if classes is None else classes[index : index + 1]
-            # Inside a function, so that the caller's gradient mode is back before the image is handed over.
-            yield _quality(graph, pixels[index : index + 1], chosen, method, squares, shifts)
+    def run(part: slice) -> AttributionQuality:
+        chosen = None if classes is None else classes[part]
+        # Inside a function, so that the caller's gradient mode is back before the image is handed over.
+        return _quality(graph, pixels[part], chosen, method, squares, shifts)
 
-    return images()
+    return in_parts(run, len(pixels), 1, graph.device, "measurement of attribution quality")
 
 
 def pixel_attribution(graph: Graph, pixels: Tensor, targets: Tensor, *, method: str) -> Tensor:
@@ -158,7 +158,7 @@ def _quality(
         return pixel_attribution(graph, images, target.expand(len(images)), method=method)
 
     with torch.inference_mode(False), torch.no_grad():
-        image = pixels.detach().clone().to(next(graph.module.parameters()).dtype)
+        image = pixels.detach().clone().to(next(graph.module.parameters()))
         target = graph(image).argmax(1) if targets is None else targets.clone().to(image.device)
         remaining = iter(squares)  # Captum asks for some of them at a time
         return AttributionQuality(

@@ -50,16 +50,18 @@ def effect(reference: Tensor, logits: Tensor, labels: Tensor | None) -> Effect:
         logits: Logits of the changed model `[N, classes]`.
         labels: Class per image `[N]`, or None.
     """
-    reference, logits = reference.double(), logits.double()
+    # On the CPU: not every device has double precision, and the numbers end there.
+    reference, logits = reference.cpu().double(), logits.cpu().double()
     increase = drop = None
     if labels is not None:
+        labels = labels.cpu()
         before, after = (cross_entropy(values, labels, reduction="none") for values in (reference, logits))
         right, still_right = (values.argmax(dim=1) == labels for values in (reference, logits))
-        increase, drop = (after - before).cpu().numpy(), (right.int() - still_right.int()).double().cpu().numpy()
+        increase, drop = (after - before).numpy(), (right.int() - still_right.int()).double().numpy()
     return Effect(
-        kl_divergence(reference, logits).cpu().numpy(),
-        (logits - reference).square().mean(dim=1).cpu().numpy(),
-        reference.square().mean(dim=1).cpu().numpy(),
+        kl_divergence(reference, logits).numpy(),
+        (logits - reference).square().mean(dim=1).numpy(),
+        reference.square().mean(dim=1).numpy(),
         increase,
         drop,
     )

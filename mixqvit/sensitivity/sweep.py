@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mixqvit.batching import repeat_values
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.devices import halving, images_at_once
 from mixqvit.graph import Values
 from mixqvit.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operation
@@ -20,8 +21,8 @@ OPERANDS = ("both", "weights", "activations")
 """Which operands of a layer a sweep quantizes."""
 
 IMAGES_AT_ONCE = 64
-"""Images in one run. More images are several runs, paused before the same layer; only what later layers still need of
-each is held then."""
+"""Images in one run, where memory allows. More images are several runs, paused before the same layer; only what later
+layers still need of each is held then."""
 
 SHARED_MACS = 7 * 10**8
 """Bit-widths of a layer share a run while it computes no more multiply-accumulates than this. Small runs gain up to
@@ -71,7 +72,6 @@ def cell_bits(layer: Layer, operands: str, bits: int, baseline: int = FULL_PRECI
     return (bits, bits) if layer.is_matmul else (baseline, bits)
 
 
-@torch.no_grad()  # while it runs only: between two cells the caller's own mode holds
 def sensitivity_steps(
     calibration: Calibration,
     pixels: Tensor,
@@ -83,7 +83,8 @@ def sensitivity_steps(
 ) -> Iterator[SensitivityCell]:
     """Measure the sensitivity of every layer at every bit-width.
 
-    The network runs once up to each layer; every cell of the layer then runs only from there on.
+    The network runs once up to each layer; every cell of the layer then runs only from there on. Where memory runs out
+    the sweep goes on with half as many images at once.
 
     Args:
         calibration: Fitted quantizers.
@@ -101,17 +102,42 @@ def sensitivity_steps(
     Raises:
         CalibrationError: The calibration does not serve these bits.
         ImageError: The images do not fit the model.
+        MixQViTError: Memory does not suffice for a single image at once.
     """
+    finished: set[tuple[str, int]] = set()
+
+    def missing(layer: str) -> list[int]:
+        asked = bit_widths if wanted is None else wanted(layer)
+        return [bits for bits in bit_widths if bits in asked and (layer, bits) not in finished]
+
+    def steps(at_once: int) -> Iterator[SensitivityCell]:
+        return _cells(calibration, pixels.split(at_once), labels, operands, bit_widths[0], baseline, missing)
+
     graph = calibration.graph
-    layers = {layer.node: layer for layer in graph.layers if cell_bits(layer, operands, bit_widths[0]) is not None}
-    batches = pixels.split(IMAGES_AT_ONCE)
+    for cell in halving(steps, images_at_once(graph, min(IMAGES_AT_ONCE, len(pixels))), graph.device, "sweep"):
+        finished.add((cell.layer, cell.bits))
+        yield cell
+
+
+@torch.no_grad()  # while it runs only: between two cells the caller's own mode holds
+def _cells(
+    calibration: Calibration,
+    batches: Sequence[Tensor],
+    labels: Tensor | None,
+    operands: str,
+    any_width: int,
+    baseline: int,
+    missing: Callable[[str], Sequence[int]],
+) -> Iterator[SensitivityCell]:
+    """Sweep all images, those of a batch at once; `missing` says which bit-widths of a layer to measure."""
+    graph = calibration.graph
+    layers = {layer.node: layer for layer in graph.layers if cell_bits(layer, operands, any_width) is not None}
     rest = _baseline_operations(calibration, baseline)
     reference = torch.cat([graph(batch) for batch in batches])
     walks = [graph.walk(batch, list(layers), rest) for batch in batches]
     for paused in zip(*walks, strict=True):
         layer = layers[paused[0][0]]
-        asked = bit_widths if wanted is None else wanted(layer.name)
-        bits_of = {bits: cell_bits(layer, operands, bits, baseline) for bits in bit_widths if bits in asked}
+        bits_of = {bits: cell_bits(layer, operands, bits, baseline) for bits in missing(layer.name)}
         for bits, logits in _logits(calibration, layer, bits_of, batches, [values for _, values in paused], rest):
             yield SensitivityCell(layer.name, operands, bits, effect(reference, logits, labels))
 

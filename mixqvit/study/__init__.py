@@ -12,6 +12,7 @@ from mixqvit.records import ImageRelevance, Importance, Progress, Settings
 from mixqvit.strategies import STRATEGIES
 from mixqvit.study.allocation import AllocationStages
 from mixqvit.study.channels import ChannelStudy
+from mixqvit.study.estimate import Estimate, estimate
 from mixqvit.study.method_comparison import compare_methods_steps
 from mixqvit.study.strategy_comparison import compare_strategies_steps
 
@@ -45,6 +46,10 @@ class Study(AllocationStages):
             InfeasibleBudgetError, AllocationError: The budget is not possible.
         """
         return compare_strategies_steps(self, strategies, **request)
+
+    def estimate(self) -> Estimate | None:
+        """Return how long what is left to compute will take here, from a timed run of a few images; None on a GPU."""
+        return estimate(self)
 
     @cached_property
     def channels(self) -> ChannelStudy:

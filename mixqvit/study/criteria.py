@@ -54,7 +54,7 @@ class CriteriaStages(SensitivityStages):
 
         def run_traces() -> Iterator[Progress]:
             done, finished = traces().done, {int(item) for item in self.store.items(trace_key)}
-            for batch in hessian_trace_steps(self.graph, images.pixels, images.labels, finished=finished):
+            for batch in hessian_trace_steps(self._precise_graph, images.pixels, images.labels, finished=finished):
                 self.store.put(trace_key, str(batch.start), _trace_row(batch))
                 done += batch.images
                 yield Progress(done, total, f"Hessian traces of {done} of {total} images")
@@ -126,7 +126,7 @@ class CriteriaStages(SensitivityStages):
         def run() -> Iterator[Progress]:
             finished = {tuple(item.split("|")) for item in self.store.items(key)}
             pixels = self.calibration_images.subset(count).pixels
-            found = pair_steps(self.calibration(), pixels, pairs, widths, finished)
+            found = pair_steps(self._device_calibration, pixels, pairs, widths, finished)
             for done, terms in enumerate(found, len(finished) + 1):
                 values = [[*first, *second, value] for (first, second), value in terms.values.items()]
                 self.store.put(key, f"{terms.first}|{terms.second}", values)

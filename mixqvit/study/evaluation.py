@@ -11,8 +11,9 @@ from torch import Tensor
 from mixqvit.allocation import Allocation
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.comparison import OperandComparison, compare_quantizers
+from mixqvit.devices import images_at_once, in_parts
 from mixqvit.errors import BitWidthError, CalibrationError, PackingError
-from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended
+from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended, top1
 from mixqvit.packing import Packed, load_packed, packed, packed_source
 from mixqvit.quantization import Calibration, LayerCalibration, QuantizedModel, calibrate_steps, quantize
 from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
@@ -35,6 +36,9 @@ QUICK_MACS = 10**11
 QUANTIZED_PASS, COMPENSATION_PASSES = 1.3, 10.6
 """Time of a quantized pass, and of error compensation over the calibration images, in full-precision passes (measured
 on DeiT-Tiny, README)."""
+
+COMPENSATION_LAYER_SECONDS = 0.005
+"""Time of error compensation for each layer beside its passes (one thread; digits_vit and digits_swin)."""
 
 _BATCH = "images"  # how the names of saved batches begin
 
@@ -64,15 +68,24 @@ class EvaluationStages(SensitivityStages):
         images, total = self.evaluation_images, len(self.evaluation_images)
 
         def progress() -> Progress:
-            return Progress(_images_in(self.store.items(key)), total, "evaluation")
+            return self.evaluation_progress(resolved, recipe)
 
         def run() -> Iterator[Progress]:
-            predict = self.graph
+            predict = self._device_graph
             if any(pair != (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
                 predict = yield from self._quantized_steps(recipe, bits, resolved)
             so_far = self._saved_evaluation(recipe, resolved)
             start = 0 if so_far is None else so_far.images
-            batches = evaluate_steps(predict, images.pixels, images.labels, self._reference_logits(), finished=so_far)
+            batches = evaluate_steps(
+                predict,
+                images.pixels,
+                images.labels,
+                self._reference_logits(),
+                self._most_images,
+                so_far,
+                self.class_subset,
+                self.device,
+            )
             for found in batches:
                 row = {"predicted": found.predicted[start:], "image_kl": found.image_kl[start:]}
                 self.store.put(key, f"{_BATCH} {start} to {found.images}", row)
@@ -82,6 +95,13 @@ class EvaluationStages(SensitivityStages):
         yield from once(self.store, key, progress, run)
         yield Progress(total, total, "evaluation", self._saved_evaluation(recipe, resolved))
 
+    def evaluation_progress(
+        self, bits: Allocation | int | Mapping[str, int | Bits], recipe: str | None = None
+    ) -> Progress:
+        """Return how many evaluation images are measured and saved at these bits."""
+        key = self._evaluation_key(recipe or self.settings.recipe, self.resolved(bits))
+        return Progress(_images_in(self.store.items(key)), len(self.evaluation_images), "evaluation")
+
     def _quantized_steps(
         self, recipe: str, bits: Allocation | int | Mapping[str, int | Bits], resolved: BitsPerLayer
     ) -> Generator[Progress, None, Callable[[Tensor], Tensor]]:
@@ -90,7 +110,7 @@ class EvaluationStages(SensitivityStages):
             yield from self._calibrated_steps()
             calibration = self.calibration()
             checkpoints = self._remembered("checkpoints", lambda: Checkpoints(CHECKPOINT_BYTES))
-            quantized = quantize(calibration, resolved, checkpoints=checkpoints)
+            quantized = quantize(calibration, resolved, checkpoints=checkpoints).on(self.device)
             return partial(_run_on_evaluation_images, quantized, checkpoints)
         setting = None
         if find_recipe(recipe).one_setting:
@@ -102,10 +122,16 @@ class EvaluationStages(SensitivityStages):
         widths = sorted({width for pair in resolved.values() for width in pair} - {FULL_PRECISION})
         pixels, total = self._calibration_pixels, len(self.layers)
         layers: dict[str, LayerCalibration] = {}
-        for piece in calibrate_steps(self.graph, pixels, recipe, setting, widths):
+        graph = self._precise_graph
+        for piece in calibrate_steps(graph, pixels, recipe, setting, widths):
             layers[piece.layer] = piece
             yield Progress(len(layers), total, f"calibration of {piece.layer}")
-        return quantize(Calibration(self.graph, recipe, layers, pixels, setting), resolved)
+        return quantize(Calibration(graph, recipe, layers, pixels, setting), resolved).on(self.device)
+
+    @property
+    def _most_images(self) -> int:
+        """Evaluation images at once."""
+        return images_at_once(self._device_graph, BATCH_SIZE)
 
     @property
     def measures_by_itself(self) -> bool:
@@ -117,12 +143,12 @@ class EvaluationStages(SensitivityStages):
         seconds = self._seconds_per_image()
         return seconds * (
             QUANTIZED_PASS * len(self.evaluation_images) + COMPENSATION_PASSES * len(self._calibration_pixels)
-        )
+        ) + COMPENSATION_LAYER_SECONDS * len(self.layers)
 
     @property
     def reference_predictions(self) -> list[int]:
-        """Top-1 class of every evaluation image in full precision."""
-        return self._reference_logits().argmax(dim=1).tolist()
+        """Top-1 class of every evaluation image in full precision, among the classes that the settings say."""
+        return top1(self._reference_logits(), self.class_subset)
 
     def picture(self, index: int) -> np.ndarray:
         """Return an evaluation image as a screen shows it, `[H, W, C]`, 0 to 1."""
@@ -145,20 +171,29 @@ class EvaluationStages(SensitivityStages):
             if saved:
                 logits = saved[0]["logits"]
             else:
-                with torch.no_grad():
-                    batches = self.evaluation_images.pixels.split(BATCH_SIZE)
-                    logits = torch.cat([self.graph(batch) for batch in batches])
+                logits = self._full_precision_logits()
                 self.store.put_tensors(key, "logits", {"logits": logits})
             self._memory["reference"] = logits
         return self._memory["reference"]
+
+    def _full_precision_logits(self) -> Tensor:
+        graph, pixels = self._device_graph, self.evaluation_images.pixels
+
+        def run(part: slice) -> Tensor:
+            with torch.no_grad():
+                return graph(pixels[part]).cpu()
+
+        return torch.cat(list(in_parts(run, len(pixels), self._most_images, self.device, "run in full precision")))
 
     @cached_property
     def _evaluation_part(self) -> str:
         return self.evaluation_images.fingerprint
 
     def _evaluation_key(self, recipe: str, resolved: BitsPerLayer) -> str:
-        images = (self.settings.calibration_images, self._evaluation_part)
-        return self._key("evaluation", recipe, *images, _bits_item(resolved))
+        parts = [self.settings.calibration_images, self._evaluation_part, _bits_item(resolved)]
+        if self.class_subset is not None:
+            parts.append(list(self.class_subset))
+        return self._key("evaluation", recipe, *parts)
 
     def saved_evaluation(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation | None:
         """Return what was measured of bits on all evaluation images, None if they were not, without measuring."""
@@ -172,7 +207,7 @@ class EvaluationStages(SensitivityStages):
         if not batches:
             return None
         images, total = self.evaluation_images, len(self.evaluation_images)
-        expected = self._reference_logits().argmax(dim=1).tolist()
+        expected = self.reference_predictions
         labels = None if images.labels is None else images.labels.tolist()
         found = Evaluation(0, total, None if labels is None else 0, 0, 0.0)
         for item, part in batches.items():
@@ -257,7 +292,7 @@ class EvaluationStages(SensitivityStages):
             PackingError: The model cannot be packed.
         """
         resolved = self.resolved(bits)
-        return packed(quantize(self.calibration(), resolved), self.model)
+        return packed(quantize(self.calibration(), resolved).on(torch.device("cpu")), self.model)
 
     def pack(self, bits: Allocation | int | Mapping[str, int | Bits], path: str | Path) -> Packed:
         """Write the quantized model as one file, atomically; `load_packed` reads it.
@@ -281,8 +316,12 @@ class EvaluationStages(SensitivityStages):
                 "the same name, checkpoint and outlier amplification."
             )
         images = self.evaluation_images
-        predict = load_packed(path, self.model)
-        for so_far in evaluate_steps(predict, images.pixels, images.labels, self._reference_logits()):
+        predict = load_packed(path, self.model).on(self.device)
+        reference, among = self._reference_logits(), self.class_subset
+        steps = evaluate_steps(
+            predict, images.pixels, images.labels, reference, self._most_images, None, among, self.device
+        )
+        for so_far in steps:
             yield Progress(so_far.images, len(images), f"{so_far.images} of {len(images)} images", so_far)
 
 

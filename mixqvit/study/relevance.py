@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mixqvit.graph import Graph
 from mixqvit.records import BranchShare, ImageRelevance, Importance, Progress
 from mixqvit.relevance import RULE_SETS, LayerTotals, Relevance
 from mixqvit.relevance.methods import METHODS, find_method, importance_steps
 from mixqvit.relevance.quality import attribution_quality_steps
-from mixqvit.study.base import StudyBase
 from mixqvit.study.claims import once
 from mixqvit.study.explanations import Explanations
+from mixqvit.study.placement import Placement
 
 __all__ = ["RelevanceStages"]
 
@@ -23,7 +24,7 @@ __all__ = ["RelevanceStages"]
 QUALITY_IMAGES = 8
 
 
-class RelevanceStages(StudyBase):
+class RelevanceStages(Placement):
     """Layer importance and explanations."""
 
     @property
@@ -52,13 +53,11 @@ class RelevanceStages(StudyBase):
             UnsupportedOperationError: The model contains an operation that has no rule.
         """
         method = method or self.settings.importance
-        pixels = self._analysis_pixels[: find_method(method).images]
-        measure = self.measure(method)
-        key = self._key("relevance", method, measure, len(pixels))
+        pixels, measure, key = self._relevance_plan(method)
         total = len(pixels)
 
         def progress() -> Progress:
-            return Progress(sum(len(row["shares"]) for row in self._saved_importance(key)), total, method)
+            return self.relevance_progress(method)
 
         def run() -> Iterator[Progress]:
             done = progress().done
@@ -92,6 +91,17 @@ class RelevanceStages(StudyBase):
         )
         self._memory["importance", method] = importance
         yield Progress(total, total, "relevance", importance)
+
+    def relevance_progress(self, method: str | None = None) -> Progress:
+        """Return how many images have their relevance computed and saved, by a method as in `relevance_steps`."""
+        method = method or self.settings.importance
+        pixels, _, key = self._relevance_plan(method)
+        return Progress(sum(len(row["shares"]) for row in self._saved_importance(key)), len(pixels), method)
+
+    def _relevance_plan(self, method: str) -> tuple[Tensor, str, str]:
+        """Return the images of a method, what its relevance counts as, and what it is saved under."""
+        pixels, measure = self._analysis_pixels[: find_method(method).images], self.measure(method)
+        return pixels, measure, self._key("relevance", method, measure, len(pixels))
 
     def _saved_importance(self, key: str) -> list[dict[str, Any]]:
         """Return the saved batches of a relevance stage, as far as they cover its images without a gap."""
@@ -149,7 +159,8 @@ class RelevanceStages(StudyBase):
         yield Progress(len(pixels), len(pixels), "quality", (infidelity, max_sensitivity))
 
     def _graph_for(self, method: str) -> Graph:
-        return self._double_precision_graph if find_method(method).double_precision else self.graph
+        precise = find_method(method).double_precision
+        return self._double_precision_device_graph if precise else self._precise_graph
 
     @cached_property
     def _explanations(self) -> Explanations:

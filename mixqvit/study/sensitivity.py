@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mixqvit.bits import BIT_WIDTHS
+from mixqvit.devices import moved
 from mixqvit.layers import Layer
 from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps
 from mixqvit.quantization.saving import from_tensors, to_tensors
@@ -21,42 +22,57 @@ from mixqvit.sensitivity import (
     intervals,
     sensitivity_steps,
 )
-from mixqvit.study.base import StudyBase
 from mixqvit.study.claims import once
+from mixqvit.study.placement import Placement
 
 __all__ = ["SensitivityStages"]
 
 
-class SensitivityStages(StudyBase):
+class SensitivityStages(Placement):
     """Fitted quantizers, and the harm of each layer's."""
 
     def calibration_steps(self) -> Iterator[Progress]:
         """Fit the quantizers, a layer at a time."""
-        settings = self.settings
-        key = self._key("calibration", settings.recipe, settings.calibration_images)
-        pixels, total = self._calibration_pixels, len(self.layers)
+        settings, key = self.settings, self._calibration_key
+        graph, pixels, total = self._precise_graph, self._calibration_pixels, len(self.layers)
         finished: dict[str, LayerCalibration] = {}
 
         def progress() -> Progress:
             for layer in self.layers:
                 if layer.name not in finished and (saved := self.store.tensors(key, layer.name)):
-                    finished[layer.name] = from_tensors(layer.name, *saved)
+                    finished[layer.name] = moved(from_tensors(layer.name, *saved), graph.device)
             return Progress(len(finished), total, "calibration")
 
         def run() -> Iterator[Progress]:
-            for piece in calibrate_steps(self.graph, pixels, settings.recipe, finished=dict(finished)):
+            for piece in calibrate_steps(graph, pixels, settings.recipe, finished=dict(finished)):
                 self.store.put_tensors(key, piece.layer, *to_tensors(piece))
                 finished[piece.layer] = piece
                 yield Progress(len(finished), total, f"calibration of {piece.layer}")
 
         yield from once(self.store, key, progress, run)
         ordered: Mapping[str, LayerCalibration] = {layer.name: finished[layer.name] for layer in self.layers}
-        found = self._remembered("calibration", lambda: Calibration(self.graph, settings.recipe, ordered, pixels))
+        found = self._remembered("calibration", lambda: Calibration(graph, settings.recipe, ordered, pixels))
         yield Progress(total, total, "calibration", found)
+
+    def calibration_progress(self) -> Progress:
+        """Return how many layers have their quantizers fitted and saved."""
+        saved = set(self.store.items(self._calibration_key))
+        done = sum(f"tensors/{layer.name}" in saved for layer in self.layers)
+        return Progress(done, len(self.layers), "calibration")
+
+    @property
+    def _calibration_key(self) -> str:
+        return self._key("calibration", self.settings.recipe, self.settings.calibration_images)
 
     def calibration(self) -> Calibration:
         """Return the calibration, computing what is missing."""
         return self._finished("calibration", self.calibration_steps)
+
+    @property
+    def _device_calibration(self) -> Calibration:
+        """The calibration on the device, for what only runs forward."""
+        calibration = self.calibration()
+        return self._remembered("device calibration", lambda: calibration.on(self.device))
 
     def _calibrated_steps(self) -> Iterator[Progress]:
         """Report the calibration as a stage that another one needs first, where it is not there yet."""
@@ -84,7 +100,7 @@ class SensitivityStages(StudyBase):
         total = len(swept) * len(BIT_WIDTHS)
 
         def progress() -> Progress:
-            return Progress(len(self.store.items(key)), total, "sensitivity")
+            return self.sensitivity_progress(operands, baseline)
 
         def run() -> Iterator[Progress]:
             saved = set(self.store.items(key))
@@ -92,8 +108,9 @@ class SensitivityStages(StudyBase):
                 layer.name: [bits for bits in BIT_WIDTHS if _item(layer.name, bits) not in saved] for layer in swept
             }
             images = self._analysis_images
+            calibration = self._device_calibration
             cells = sensitivity_steps(
-                self.calibration(), images.pixels, images.labels, operands, BIT_WIDTHS, baseline, missing.__getitem__
+                calibration, images.pixels, images.labels, operands, BIT_WIDTHS, baseline, missing.__getitem__
             )
             for done, cell in enumerate(cells, len(saved) + 1):
                 self.store.put(key, _item(cell.layer, cell.bits), _row(cell.effect))
@@ -107,6 +124,12 @@ class SensitivityStages(StudyBase):
             effects = {layer.name: {bits: cells[layer.name, bits] for bits in BIT_WIDTHS} for layer in swept}
             self._memory["effects", operands, baseline] = effects
         yield Progress(total, total, "sensitivity", self.sensitivity(operands, baseline=baseline))
+
+    def sensitivity_progress(self, operands: str = "both", baseline: int | None = None) -> Progress:
+        """Return how many cells are measured and saved; arguments as in `sensitivity_steps`."""
+        baseline = self.settings.baseline if baseline is None else baseline
+        saved = self.store.items(self._sensitivity_key(operands, baseline))
+        return Progress(len(saved), len(self._swept(operands)) * len(BIT_WIDTHS), "sensitivity")
 
     def sensitivity(
         self, operands: str = "both", metric: str | None = None, baseline: int | None = None
