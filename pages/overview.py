@@ -6,6 +6,7 @@ import streamlit as st
 
 from mixqvit.bits import FULL_PRECISION, uniform
 from mixqvit.costs import cost
+from mixqvit.errors import UnsupportedOperationError
 from mixqvit.figures import overview
 from pages.parts import common
 
@@ -36,14 +37,17 @@ def facts(study, full_bytes):
         return st.empty()
 
 
-def show_accuracy(place, evaluation):
+def show_accuracy(place, study, evaluation):
     value, interval = ("…", "not measured yet") if evaluation is None else overview.accuracy(evaluation)
+    if study.evaluation_images.labels is None:
+        value, interval = "–", "the images have no labels"
     common.fact(
         place,
         "Full-precision accuracy",
         value,
         interval,
-        "Top-1 accuracy on the evaluation images, measured here, with its 95 % Wilson interval.",
+        "Top-1 accuracy on the evaluation images, measured here, with its 95 % Wilson interval. Without labels "
+        "quantized models are measured by their agreement with full precision.",
     )
 
 
@@ -131,18 +135,21 @@ def saved_results(study):
 
 def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
     """The long work, one stage after the other; each result goes to its place as soon as it is known."""
-    if not common.started(study, *STAGES):
-        return
     with accuracy_place:
         full = common.run("Accuracy", partial(study.evaluate_steps, 32))
-    show_accuracy(accuracy_place, full)
+    show_accuracy(accuracy_place, study, full)
 
     result, progress, _ = matters
-    with progress:
-        importance = common.run("Relevance", study.relevance_steps)
-    if importance is None:
-        return
-    result.markdown(overview.matters_most(study.layers, importance.mean))
+    strategy = "mix-qvit"
+    try:
+        with progress:
+            importance = common.run("Relevance", study.relevance_steps)
+        if importance is None:
+            return
+        result.markdown(overview.matters_most(study.layers, importance.mean))
+    except UnsupportedOperationError as error:
+        result.warning(f"{error} Bits are chosen by sensitivity alone.")
+        strategy = "sensitivity"
 
     result, progress, _ = breaks
     with progress:
@@ -152,7 +159,9 @@ def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
     result.markdown(overview.breaks_first(sensitivity))
 
     result, progress, _ = gives
-    mixed, beside = study.allocate(average_bits=AVERAGE_BITS), study.uniform(AVERAGE_BITS)
+    gamma = float(strategy == "mix-qvit")
+    mixed = study.allocate(average_bits=AVERAGE_BITS, strategy=strategy)
+    beside = study.uniform(AVERAGE_BITS, gamma)
     measured = {}
     for name, allocation in (("Mixed bits", mixed), ("Uniform bits", beside)):
         with progress:
@@ -176,7 +185,8 @@ with common.page(
     full = cost(study.layers, uniform(study.layers, FULL_PRECISION), study.storage)
     full_bytes = full.size_bytes
     accuracy_place = facts(study, full_bytes)
-    show_accuracy(accuracy_place, None)
+    show_accuracy(accuracy_place, study, None)
+    question = st.container()
     images(study)
     columns = st.columns(3)
     matters = card(columns[0], "Which layers matter", "Waiting for relevance.")
@@ -195,4 +205,7 @@ with common.page(
     table(study)
     explanation()
     saved_results(study)
-    fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives)
+    with question:
+        go = common.started(study, *STAGES)
+    if go:
+        fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives)
