@@ -11,7 +11,7 @@ from typing import Any
 
 from mixqvit.cards import EMBEDDED
 from mixqvit.errors import ModelError, StoreError
-from mixqvit.store import KEPT, Store
+from mixqvit.store import KEPT, Store, fingerprint
 
 __all__ = [
     "LONGEST_NAME",
@@ -20,6 +20,7 @@ __all__ = [
     "embedded_description",
     "find_study",
     "forget_study",
+    "free_name",
     "keep_study",
     "known_studies",
     "studies_folder",
@@ -97,6 +98,21 @@ def keep_study(store: Store, name: str, description: StudyDescription) -> str:
         raise ModelError(f"{name} is the name of an embedded model; give the study another one.")
     store.put(_KEY, name, asdict(description))
     return name
+
+
+def free_name(store: Store, name: str, description: StudyDescription) -> str:
+    """Return a name that nobody chose, with a number behind it where it is that of another study."""
+    known = known_studies(store)
+    name = " ".join(name.split()) or "study"
+    found, number = name, 2
+    while found in EMBEDDED or (found in known and not _are_equal(known[found], description)):
+        found, number = f"{name[: LONGEST_NAME - 6]} ({number})", number + 1
+    return found
+
+
+def _are_equal(first: StudyDescription, second: StudyDescription) -> bool:
+    """Return whether two describe the same; what was saved has lists in place of tuples."""
+    return fingerprint(asdict(first)) == fingerprint(asdict(second))
 
 
 def forget_study(store: Store, name: str) -> None:

@@ -2,8 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,11 +99,25 @@ def open_study(
     return last.result
 
 
+Files = dict[str, str | None]
+"""By path what tells whether a study's files have changed; None for what is not there."""
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A study, about how many bytes it takes, and its files when it was opened."""
+
+    study: "Study"
+    size: int
+    files: Files
+
+
 class OpenStudies:
     """The studies that are open, shared by all sessions of a server.
 
-    Each is opened once, however many sessions ask for it at the same time. Those used longest ago are closed when all
-    together would take more than `limit_bytes`; who still works with one keeps it until the work is done.
+    Each is opened once, however many sessions ask for it at the same time, and again when somebody opens it after its
+    files have changed. Those used longest ago are closed when all together would take more than `limit_bytes`; who
+    still works with one keeps it until the work is done.
     """
 
     def __init__(self, limit_bytes: int | None = None) -> None:
@@ -113,9 +127,9 @@ class OpenStudies:
             limit_bytes: Memory for all together; by default half of what is free now, at most `LARGEST_LIMIT`.
         """
         self._limit_bytes = limit_bytes
-        self._studies: OrderedDict[Hashable, tuple[Study, int]] = OrderedDict()
+        self._studies: OrderedDict[tuple[str, float], _Open] = OrderedDict()
         self._lock = threading.Lock()
-        self._opening: dict[Hashable, threading.Lock] = {}
+        self._opening: dict[tuple[str, float], threading.Lock] = {}
 
     @cached_property
     def limit_bytes(self) -> int:
@@ -135,7 +149,7 @@ class OpenStudies:
             if key not in self._studies:
                 return None
             self._studies.move_to_end(key)
-            return self._studies[key][0]
+            return self._studies[key].study
 
     def open_steps(self, description: StudyDescription, outlier_factor: float = 1.0) -> Iterator[Progress]:
         """Open a study, or wait for the session that is opening it; the last result is the `Study`.
@@ -153,6 +167,8 @@ class OpenStudies:
         while not opening.acquire(timeout=SECONDS_BETWEEN_LOOKS):
             yield Progress(0, 1, "another session is opening it")
         try:
+            files = _files_of(description)
+            self._close_outdated(key[0], files)
             study = self.find(description, outlier_factor)
             if study is None:
                 settings = settings_from(description, outlier_factor=outlier_factor)
@@ -160,7 +176,7 @@ class OpenStudies:
                     study = step.result
                     if study is None:
                         yield step
-                self._add(key, study)
+                self._add(key, _Open(study, _bytes_of(study), files))
         finally:
             opening.release()
         yield Progress(1, 1, "open", study)
@@ -170,15 +186,42 @@ class OpenStudies:
         with self._lock:
             self._studies.clear()
 
-    def _add(self, key: Hashable, study: "Study") -> None:
+    def _close_outdated(self, described: str, files: Files) -> None:
+        """Close a description's studies, with whatever outliers, if their files are other ones now; not if gone."""
         with self._lock:
-            self._studies[key] = study, _bytes_of(study)
-            while len(self._studies) > 1 and sum(size for _, size in self._studies.values()) > self.limit_bytes:
+            for key, found in list(self._studies.items()):
+                if key[0] == described and any(
+                    state not in (None, found.files.get(path)) for path, state in files.items()
+                ):
+                    del self._studies[key]
+
+    def _add(self, key: tuple[str, float], opened: _Open) -> None:
+        with self._lock:
+            self._studies[key] = opened
+            while len(self._studies) > 1 and sum(found.size for found in self._studies.values()) > self.limit_bytes:
                 self._studies.popitem(last=False)
 
 
-def _key(description: StudyDescription, outlier_factor: float) -> str:
-    return fingerprint(asdict(description), float(outlier_factor))
+def _key(description: StudyDescription, outlier_factor: float) -> tuple[str, float]:
+    return fingerprint(asdict(description)), float(outlier_factor)
+
+
+def _files_of(description: StudyDescription) -> Files:
+    """Return size and time of change of a study's files; of folders those of the folder and of all in it."""
+    model = description.model or ""
+    folder = model.removeprefix("local-dir:") if model.startswith("local-dir:") else None
+    return {
+        path: _state(Path(path).expanduser()) for path in (folder, description.checkpoint, description.images) if path
+    }
+
+
+def _state(path: Path) -> str | None:
+    try:
+        paths = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
+        found = [(str(one), one.stat()) for one in paths]
+        return fingerprint([(name, state.st_size, state.st_mtime_ns) for name, state in found])
+    except OSError:
+        return None
 
 
 def _bytes_of(study: "Study") -> int:

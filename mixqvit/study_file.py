@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import safetensors
 import safetensors.torch
@@ -25,10 +25,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mixqvit.cards import EMBEDDED
 from mixqvit.datasets import Images, ImageSets, Sample, normalized
 from mixqvit.errors import MixQViTError, StudyFileError
-from mixqvit.library import LONGEST_NAME, StudyDescription, keep_study, known_studies, studies_folder
+from mixqvit.library import LONGEST_NAME, StudyDescription, free_name, keep_study, studies_folder
 from mixqvit.packing.architecture import build_described, describe
 from mixqvit.preprocessing import Preprocessing
 from mixqvit.records import Progress, Settings
@@ -69,7 +68,7 @@ class Content:
     def __init__(self, path: Path, document: Mapping[str, Any], digest: str) -> None:
         """Take a checked document; use `read_study_file`."""
         self._path, self._document = path, document
-        self.description = StudyDescription(**document["description"])
+        self.description = _description(document["description"])
         self.name = str(document["name"])[:LONGEST_NAME]
         self.results = sum(map(len, document["rows"].values())) + len(document["tensors"])
         self.digest = digest
@@ -96,9 +95,9 @@ class Content:
             name=found["name"],
             module=module.eval().requires_grad_(False),
             preprocessing=_preprocessing(found["preprocessing"]),
-            class_names=tuple(found["class_names"]),
-            label_names=tuple(found["label_names"]),
-            notes=tuple(found["notes"]),
+            class_names=_texts(found["class_names"]),
+            label_names=_texts(found["label_names"]),
+            notes=_texts(found["notes"]),
             arguments=found["architecture"].get("arguments", {}) if "timm" in found["architecture"] else {},
         )
 
@@ -127,7 +126,10 @@ class Content:
         if pixels.dtype == torch.uint8:
             pixels = normalized(pixels, mean, std)
         classes = tuple(self._document["model"]["class_names"])
-        return Images(found["source"], name, pixels, labels, classes, tuple(found["names"]), mean, std)
+        names = _texts(found["names"])
+        if len(pixels) != len(names) or (labels is not None and not _are_labels(labels, len(names), len(classes))):
+            raise ValueError("images, names and labels do not fit together")
+        return Images(found["source"], name, pixels, labels, classes, names, mean, std)
 
 
 def write_study_file_steps(study: "Study", name: str, path: str | Path) -> Iterator[Progress]:
@@ -209,7 +211,9 @@ def read_study_file(path: str | Path) -> Content:
         if metadata.get("version") != _VERSION:
             raise StudyFileError(f"{path} is of version {metadata.get('version')}, this program reads {_VERSION}.")
         names = sorted(file.keys())
-        if _digest((name, file.get_tensor(name)) for name in names) != metadata.get("sha256"):
+        with _understood(path, "its tensors"):
+            digest = _digest((name, file.get_tensor(name)) for name in names)
+        if digest != metadata.get("sha256"):
             raise _damaged(path, "its SHA-256 differs")
         with _understood(path, "its description"):
             document = json.loads(bytes(file.get_tensor(_DOCUMENT).numpy()))
@@ -241,8 +245,10 @@ def _restore(path: Path, document: Mapping[str, Any], study: "Study") -> None:
         _check_name(_KEY, key, path, study.identity)
         here = set(store.items(key))
         for item, value in row.items():
+            if "/" in item:  # tensors are listed under such names, with their sizes as values
+                raise _damaged(path, "a result in it has an impossible name")
             if item not in here:
-                store.put(key, str(item), value)
+                store.put(key, item, value)
     with _open(path) as file:
         for place, (key, item, names, metadata) in enumerate(document["tensors"]):
             _check_name(_KEY, key, path, study.identity)
@@ -287,18 +293,8 @@ def import_study_file(store: Store, path: str | Path, name: str | None = None) -
     description = replace(content.description, study_file=kept)
     *_, last = open_study_steps(description, store=store)
     study = last.result
-    name = keep_study(store, _free_name(store, name or content.name, description), description)
+    name = keep_study(store, free_name(store, name or content.name, description), description)
     return name, study, content.results
-
-
-def _free_name(store: Store, name: str, description: StudyDescription) -> str:
-    """Return the name, with a number behind it where it is that of another study."""
-    known = known_studies(store)
-    name = " ".join(name.split()) or "study"
-    found, number = name, 2
-    while found in EMBEDDED or (found in known and known[found] != description):
-        found, number = f"{name[: LONGEST_NAME - 6]} ({number})", number + 1
-    return found
 
 
 def _results(store: Store, identity: str) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str, dict, dict]]]:
@@ -342,6 +338,26 @@ def _compact(images: Images) -> Tensor:
 def _preprocessing(values: Mapping[str, Any]) -> Preprocessing:
     tuples = {name: tuple(values[name]) for name in ("input_size", "mean", "std")}
     return Preprocessing(**{**values, **tuples})
+
+
+def _description(values: Mapping[str, Any]) -> StudyDescription:
+    """Return what goes on the list of studies, which every page shows: model and settings, of the right types."""
+    kinds = get_type_hints(Settings)
+    settings = dict(values["settings"])
+    for name, value in settings.items():
+        if name in kinds and not isinstance(value, float | int if kinds[name] is float else kinds[name]):
+            raise TypeError(f"{name} cannot be {value!r}")
+    return StudyDescription(*_texts([values["model"]]), settings=settings)
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("names are texts")
+    return tuple(values)
+
+
+def _are_labels(labels: Tensor, count: int, classes: int) -> bool:
+    return labels.dtype == torch.int64 and labels.shape == (count,) and bool(((labels >= 0) & (labels < classes)).all())
 
 
 def _check_name(pattern: re.Pattern[str], name: Any, path: Path, identity: str = "") -> None:

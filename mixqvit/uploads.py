@@ -4,6 +4,7 @@ import hashlib
 import re
 import shutil
 import time
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -39,7 +40,7 @@ def keep_upload(name: str, content: BinaryIO) -> Path:
     """
     folder = uploads_folder()
     digest, size = hashlib.sha256(), 0
-    partial = folder / f"partial {time.monotonic_ns()}"
+    partial = folder / f"partial {uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:

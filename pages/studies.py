@@ -1,9 +1,11 @@
 """Open a model of one's own on images of one's own."""
 
+import re
+
 import streamlit as st
 
 from mixqvit.figures import studies as figures
-from mixqvit.library import default_name, find_study, keep_study
+from mixqvit.library import default_name, find_study, free_name, keep_study
 from mixqvit.store import Store
 from pages.parts import common
 from pages.parts.studies_form import Filled, form
@@ -19,7 +21,7 @@ def open_described(filled: Filled, wished_name: str) -> None:
         if step.done < step.total:
             place.progress(step.done / step.total, step.doing)
     store, study = Store(), step.result
-    name = wished_name.strip() or default_name(description, study.model.name)
+    name = wished_name.strip() or free_name(store, default_name(description, study.model.name), description)
     if find_study(store, name) != description:
         name = keep_study(store, name, description)
     common.open_next(name)
@@ -34,7 +36,7 @@ def about(study) -> None:
             common.fact(st, label, value, below, help_text)
     sample = study.image_sets.sample
     notes = (*study.model.notes, f"Measured on {sample.how}.", *sample.notes)
-    st.markdown("\n".join(f"- {note}" for note in notes))
+    st.markdown("\n".join(f"- {_plain(note)}" for note in notes))
     skipped = study.image_sets.sample.skipped
     if skipped:
         with st.expander(f"{len(skipped)} images could not be read and were skipped", icon=":material/broken_image:"):
@@ -42,6 +44,11 @@ def about(study) -> None:
     st.dataframe(figures.preprocessing_frame(study.model.preprocessing), hide_index=True)
     st.info(figures.estimate_words(study.estimate()), icon=":material/timer:")
     st.page_link("pages/overview.py", label="Go to the overview", icon=":material/arrow_forward:")
+
+
+def _plain(text: str) -> str:
+    """Return Markdown that shows the text as it is: names in it are those of other people's files."""
+    return re.sub(r"([\\`*_\[\]$:<>!#~|])", r"\\\1", text)
 
 
 with common.page(

@@ -1,6 +1,7 @@
 """Commands around saved studies, and the options that say which model and images are meant."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 from mixqvit.commands import main
+from mixqvit.commands.parser import parser
+from mixqvit.commands.studies import description_of
 from mixqvit.library import forget_study, known_studies
 from mixqvit.store import Store
 from mixqvit.study import Settings
@@ -130,3 +133,21 @@ def test_bad_input_exits_with_2_and_one_line(run, arguments, message):
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_another_folder_of_the_same_name_is_another_study(document, own, tmp_path):
+    first = document("analyze", *own)["study"]
+    shutil.copytree(own[-1], tmp_path / "photos")
+    other = document("analyze", *own[:-1], tmp_path / "photos")["study"]
+    assert [first, other] == ["digits_swin on photos", "digits_swin on photos (2)"]
+    assert list(known_studies(Store())) == [first, other]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("local-dir:models/mine", "local-dir:{}/models/mine"), ("vit_tiny_patch16_224", "vit_tiny_patch16_224")],
+)
+def test_a_folder_of_a_model_means_the_same_from_everywhere(model, expected, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = parser().parse_args(["layers", "--model", model])
+    assert description_of(options).model == expected.format(Path.cwd())

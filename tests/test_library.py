@@ -10,6 +10,7 @@ from mixqvit.library import (
     default_name,
     find_study,
     forget_study,
+    free_name,
     keep_study,
     known_studies,
     studies_folder,
@@ -72,3 +73,14 @@ def test_what_a_later_version_added_is_passed_over(store: Store):
 )
 def test_default_names(images: str | None, name: str):
     assert default_name(StudyDescription(None, images=images), "vit") == name
+
+
+def test_a_name_that_nobody_chose_takes_no_other_studys(store: Store):
+    tuples = StudyDescription("m", preprocessing={"mean": (0.5,)})
+    assert free_name(store, " m on\nphotos ", tuples) == "m on photos"
+    keep_study(store, "m on photos", tuples)
+    assert free_name(store, "m on photos", tuples) == "m on photos"
+    assert free_name(store, "m on photos", DESCRIPTION) == "m on photos (2)"
+    assert free_name(store, "digits_vit", DESCRIPTION) == "digits_vit (2)"
+    keep_study(store, "x" * 80, tuples)
+    assert len(free_name(store, "x" * 80, DESCRIPTION)) <= 80

@@ -1,9 +1,11 @@
 """Opening studies: from descriptions, once for all sessions, within a bound of memory."""
 
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mixqvit import open_studies
 from mixqvit.errors import AccessError, ImageError, ModelError
@@ -119,3 +121,25 @@ def test_a_session_that_goes_away_while_opening_blocks_nobody():
     next(steps)
     steps.close()
     assert opened(studies, description()) is not None
+
+
+def photographs(folder: Path, count: int) -> StudyDescription:
+    for number in range(count):
+        path = folder / "photos" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), number + 1).save(path)
+    return StudyDescription("digits_swin", images=str(folder / "photos"))
+
+
+def test_files_that_have_changed_are_read_again_when_somebody_opens_the_study(tmp_path: Path):
+    studies, described = OpenStudies(10**12), photographs(tmp_path, 30)
+    first, amplified = opened(studies, described), opened(studies, described, 4.0)
+    assert opened(studies, described) is first
+    photographs(tmp_path, 40)
+    assert studies.find(described) is first, "who works with it is not disturbed"
+    again = opened(studies, described)
+    assert (len(first.evaluation_images), len(again.evaluation_images)) == (27, 36)
+    assert studies.find(described) is again
+    assert studies.find(described, 4.0) is not amplified
+    shutil.rmtree(tmp_path / "photos")
+    assert opened(studies, described) is again, "uploads are removed after a while"

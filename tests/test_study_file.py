@@ -129,6 +129,51 @@ def with_key(key: str, item: str):
     return change
 
 
+def in_description(**values: object):
+    return lambda document: document["description"].update(values)
+
+
+def in_model(**values: object):
+    return lambda document: document["model"].update(values)
+
+
+def built_with(**arguments: object):
+    return lambda document: document["model"]["architecture"]["arguments"].update(arguments)
+
+
+def with_item(item: str, value: object):
+    return lambda document: next(iter(document["rows"].values())).update({item: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_description(model=5),
+        in_description(settings={"baseline": "many"}),
+        in_description(settings={"outlier_factor": [2]}),
+        in_description(settings={"telepathy": True}),
+        in_model(class_names=list(range(10))),
+        in_model(class_names=["one"]),
+        in_model(notes=[{}]),
+        built_with(embed_dim=96000),
+        built_with(embed_dim=10**9),
+        built_with(num_heads=[0, 0]),
+        with_item("tensors/../../../elsewhere", 1),
+        with_item("tensors/much", 10**15),
+    ],
+)
+def test_what_pages_and_memory_could_not_bear_is_refused(file: Path, tmp_path: Path, change):
+    store = Store(tmp_path / "store")
+    with pytest.raises(MixQViTError):
+        import_study_file(store, resealed(file, tmp_path / "file", change))
+    assert known_studies(store) == {}
+
+
+def test_descriptions_lead_to_no_files(file: Path, tmp_path: Path):
+    changed = resealed(file, tmp_path / "file", in_description(checkpoint="/a.pth", images={"a": 1}, study_file="../b"))
+    assert read_study_file(changed).description == read_study_file(file).description
+
+
 @pytest.mark.parametrize("key", ["kept studies", "../../evil", "0" * 16 + "-" + "0" * 64])
 def test_results_of_other_studies_are_refused(file: Path, tmp_path: Path, key: str):
     store = Store(tmp_path / "store")

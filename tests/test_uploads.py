@@ -64,3 +64,18 @@ def test_an_old_upload_is_removed():
     os.utime(old.parent, (time.time() - uploads.KEPT_SECONDS - 60,) * 2)
     remove_old_uploads()
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_two_uploads_in_the_same_moment_do_not_meet(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 1)
+
+    class Slow(io.BytesIO):
+        """While it is read, another session sends its file."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            found.setdefault("other", keep_upload("other.zip", io.BytesIO(b"other")))
+            return super().read(size)
+
+    found: dict[str, Path] = {}
+    assert keep_upload("mine.zip", Slow(b"mine")).read_bytes() == b"mine"
+    assert found["other"].read_bytes() == b"other"

@@ -10,7 +10,7 @@ from mixqvit.commands.printing import Document, measured_columns, measurement, t
 from mixqvit.commands.studies import description_of, finish
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import StudyFileError
-from mixqvit.library import default_name, find_study, forget_study, keep_study, known_studies
+from mixqvit.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
 from mixqvit.store import Store
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def analyze(options: argparse.Namespace) -> tuple[Document, str]:
     study = open_study(options)
     store = study.store
     known = options.model if options.model in known_studies(store) else None
-    name = options.name or known or default_name(description, study.model.name)
+    name = options.name or known or free_name(store, default_name(description, study.model.name), description)
     if find_study(store, name) != description:
         name = keep_study(store, name, description)
     expected = study.estimate()

@@ -47,7 +47,7 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     saved = known_studies(Store()).get(options.model)
     if saved is None:
         checkpoint, images = (_absolute(path) for path in (options.checkpoint, options.images))
-        return StudyDescription(options.model, checkpoint, images, preprocessing, settings)
+        return StudyDescription(_absolute_folder(options.model), checkpoint, images, preprocessing, settings)
     if options.checkpoint or options.images or preprocessing:
         raise ModelError(
             f"{options.model} is a saved study, which has its checkpoint, images and preprocessing. Leave those "
@@ -59,6 +59,14 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
 def _absolute(source: str | None) -> str | None:
     """Return a path as it means the same from every folder; other sources, such as `digits`, stay."""
     return str(Path(source).resolve()) if source and Path(source).exists() and source != "digits" else source
+
+
+def _absolute_folder(model: str | None) -> str | None:
+    """Return the same for a model that is a folder, `local-dir:FOLDER`; other names stay."""
+    kind, found, folder = (model or "").partition("local-dir:")
+    if kind or not folder:
+        return model
+    return f"{found}{Path(folder).expanduser().resolve()}"
 
 
 def _preprocessing(texts: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mixqvit.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["FORMATS", "MAX_ASPECT", "MAX_PIXELS", "decoder", "upright"]
+__all__ = ["FORMATS", "MAX_ASPECT", "MAX_PIXELS", "MAX_RESIZED_PIXELS", "decoder", "upright"]
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF")
 """What is opened, by Pillow's names: plain pictures. Never formats that start other programs, as PostScript does."""
@@ -25,6 +25,9 @@ MAX_PIXELS = 64 * 10**6
 
 MAX_ASPECT = 100
 """Longer side by shorter side: the shorter one becomes the model's, and the longer one grows with it."""
+
+MAX_RESIZED_PIXELS = 256 * 10**6
+"""Pixels of an image resized for a model, of which the crop is taken: a crop of 1 % of a side needs a huge one."""
 
 # What Pillow warns about is either refused here (size) or said with the image (damage), or harmless.
 warnings.filterwarnings("ignore", module=r"PIL\..*")
@@ -42,6 +45,7 @@ def decoder(preprocessing: Preprocessing) -> Callable[[bytes], Tensor]:
 
     def decode(data: bytes) -> Tensor:
         picture = upright(data, mode)
+        _check_resized(picture.size, preprocessing)
         try:
             return transform(picture)
         except (ValueError, OSError, MemoryError) as error:
@@ -85,6 +89,17 @@ def _check_size(width: int, height: int) -> None:
         raise UnreadableImage(f"it has {width}x{height} pixels, more than {MAX_PIXELS:,}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise UnreadableImage(f"it is too long and narrow ({width}x{height} pixels)")
+
+
+def _check_resized(size: tuple[int, int], preprocessing: Preprocessing) -> None:
+    """Refuse what resizing would blow up: the shorter side becomes that of the model divided by the kept part."""
+    height, width = (side / preprocessing.crop_pct for side in preprocessing.input_size[1:])
+    elongation = 1.0 if preprocessing.crop_mode == "squash" else max(size) / min(size)
+    if height * width * elongation > MAX_RESIZED_PIXELS:
+        raise UnreadableImage(
+            f"a crop of {preprocessing.crop_pct:g} of its side would need it resized to more than "
+            f"{MAX_RESIZED_PIXELS:,} pixels"
+        )
 
 
 def _eight_bits(picture: "Picture") -> "Picture":

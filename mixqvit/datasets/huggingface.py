@@ -161,6 +161,11 @@ class HubDataset:
             limits[evaluation if evaluation in by_split else next(iter(by_split))] = EVALUATION_BYTES
         needed = []
         for split, limit in limits.items():
+            if sizes[by_split[split][0]] > EVALUATION_BYTES:
+                raise ImageError(
+                    f"a single file of {self.source} has more than the {EVALUATION_BYTES >> 30} GiB that are "
+                    "downloaded; download it yourself, and give its path"
+                )
             files, size = [], 0
             for file in by_split[split]:
                 size += sizes[file]

@@ -250,7 +250,8 @@ class _Reading:
             if all(place in decoded for place in places):
                 break
         if not decoded:
-            raise ImageError(f"{self.where} has no image for {split} that can be used: {self._first_three()}")
+            reason = self._first_three() or "all others are copies of the calibration images; add other ones"
+            raise ImageError(f"{self.where} has no image for {split} that can be used: {reason}")
         return [decoded[place] for place in sorted(decoded)]
 
     def _skip(self, position: int, reason: str) -> None:

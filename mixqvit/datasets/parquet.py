@@ -19,7 +19,9 @@ MAX_ROWS = 20_000_000
 MAX_GROUP_BYTES = 8 * 2**30
 """Bytes of one group of rows, which is what is unpacked at once at most; most have a hundredth of it."""
 
-_BATCH_ROWS = 64
+MAX_LABEL_CHARACTERS = 1000
+"""Characters of one label."""
+
 _IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "png")
 _LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category", "cls")
 
@@ -66,14 +68,14 @@ class Parquet:
                     columns = found
                 elif found[0] != columns[0]:
                     raise ImageError(f"the parquet files of {self.where} have different columns; give one kind of them")
+                if len(entries) + file_rows > MAX_ROWS:
+                    raise ImageError(f"{self.where} has more than {MAX_ROWS:,} rows; give a part of its files")
                 labels = _labels(path, found[1], file_rows)
             except ImageError:
                 raise
             except Exception as error:  # pyarrow and datasets raise all kinds for a damaged file
                 raise self._damaged(path, error) from error
             split = self.split(path)
-            if len(entries) + file_rows > MAX_ROWS:
-                raise ImageError(f"{self.where} has more than {MAX_ROWS:,} rows; give a part of its files")
             for row, label in enumerate(labels):
                 if isinstance(label, int) and names and 0 <= label < len(names):
                     label = names[label]
@@ -169,16 +171,28 @@ def _rank(name: str, preferred: Sequence[str]) -> int:
 
 
 def _labels(path: Path, column: str | None, rows: int) -> list[str | int | None]:
+    import pyarrow.compute
     import pyarrow.parquet
 
     if column is None:
         return [None] * rows
-    with pyarrow.parquet.ParquetFile(path) as file:
-        return file.read(columns=[column]).column(column).to_pylist()
+    # Texts come as numbers and a list of those that occur: a kilobyte can say the same long text a million times.
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
+        chunks = file.read(columns=[column]).column(column).chunks
+    labels: list[str | int | None] = []
+    for chunk in chunks:
+        if not pyarrow.types.is_dictionary(chunk.type):
+            labels += chunk.to_pylist()
+            continue
+        if (pyarrow.compute.max(pyarrow.compute.binary_length(chunk.dictionary)).as_py() or 0) > MAX_LABEL_CHARACTERS:
+            raise ImageError(f"the file {path} holds a label of more than {MAX_LABEL_CHARACTERS:,} characters")
+        names = chunk.dictionary.to_pylist()
+        labels += [None if index is None else names[index] for index in chunk.indices.to_pylist()]
+    return labels
 
 
 def _values(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """Yields some cells of a column, a few rows in memory at a time."""
+    """Yields some cells of a column, one in memory at a time: a kilobyte can say the same large cell many times."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -188,7 +202,7 @@ def _values(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[int,
             wanted = [row for row in rows if first <= row < after]
             if wanted:
                 start = first
-                batches = file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False)
+                batches = file.iter_batches(1, row_groups=[group], columns=[column], use_threads=False)
                 for batch in batches:
                     for row in wanted:
                         if start <= row < start + batch.num_rows:

@@ -11,16 +11,20 @@ from mixqvit.datasets.listing import Entry, Listing, Steps, UnreadableImage, is_
 from mixqvit.errors import ImageError
 from mixqvit.records import Progress
 
-__all__ = ["MAX_TABLE_BYTES", "Table"]
+__all__ = ["MAX_TABLE_BYTES", "MAX_TABLE_ROWS", "Table"]
 
 MAX_TABLE_BYTES = 64 * 2**20
 """Bytes of a table: half a million rows of long paths."""
+
+MAX_TABLE_ROWS = 2_000_000
+"""Rows of a table: ImageNet's training set has 1.3 million."""
 
 FILE_HEADERS = frozenset({"file", "path", "image", "filename", "file_name", "filepath", "file_path", "image_path"})
 LABEL_HEADERS = frozenset({"label", "class", "target", "category", "label_name", "class_name"})
 
 _DELIMITERS = ",;\t|"
 _SNIFFED_ROWS = 50
+_REPORT_EVERY = 20_000
 
 
 class Table:
@@ -39,13 +43,16 @@ class Table:
         root = self.path.parent.resolve()
         labels: dict[str, str | None] = {}
         skipped = []
-        for number, row in rows:
+        inside: dict[str, bool] = {}
+        for place, (number, row) in enumerate(rows, start=1):
+            if place % _REPORT_EVERY == 0:
+                yield Progress(0, 1, f"listing: {place:,} of {len(rows):,} rows")
             name = row[file_column].strip().replace("\\", "/").removeprefix("./") if file_column < len(row) else ""
             label = row[label_column].strip() if label_column is not None and label_column < len(row) else ""
             if not name or (label_column is not None and not label):
                 skipped.append((f"row {number}", "it names no label" if name else "it names no file"))
                 continue
-            self._check(name, root, number)
+            self._check(name, root, number, inside)
             if labels.setdefault(name, label or None) != (label or None):
                 raise ImageError(
                     f"the table {self.path} gives {shown(name)} two labels, {shown(labels[name] or '')} and "
@@ -54,11 +61,16 @@ class Table:
         entries = tuple(Entry(shown(name, 4096), label, key=self.path.parent / name) for name, label in labels.items())
         return Listing(entries, skipped=tuple(skipped))
 
-    def _check(self, name: str, root: Path, number: int) -> None:
-        """Refuse a name that leads out of the table's folder."""
+    def _check(self, name: str, root: Path, number: int, inside: dict[str, bool]) -> None:
+        """Refuse a name that leads out of the table's folder; folders that were looked at are in `inside`."""
         outside = name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/") or "\0" in name
         try:
-            outside = outside or not is_inside((root / name).resolve(), root)
+            if not outside:
+                folder = name.rpartition("/")[0]
+                if folder not in inside:
+                    inside[folder] = is_inside((root / folder).resolve(), root)
+                file = root / name
+                outside = not inside[folder] or (file.is_symlink() and not is_inside(file.resolve(), root))
         except (OSError, RuntimeError, ValueError) as error:
             raise ImageError(f"row {number} of the table {self.path} names no usable path: {shown(name)}") from error
         if outside:
@@ -93,7 +105,13 @@ def _rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
         raise ImageError(f"the table {path} is no text: it holds NUL characters; save it as CSV UTF-8")
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        rows = []
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((reader.line_num, row))
+            if reader.line_num > MAX_TABLE_ROWS:
+                raise ImageError(f"the table {path} has more than {MAX_TABLE_ROWS:,} rows; give a part of it")
+        return rows
     except csv.Error as error:
         raise ImageError(f"the table {path} cannot be read as CSV ({error}); save it again as CSV UTF-8") from error
 

@@ -42,6 +42,7 @@ class TarArchive:
                         archive.members = []  # tarfile would keep them all
                         if member is None:
                             break
+                        reader.headers = 0
                         if members.count() % _REPORT_EVERY == 0:
                             yield Progress(0, 1, f"listing: {len(members.entries)} images")
                         if member.isdir():
@@ -65,6 +66,7 @@ class TarArchive:
         with self.path.open("rb") as file, closing(_Reader(file, self.path, MAX_FILE_BYTES)) as reader:
             for entry in sorted(entries, key=lambda entry: entry.key):
                 offset, size = entry.key
+                reader.headers = 0
                 try:
                     reader.seek(offset)
                     data = reader.read(size)
@@ -83,6 +85,8 @@ class _Reader:
         self._most = most
         self._position = 0
         self.last = b""
+        self.headers = 0
+        """Bytes read since somebody set it to 0; a listing reads headers only, of one member after the other."""
         self._compressed = path.stat().st_size
         start = file.read(6)
         file.seek(0)
@@ -101,8 +105,11 @@ class _Reader:
 
     def read(self, size: int) -> bytes:
         """Return so many bytes, fewer at the end."""
-        if not 0 <= size <= self._most:
-            raise ImageError(f"a member of the archive {self._path} has a header of {size} bytes; it is not read")
+        self.headers += size
+        if not (size >= 0 and self.headers <= self._most):
+            raise ImageError(
+                f"a member of the archive {self._path} has a header of {self.headers} bytes; it is not read"
+            )
         pieces = []
         while size:
             piece = self._more(size)

@@ -4,7 +4,8 @@ import contextlib
 import inspect
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -17,7 +18,17 @@ from mixqvit.errors import ModelError
 from mixqvit.zoo.checkpoints import Checkpoint
 from mixqvit.zoo.reading import first_line
 
-__all__ = ["arguments_of", "build", "check_finite", "classifiers", "differences", "fill", "in_timm_names", "on_meta"]
+__all__ = [
+    "arguments_of",
+    "build",
+    "build_class",
+    "check_finite",
+    "classifiers",
+    "differences",
+    "fill",
+    "in_timm_names",
+    "on_meta",
+]
 
 LARGEST_MODEL = 16 * 2**30
 LARGEST_NUMBER = 100_000
@@ -42,13 +53,29 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     Raises:
         ModelError: The arguments are impossible, or the model is too large.
     """
-    sketch = on_meta(name, arguments)
+    _check_size(name, arguments, on_meta(name, arguments))
+    with torch.random.fork_rng(devices=[]):
+        return _created(name, partial(timm.create_model, name), arguments)
+
+
+def build_class(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a module of a class of timm with fresh weights, drawn from the global random numbers.
+
+    Raises:
+        ModelError: The arguments are impossible, or the model is too large.
+    """
+    _check_arguments(arguments)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _LinspaceWithValues():
+        sketch = _created(kind.__name__, kind, arguments)
+    _check_size(kind.__name__, arguments, sketch)
+    return _created(kind.__name__, kind, arguments)
+
+
+def _check_size(name: str, arguments: Mapping[str, Any], sketch: nn.Module) -> None:
     tensors = [*sketch.parameters(), *sketch.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > LARGEST_MODEL:
         raise ModelError(f"{name} with {dict(arguments)} has {size / 2**30:.0f} GiB; choose a smaller model")
-    with torch.random.fork_rng(devices=[]):
-        return _created(name, arguments)
 
 
 def on_meta(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -61,7 +88,7 @@ def on_meta(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise ModelError(f"this version of timm has no model {name!r}")
     _check_arguments(arguments)
     with torch.device("meta"), _LinspaceWithValues():
-        return _created(name, arguments)
+        return _created(name, partial(timm.create_model, name), arguments)
 
 
 class _LinspaceWithValues(TorchFunctionMode):
@@ -72,9 +99,9 @@ class _LinspaceWithValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | values)
 
 
-def _created(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _created(name: str, create: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        return timm.create_model(name, **arguments)
+        return create(**arguments)
     except Exception as error:  # constructors raise what impossible arguments lead to
         given = f" with {dict(arguments)}" if arguments else ""
         raise ModelError(f"timm cannot build {name}{given} ({first_line(error)})") from error

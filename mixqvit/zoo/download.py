@@ -88,7 +88,7 @@ def _find(name: str, place: dict[str, Any], names: tuple[str, ...]) -> tuple[str
         except Exception as error:  # the client's library, and so its errors, differ between versions of the hub
             raise _explained(name, place["repo_id"], error) from error
     raise ModelError(
-        f"{place['repo_id']} on the hub has no weights of {name} ({' or '.join(names)}); give checkpoint=FILE"
+        f"{place['repo_id']} on the hub has no weights of {name} ({' or '.join(names)}); give a file as its checkpoint"
     )
 
 
@@ -117,7 +117,7 @@ def _probe(name: str) -> None:
     except Exception as error:  # see above
         raise ModelError(
             f"the pretrained weights of {name} must be downloaded, but {constants.ENDPOINT} cannot be reached "
-            f"({first_line(error)}); connect to the network, or give a downloaded file: checkpoint=FILE"
+            f"({first_line(error)}); connect to the network, or give a downloaded file as its checkpoint"
         ) from error
 
 
@@ -136,12 +136,12 @@ def _explained(name: str, repository: str, error: Exception, broke_off: bool = F
     if isinstance(error, HfHubHTTPError) and getattr(error, "response", None) is not None:
         return ModelError(
             f"the hub refused the weights of {name} (status {error.response.status_code} for {address}); try again "
-            "later, or give a downloaded file: checkpoint=FILE"
+            "later, or give a downloaded file as its checkpoint"
         )
     happened = "broke off" if broke_off else "failed"
     return ModelError(
         f"the download of {name} {happened} ({first_line(error)}); check the network and the free disk space, then "
-        "try again, or give a downloaded file: checkpoint=FILE"
+        "try again, or give a downloaded file as its checkpoint"
     )
 
 

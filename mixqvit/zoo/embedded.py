@@ -14,7 +14,7 @@ from torch import nn
 from mixqvit.cards import ASSETS, checkpoint_path, read_card
 from mixqvit.errors import ModelError
 from mixqvit.preprocessing import Preprocessing
-from mixqvit.zoo.architectures import fill
+from mixqvit.zoo.architectures import build_class, fill
 from mixqvit.zoo.checkpoints import Checkpoint, read_checkpoint
 from mixqvit.zoo.model import Model, frozen
 
@@ -45,13 +45,13 @@ def build_architecture(architecture: Mapping[str, Any]) -> nn.Module:
     """Builds the timm module a card describes by `class` and `arguments`, with fresh weights.
 
     Raises:
-        ModelError: The class is none that embedded models use.
+        ModelError: The class is none that embedded models use, or its arguments are impossible.
     """
     if architecture["class"] not in ARCHITECTURES:
         raise ModelError(
             f"unknown architecture {architecture['class']!r}; it must be one of {', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[architecture["class"]](**architecture["arguments"])
+    return build_class(ARCHITECTURES[architecture["class"]], architecture["arguments"])
 
 
 def embedded_from(name: str, checkpoint: Checkpoint) -> Model:

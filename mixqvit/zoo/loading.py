@@ -69,7 +69,7 @@ def load_model_steps(
             _check_name(name)
         steps = _from_checkpoint(name, Path(checkpoint).expanduser())
     elif name is None:
-        raise ModelError("name a model, or give a file of weights: checkpoint=FILE")
+        raise ModelError("name a model, or give a file of weights as its checkpoint")
     elif name in EMBEDDED:
         steps = iter([Progress(0, 1, f"Reading {name}"), Progress(1, 1, f"{name} is loaded", load_embedded(name))])
     else:
@@ -223,7 +223,7 @@ def _pretrained(name: str) -> Iterator[Progress]:
     """The pretrained model of timm, from the local cache where it is there, otherwise over the network."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
-        raise ModelError(f"timm has no pretrained weights for {name}; give a file of your own: checkpoint=FILE")
+        raise ModelError(f"timm has no pretrained weights for {name}; give a file of your own as its checkpoint")
     _check_classes(name, config.num_classes)
     yield Progress(0, 1, f"Looking for the weights of {name}")
     overlay, total = None, 1
@@ -238,7 +238,7 @@ def _pretrained(name: str) -> Iterator[Progress]:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"the pretrained weights of {name} could not be loaded ({first_line(error)}); check the network, "
-            "or give a downloaded file: checkpoint=FILE"
+            "or give a downloaded file as its checkpoint"
         ) from error
     check_finite(module.state_dict(), f"the pretrained weights of {name}")
     yield Progress(total, total, f"{name} is loaded", _timm_model(name, module))

@@ -181,7 +181,7 @@ def _images() -> object:
             help="Read in place, never unpacked, and removed after a day. One folder per class inside, or no folders: "
             "then there are no labels.",
         )
-    name = st.text_input("Name of the data set", key="data set", placeholder="owner/name").strip()
+    name = st.text_input("Name of the data set", key="data set", placeholder="owner/name").strip().removeprefix("hf:")
     split = st.text_input("Split", key="data set split", placeholder="validation or test where there is one").strip()
     return name and f"hf:{name}" + (f"@{split}" if split else "")
 

@@ -80,7 +80,7 @@ def _import(uploaded) -> None:
         uploaded.seek(0)
         path = keep_upload(uploaded.name, uploaded)
         name, _, count = import_study_file(Store(), path)
-        path.unlink()
+        path.unlink(missing_ok=True)  # another session may have imported the same file
     st.session_state[SAID] = ("success", f"Imported “{name}” with {count:,} results.")
     common.open_next(name)
     st.rerun()

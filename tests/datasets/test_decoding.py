@@ -215,3 +215,10 @@ def test_formats_that_start_other_programs_are_not_opened() -> None:
     Image.new("RGB", (4, 4)).save(file, "EPS")
     with pytest.raises(UnreadableImage):
         upright(file.getvalue(), "RGB")
+
+
+@pytest.mark.parametrize(("crop", "size"), [(0.001, (20, 20)), (0.02, (2000, 20))])
+def test_a_crop_that_would_blow_the_image_up_is_refused(crop: float, size: tuple[int, int]) -> None:
+    decode = decoder(Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, crop_pct=crop))
+    with pytest.raises(UnreadableImage, match="resized to more than"):
+        decode(encoded(Image.new("RGB", size)))

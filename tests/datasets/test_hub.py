@@ -238,3 +238,11 @@ def test_the_real_client_without_network_with_it_and_without_again(tmp_path: Pat
         process.stdin.close()
     assert {path.parts[len(cache.parts)] for path in cache.rglob("*")} == {"datasets"}
     assert not home.exists()
+
+
+def test_one_huge_file_is_refused_before_it_is_downloaded(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(hub.revisions["main"] / "test-00000.parquet", table(12))
+    monkeypatch.setattr(huggingface, "EVALUATION_BYTES", 1000)
+    with pytest.raises(ImageError, match="a single file of hf:zoo/animals"):
+        load_image_sets("hf:zoo/animals", tiny_model(ANIMALS))
+    assert hub.downloaded == []

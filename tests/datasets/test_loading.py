@@ -11,7 +11,7 @@ from mixqvit.datasets import Sampling, load_image_sets, load_image_sets_steps, l
 from mixqvit.errors import ImageError
 from mixqvit.preprocessing import Preprocessing
 from mixqvit.zoo import Model, load_model
-from tests.datasets.files import class_folders, encoded, imagenet_model, tiny_model
+from tests.datasets.files import ANIMALS, class_folders, encoded, imagenet_model, tiny_model, write_image
 
 
 def test_progress_counts_images(tmp_path: Path) -> None:
@@ -169,3 +169,10 @@ def test_deit_tiny_on_the_photographs(shared: Path, photographs: Path) -> None:
     with torch.inference_mode():
         decisions = torch.cat([model.module(batch).argmax(1) for batch in evaluation.pixels.split(64)])
     assert 0.81 < (decisions == evaluation.labels).float().mean() < 0.84
+
+
+def test_copies_of_the_calibration_image_alone_say_so(tmp_path: Path) -> None:
+    for number in range(5):
+        write_image(tmp_path / "ant" / f"{number}.png", 1)
+    with pytest.raises(ImageError, match="all others are copies of the calibration images"):
+        load_image_sets(tmp_path, tiny_model(ANIMALS))

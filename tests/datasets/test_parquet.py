@@ -174,6 +174,7 @@ def test_files_of_different_kinds_are_refused(tmp_path: Path) -> None:
 
 def test_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "MAX_ROWS", 30)
+    monkeypatch.setattr(parquet, "_labels", lambda *_: pytest.fail("a kilobyte may claim a billion rows"))
     with pytest.raises(ImageError, match="more than 30 rows"):
         loaded(write(tmp_path / "animals.parquet", table()))
 
@@ -200,3 +201,34 @@ def test_a_damaged_file_is_an_error_in_words_or_readable(tmp_path: Path, origina
         assert loaded(tmp_path / "animals.parquet").sample.found
     except ImageError as error:
         assert "\n" not in str(error)
+
+
+def repeated(path: Path, column: str, value: object, other: dict[str, list], kind: pa.DataType) -> Path:
+    """Write a column of one large value said many times: a file of some kilobytes."""
+    count = len(next(iter(other.values())))
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value], kind))
+    rows = pa.table({column: values, **other})
+    with pq.ParquetWriter(
+        path, rows.schema, compression="zstd", dictionary_pagesize_limit=2**30, store_schema=False
+    ) as file:
+        file.write_table(rows)
+    assert path.stat().st_size < 20_000
+    return path
+
+
+def test_a_long_text_is_no_label_however_often_it_is_said(tmp_path: Path) -> None:
+    path = repeated(tmp_path / "a.parquet", "label", "x" * 100_000, {"image": [png(1)] * 300}, pa.string())
+    with pytest.raises(ImageError, match="label of more than 1,000 characters"):
+        loaded(path)
+
+
+def test_one_large_cell_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    size = 4 * 2**20
+    path = repeated(tmp_path / "a.parquet", "image", bytes(size), {"label": [0, 1, 2] * 22}, pa.binary())
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert [len(value) for _, value in parquet._values(path, "image", [1, 65])] == [size, size]
+    finally:
+        pa.set_memory_pool(before)
+    assert size < pool.max_memory() < 10 * size

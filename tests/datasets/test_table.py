@@ -154,3 +154,17 @@ def test_a_table_that_is_too_large_is_refused(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(table, "MAX_TABLE_BYTES", 100)
     with pytest.raises(ImageError, match="is larger than"):
         loaded(folder, rows())
+
+
+def test_rows_are_counted_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "MAX_TABLE_ROWS", 30)
+    with pytest.raises(ImageError, match="more than 30 rows"):
+        loaded(folder, rows())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_folder_that_is_a_link_out_is_refused(folder: Path) -> None:
+    write_image(folder.parent / "secrets" / "a.png", 1)
+    (folder / "link").symlink_to(folder.parent / "secrets")
+    with pytest.raises(ImageError, match=r"names link/a\.png, which is not inside"):
+        loaded(folder, rows() + "\nlink/a.png,ant")

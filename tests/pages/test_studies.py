@@ -11,7 +11,8 @@ from mixqvit.access import ROOTS_VARIABLE
 from mixqvit.library import StudyDescription, find_study, forget_study, keep_study, known_studies
 from mixqvit.store import Store
 from mixqvit.zoo import load_model
-from pages.parts.common import NEXT_STUDY
+from pages.parts.common import NEXT_STUDY, open_studies
+from tests.pages.conftest import STAGES
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 
@@ -38,7 +39,7 @@ def page(data: Path, open_page) -> AppTest:
 
 def opened(at: AppTest) -> str | None:
     """The study that the page asked for; AppTest runs a page without the sidebar, which would switch to it."""
-    return at.session_state.filtered_state.get(NEXT_STUDY)
+    return at.session_state.get(NEXT_STUDY)
 
 
 def errors(at: AppTest) -> list[str]:
@@ -136,6 +137,41 @@ def test_saved_studies_are_chosen_removed_and_brought_back(data: Path, open_page
 def test_a_link_to_a_study_that_is_not_here_says_so(data: Path):
     at = AppTest.from_file(str(APP), default_timeout=300)
     at.query_params["study"] = "somewhere else"
+    for stage in STAGES:  # the Overview below the sidebar is not what this is about
+        at.session_state[f"stopped {stage} on digits_vit 1"] = True
     at.run()
     assert "somewhere else" in " ".join(message.value for message in at.warning)
     assert at.session_state.study == "digits_vit"
+
+
+def test_a_data_set_may_be_named_with_its_prefix(page: AppTest):
+    at = choose(page, "embedded")
+    at.segmented_control(key="image source").set_value("hub").run()
+    at.text_input(key="data set").set_value(" hf:nobody ")
+    at.button(key="open").click().run()
+    assert "'hf:nobody' names no data set" in " ".join(errors(at))
+
+
+def test_another_study_of_the_same_default_name_stays(data: Path, open_page):
+    taken = StudyDescription("digits_swin", settings={"evaluation_images": 12})
+    keep_study(Store(), "digits_swin on photos", taken)
+    at = choose(open_page("studies"), "file", checkpoint_path="weights.pth", images_path="photos")
+    at.text_input(key="architecture").set_value("digits_swin")
+    at.button(key="open").click().run()
+    assert not errors(at)
+    assert opened(at) == "digits_swin on photos (2)"
+    assert find_study(Store(), "digits_swin on photos") == taken
+
+
+def test_names_of_files_are_shown_as_they_are(data: Path, open_page):
+    for number, name in enumerate(["![x](http:", "$b$", *"cdefghij"]):
+        (data / "photos" / str(number)).rename(data / "photos" / name)
+    description = StudyDescription("digits_swin", images=str(data / "photos"))
+    keep_study(Store(), "odd names", description)
+    for _ in open_studies().open_steps(description):
+        pass
+    at = open_page("studies", "odd names")
+    at.session_state.study = "odd names"
+    at.run()
+    notes = " ".join(text.value for text in at.markdown)
+    assert "from \\!\\[x\\](http" in notes

@@ -222,7 +222,7 @@ def test_unknown_names(name: str, message: str) -> None:
 
 
 def test_pretrained_weights_without_network(no_hub: Path) -> None:
-    with pytest.raises(ModelError, match=r"cannot be reached .*checkpoint=FILE"):
+    with pytest.raises(ModelError, match=r"cannot be reached .*as its checkpoint"):
         load_model("test_vit")
 
 
