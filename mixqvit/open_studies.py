@@ -28,6 +28,11 @@ and weights prepared at some bit-widths."""
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
+OTHER_VERSIONS = (
+    "Its results were computed by other versions of this program or its libraries; those that may differ are computed "
+    "again here."
+)
+
 
 def settings_from(description: StudyDescription, **changed: Any) -> "Settings":
     """Return the settings of a described study.
@@ -72,8 +77,12 @@ def open_study_steps(
         path = studies_folder(store) / description.study_file
         yield Progress(0, 1, "checking the study file")
         content = read_study_file(path)
-        study = Study(content.model(), content.images(), settings, store)
-        restore_results(content, study)
+        model, images = content.model(), content.images()
+        study = Study(model, images, settings, store)
+        belongs = restore_results(content, study)
+        if not belongs or content.made_with != study.made_with:
+            noted = replace(model, notes=(*model.notes, OTHER_VERSIONS))
+            study = Study(noted, images, settings, store)
         yield Progress(1, 1, "open", study)
         return
     for path in (description.checkpoint, description.images):

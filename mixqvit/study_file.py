@@ -62,6 +62,7 @@ class Content:
         name: What the study was called where it was written.
         results: How many results the file holds.
         digest: Hexadecimal SHA-256 of the content.
+        identity: What the keys of its results begin with.
         made_with: Versions of what computed the results, by name.
     """
 
@@ -72,6 +73,7 @@ class Content:
         self.name = str(document["name"])[:LONGEST_NAME]
         self.results = sum(map(len, document["rows"].values())) + len(document["tensors"])
         self.digest = digest
+        self.identity = str(document["identity"])
         self.made_with: Mapping[str, str] = document["made_with"]
 
     def model(self) -> Model:
@@ -220,23 +222,24 @@ def read_study_file(path: str | Path) -> Content:
             return Content(path, document, metadata["sha256"])
 
 
-def restore_results(content: Content, study: "Study") -> None:
+def restore_results(content: Content, study: "Study") -> bool:
     """Put the results of a study file into the store of the study that was opened from it.
 
     What the store has already stays as it is.
 
+    Returns:
+        Whether they belong to the study as the versions here read it; otherwise nothing is put there.
+
     Raises:
-        StudyFileError: The file's results belong to another model or other images.
+        StudyFileError: The results cannot be read.
         StoreError: The cache folder cannot be written.
     """
     path, document = content._path, content._document
     if document["identity"] != study.identity:
-        raise StudyFileError(
-            f"The results in {path} do not belong to the model and images in it as this version of the program reads "
-            "them: export the study again with this version, or compute it here."
-        )
+        return False
     with _understood(path, "its results"):
         _restore(path, document, study)
+    return True
 
 
 def _restore(path: Path, document: Mapping[str, Any], study: "Study") -> None:
@@ -272,7 +275,8 @@ def import_study_file(store: Store, path: str | Path, name: str | None = None) -
             already gets a number behind it.
 
     Returns:
-        Its name here, the opened study, and the number of results in the file.
+        Its name here, the opened study, and the number of results in the file; 0 if the versions here read its model
+        or images differently, so that everything is computed again.
 
     Raises:
         StudyFileError: It is no study file, or is damaged.
@@ -294,7 +298,8 @@ def import_study_file(store: Store, path: str | Path, name: str | None = None) -
     *_, last = open_study_steps(description, store=store)
     study = last.result
     name = keep_study(store, free_name(store, name or content.name, description), description)
-    return name, study, content.results
+    belongs = study.identity == content.identity
+    return name, study, content.results if belongs else 0
 
 
 def _results(store: Store, identity: str) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str, dict, dict]]]:

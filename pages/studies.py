@@ -1,7 +1,5 @@
 """Open a model of one's own on images of one's own."""
 
-import re
-
 import streamlit as st
 
 from mixqvit.figures import studies as figures
@@ -36,7 +34,7 @@ def about(study) -> None:
             common.fact(st, label, value, below, help_text)
     sample = study.image_sets.sample
     notes = (*study.model.notes, f"Measured on {sample.how}.", *sample.notes)
-    st.markdown("\n".join(f"- {_plain(note)}" for note in notes))
+    st.markdown("\n".join(f"- {common.as_sentence(note)}" for note in notes))
     skipped = study.image_sets.sample.skipped
     if skipped:
         with st.expander(f"{len(skipped)} images could not be read and were skipped", icon=":material/broken_image:"):
@@ -44,11 +42,6 @@ def about(study) -> None:
     st.dataframe(figures.preprocessing_frame(study.model.preprocessing), hide_index=True)
     st.info(figures.estimate_words(study.estimate()), icon=":material/timer:")
     st.page_link("pages/overview.py", label="Go to the overview", icon=":material/arrow_forward:")
-
-
-def _plain(text: str) -> str:
-    """Return Markdown that shows the text as it is: names in it are those of other people's files."""
-    return re.sub(r"([\\`*_\[\]$:<>!#~|])", r"\\\1", text)
 
 
 with common.page(

@@ -51,6 +51,7 @@ def test_an_imported_study_has_the_same_model_images_and_results(study: Study, f
     assert imported.relevance() == study.relevance()
     assert imported.saved_allocations() == study.saved_allocations()
     assert count == read_study_file(file).results
+    assert imported.model.notes == study.model.notes
 
 
 def test_nothing_is_computed_again(file: Path, tmp_path: Path):
@@ -97,6 +98,17 @@ def test_another_program_version_is_no_obstacle_but_its_results_are_not_used(
     monkeypatch.setattr("mixqvit.study.base.code_version", lambda *names: "later")
     _, imported, _ = import_study_file(Store(tmp_path), file)
     assert imported.saved_evaluation(BITS) is None
+    assert any("other versions" in note for note in imported.model.notes)
+
+
+def test_a_model_that_is_read_differently_here_opens_without_the_results(file: Path, tmp_path: Path):
+    def change(document: dict) -> None:
+        document["identity"] = "0" * 16
+
+    _, imported, count = import_study_file(Store(tmp_path / "store"), resealed(file, tmp_path / "file", change))
+    assert count == 0
+    assert imported.saved_evaluation(BITS) is None
+    assert any("other versions" in note for note in imported.model.notes)
 
 
 def test_missing_and_foreign_files(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mixqvit.commands.printing import Document, measured_columns, measurement, table
 from mixqvit.commands.studies import description_of, finish
 from mixqvit.commands.studies import study as open_study
-from mixqvit.errors import StudyFileError
+from mixqvit.errors import StudyFileError, UnsupportedOperationError
 from mixqvit.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
 from mixqvit.store import Store
 
@@ -31,10 +31,15 @@ def analyze(options: argparse.Namespace) -> tuple[Document, str]:
     expected = study.estimate()
     print(f"{name}: {expected or 'not estimated on a GPU'}; stop and start again as you like.", file=sys.stderr)
     finish(study.evaluate_steps(32))
-    finish(study.relevance_steps())
+    strategy = "mix-qvit"
+    try:
+        finish(study.relevance_steps())
+    except UnsupportedOperationError as error:
+        print(f"{error} Bits are chosen by sensitivity alone.", file=sys.stderr)
+        strategy = "sensitivity"
     finish(study.sensitivity_steps())
-    allocation = study.allocate(average_bits=options.average_bits)
-    uniform = study.uniform_beside(allocation.budget)
+    allocation = study.allocate(average_bits=options.average_bits, strategy=strategy)
+    uniform = study.uniform_beside(allocation.budget, float(strategy == "mix-qvit"))
     measured = {"full precision": study.evaluate(32), "mixed": finish(study.evaluate_steps(allocation))}
     if uniform is not None:
         measured["uniform"] = finish(study.evaluate_steps(uniform))

@@ -1,7 +1,6 @@
 """What every stage of a study builds on: the model, its images, the settings, and where results are kept."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import version
@@ -51,8 +50,6 @@ _CODE = {
     ),
     "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "evaluation.py"),
 }
-
-_TIMED_IMAGES = 4
 
 
 class StudyBase:
@@ -172,15 +169,6 @@ class StudyBase:
     @property
     def _analysis_pixels(self) -> Tensor:
         return self._analysis_images.pixels
-
-    def _seconds_per_image(self) -> float:
-        """Return the time of a full-precision pass of one image, measured here and now on a few."""
-        pixels = self.evaluation_images.pixels[:_TIMED_IMAGES]
-        with torch.no_grad():
-            self.graph(pixels)  # the first run is slower
-            started = time.perf_counter()
-            self.graph(pixels)
-        return (time.perf_counter() - started) / len(pixels)
 
     def _key(self, stage: str, *parts: Any) -> str:
         code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)

@@ -1,6 +1,7 @@
 """Where the stages of a study compute: the model on its device, and where double precision is needed."""
 
 import time
+from math import inf
 
 import torch
 
@@ -10,6 +11,9 @@ from mixqvit.relevance.propagation import in_precision
 from mixqvit.study.base import StudyBase
 
 __all__ = ["Placement"]
+
+TIMING_SECONDS = 120
+"""After so long a pass is timed again."""
 
 
 class Placement(StudyBase):
@@ -35,7 +39,17 @@ class Placement(StudyBase):
         )
 
     def _seconds_per_image(self, images: int = 4) -> float:
-        """Return the time of a full-precision pass of one image among a few, measured here and now."""
+        """Return the time of a full-precision pass of one image among a few, measured here a short while ago at most.
+
+        A page asks at every move of a control, and the machine may be busy now and idle later.
+        """
+        measured, seconds = self._memory.get(("seconds per image", images), (-inf, 0.0))
+        if time.monotonic() - measured > TIMING_SECONDS:
+            seconds = self._timed_pass(images)
+            self._memory["seconds per image", images] = (time.monotonic(), seconds)
+        return seconds
+
+    def _timed_pass(self, images: int) -> float:
         graph, pixels = self._device_graph, self.evaluation_images.pixels[:images]
         with torch.no_grad():
             graph(pixels).cpu()  # the first run is slower

@@ -1,5 +1,6 @@
 """What all pages share: the open study, long work with progress, figures with their downloads, messages."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from mixqvit.figures.studies import estimate_words
 from mixqvit.library import StudyDescription, find_study, known_studies
 from mixqvit.open_studies import OpenStudies
 from mixqvit.store import Store
+from mixqvit.uploads import remove_old_uploads
 
 if TYPE_CHECKING:
     from mixqvit.study import Progress, Study
@@ -61,7 +63,16 @@ def errors() -> Iterator[None]:
     try:
         yield
     except MixQViTError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(as_sentence(str(error)), icon=":material/error:")
+
+
+def as_sentence(message: str) -> str:
+    """Return a message as a sentence of its own, without marks that would make a name in it a link or a picture."""
+    plain = re.sub(r"([\\\[\]$<>!#~|])", r"\\\1", message.strip())
+    first = plain.split(" ", 1)[0]
+    if first.isalpha() and first.islower():  # not the name of a file or a model
+        plain = plain[0].upper() + plain[1:]
+    return plain if plain.endswith((".", "?")) else f"{plain}."
 
 
 def sidebar() -> None:
@@ -118,6 +129,7 @@ def open_next(name: str) -> None:
 @st.cache_resource
 def open_studies() -> OpenStudies:
     """Return the studies that this server holds open, for all sessions."""
+    remove_old_uploads()
     return OpenStudies()
 
 

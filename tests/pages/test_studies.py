@@ -11,7 +11,7 @@ from mixqvit.access import ROOTS_VARIABLE
 from mixqvit.library import StudyDescription, find_study, forget_study, keep_study, known_studies
 from mixqvit.store import Store
 from mixqvit.zoo import load_model
-from pages.parts.common import NEXT_STUDY, open_studies
+from pages.parts.common import NEXT_STUDY, as_sentence, open_studies
 from tests.pages.conftest import STAGES
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
@@ -175,3 +175,16 @@ def test_names_of_files_are_shown_as_they_are(data: Path, open_page):
     at.run()
     notes = " ".join(text.value for text in at.markdown)
     assert "from \\!\\[x\\](http" in notes
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("unknown model 'x'; did you mean y?", "Unknown model 'x'; did you mean y?"),
+        ("vit_tiny has no head; choose another", "vit_tiny has no head; choose another."),
+        ("The path a lies outside.", "The path a lies outside."),
+        ("the class ![x](http://evil) is unknown", r"The class \!\[x\](http://evil) is unknown."),
+    ],
+)
+def test_messages_are_shown_as_plain_sentences(message: str, shown: str):
+    assert as_sentence(message) == shown
