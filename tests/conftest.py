@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker for every core, before torch is imported
+
 os.environ["MIXQVIT_CACHE"] = tempfile.mkdtemp(prefix="mixqvit-tests-")
 
 

@@ -52,6 +52,9 @@ _CODE = {
 }
 
 
+_TORCH = torch.__version__.partition("+")[0]  # without the device that this build is for
+
+
 class StudyBase:
     """The model, its images and settings, and where results are kept."""
 
@@ -171,7 +174,7 @@ class StudyBase:
         return self._analysis_images.pixels
 
     def _key(self, stage: str, *parts: Any) -> str:
-        code = (code_version(*_SHARED_CODE, *_CODE[stage]), torch.__version__, timm.__version__)
+        code = (code_version(*_SHARED_CODE, *_CODE[stage]), _TORCH, timm.__version__)
         if stage == "relevance":
             code += (version("captum"),)
         sources = (self.graph.fingerprint, self.calibration_images.fingerprint)
@@ -185,7 +188,7 @@ class StudyBase:
     @property
     def made_with(self) -> dict[str, str]:
         """What results depend on beside the study itself: versions of libraries, fingerprint of this program."""
-        return {"torch": torch.__version__, "timm": timm.__version__, "mixqvit": code_version("")}
+        return {"torch": _TORCH, "timm": timm.__version__, "mixqvit": code_version("")}
 
     def _remembered(self, name: Any, compute: Callable[[], Result]) -> Result:
         with self._lock:

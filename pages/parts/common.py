@@ -135,6 +135,7 @@ def open_studies() -> OpenStudies:
 
 def study() -> "Study":
     """Return the open study, loading it behind a visible progress bar on first use."""
+    place = st.empty()  # always there: what comes and goes would leave the elements below it twice on the screen
     name, factor = st.session_state.study, float(st.session_state.outliers)
     description = find_study(Store(), name)
     if description is None:
@@ -142,7 +143,6 @@ def study() -> "Study":
     found = open_studies().find(description, factor)
     if found is not None:
         return found
-    place = st.empty()
     place.progress(0.0, "Loading PyTorch, the model and its images …")
     for step in open_studies().open_steps(description, factor):
         if step.done < step.total:
@@ -158,6 +158,7 @@ def started(study: "Study", *stages: str) -> bool:
         study: The open study.
         stages: What the page needs, by the names of `Estimate.seconds`; everything by default.
     """
+    place = st.container()  # always there, see `study`
     flag = f"start {st.session_state.study} {st.session_state.outliers}"
     if st.session_state.get(flag) or study.measures_by_itself:
         return True
@@ -167,7 +168,7 @@ def started(study: "Study", *stages: str) -> bool:
     left = replace(left, seconds={stage: left.seconds.get(stage, 0.0) for stage in stages or left.seconds})
     if sum(left.seconds.values()) < SECONDS_WITHOUT_ASKING:
         return True
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with place.container(horizontal=True, vertical_alignment="center"):
         st.info(estimate_words(left), icon=":material/timer:")
         st.button(
             "Start computing",
