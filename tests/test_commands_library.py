@@ -86,6 +86,7 @@ def test_analyze_computes_and_saves_a_study_that_other_commands_open(document, r
     assert (code, "is a saved study" in message) == (2, True)
 
 
+@pytest.mark.slow
 def test_analyze_again_changes_nothing(document, own):
     first = document("analyze", *own)
     assert first["study"] == "digits_swin on photos"

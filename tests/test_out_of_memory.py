@@ -209,6 +209,7 @@ def skip_what_does_not_apply(stage, parts):
         pytest.skip("Swin has no class token whose attention could be followed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if "quality" not in stage])
 def test_results_do_not_depend_on_how_many_images_fit(parts, stage):
     skip_what_does_not_apply(stage, parts)
@@ -221,6 +222,7 @@ def test_results_do_not_depend_on_how_many_images_fit(parts, stage):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_where_not_even_one_image_fits_the_stage_is_named(parts, stage):
     skip_what_does_not_apply(stage, parts)

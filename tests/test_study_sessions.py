@@ -28,6 +28,7 @@ def swin(tmp_path_factory):
     return Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("swin")))
 
 
+@pytest.mark.slow
 def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
     study.sensitivity()
     study.relevance()
