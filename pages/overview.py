@@ -10,7 +10,7 @@ from mixqvit.errors import UnsupportedOperationError
 from mixqvit.figures import overview
 from pages.parts import common
 
-IMAGES_SHOWN = 16
+SMALL_SIDE = 64  # pixels; larger images are photographs
 AVERAGE_BITS = 4
 STAGES = ("full precision", "relevance", "calibration", "sensitivity")
 
@@ -18,7 +18,10 @@ STAGES = ("full precision", "relevance", "calibration", "sensitivity")
 def facts(study, full_bytes):
     """The model in numbers; returns the place where the measured accuracy goes."""
     with st.grid(4, min_column_width=190):
-        common.fact(st, "Model", study.model.name, type(study.model.module).__name__)
+        with st.container(border=True, height="stretch"):  # a metric would cut long names off
+            st.caption("Model")
+            st.markdown(f"**{study.model.name}**")
+            st.caption(type(study.model.module).__name__)
         common.fact(
             st,
             "Parameters",
@@ -64,12 +67,16 @@ def card(column, title, waiting):
 
 
 def images(study):
-    pictures, captions, alts = overview.sample_images(study.evaluation_images, IMAGES_SHOWN)
-    st.image(pictures, caption=captions, alt=alts, width=54)
+    evaluation, calibration = study.evaluation_images, study.calibration_images
+    is_small = study.model.input_size[1] <= SMALL_SIDE
+    shown, width = (16, 54) if is_small else (8, 112)
+    pictures, captions, alts = overview.sample_images(evaluation, shown)
+    st.image(pictures, caption=captions, alt=alts, width=width)
     st.caption(
-        f"The first {len(pictures)} of {len(study.evaluation_images)} evaluation images, with their labels. "
-        f"Every choice is made on other images: {study.settings.calibration_images} to calibrate, "
-        f"{min(study.settings.analysis_images, len(study.calibration_images))} for relevance and sensitivity."
+        f"The first {len(pictures)} of {len(evaluation)} evaluation images"
+        f"{', which have no labels' if evaluation.labels is None else ', with their labels'}. Every choice is made on "
+        f"other images: {min(study.settings.calibration_images, len(calibration))} to calibrate, "
+        f"{min(study.settings.analysis_images, len(calibration))} for relevance and sensitivity."
     )
 
 
