@@ -7,7 +7,6 @@ fitted in the stage itself are fitted for 4 bits on two of the images.
 IMAGES is a folder of photographs with one sub-folder per class, named by WordNet ids.
 """
 
-import pickle
 import resource
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import mixqvit
 from mixqvit.criteria import block_pairs, loss_change_steps, pair_steps, squared_perturbations
 from mixqvit.packing import packed
 from mixqvit.quantization import Calibration, calibrate, calibrate_steps, quantize
+from mixqvit.quantization.saving import from_tensors, to_tensors
 from mixqvit.sensitivity import sensitivity_steps
 from mixqvit.study import Settings, Study
 
@@ -33,6 +33,9 @@ SETTINGS = Settings(calibration_images=32, analysis_images=32, evaluation_images
 BITS = 4
 EVERY = 16
 """The sweep measures one layer in so many."""
+
+FITTED = "fitted"
+"""The first stage, not in the table: quantizers that the others use."""
 
 _GIGA = 2**30
 
@@ -89,14 +92,15 @@ STAGES: Mapping[str, Callable[[Study], object]] = {
 
 
 def stage(name: str, model: str, checkpoint: str, images: str, folder: str) -> None:
-    """Run one stage and print its seconds and the peak of the process in GB."""
+    """Run one stage and print its seconds and the peak of the process in GiB."""
     study = Study(mixqvit.load_model(model, checkpoint), images, SETTINGS, mixqvit.Store(folder))
-    fitted = Path(folder) / "fitted.pickle"
-    if name == "fitted":
+    if name == FITTED:
         found = calibrate(study.graph, study._calibration_pixels[:2], bit_widths=(BITS,))
-        fitted.write_bytes(pickle.dumps(dict(found.layers)))
+        for layer, piece in found.layers.items():
+            study.store.put_tensors(FITTED, layer, *to_tensors(piece))
         return
-    layers = pickle.loads(fitted.read_bytes())
+    names = [layer.name for layer in study.layers]
+    layers = {layer: from_tensors(layer, *study.store.tensors(FITTED, layer)) for layer in names}
     found = Calibration(study.graph, study.settings.recipe, layers, study._calibration_pixels)
     study._memory["calibration"] = found
     started = time.perf_counter()
@@ -114,7 +118,7 @@ def main(images: str, *models: str) -> None:
             checkpoint = Path(folder) / "random.safetensors"
             torch.manual_seed(0)
             safetensors.torch.save_file(timm.create_model(model).state_dict(), checkpoint)
-            for name in ("fitted", *STAGES):
+            for name in (FITTED, *STAGES):
                 command = [sys.executable, "-m", __spec__.name, "--stage", name, model, checkpoint, images, folder]
                 done = subprocess.run(command, capture_output=True, text=True)
                 found = done.stdout.strip() if done.returncode == 0 else f"{done.stderr.strip().splitlines()[-1:]} |"
