@@ -1,6 +1,5 @@
 """What the Budget page shows of one allocation: bits per layer, what it costs, and tables to read and to edit."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
 from typing import TYPE_CHECKING
@@ -37,7 +36,6 @@ __all__ = [
 
 _WAITING = "…"
 _NO_BREAK = "\u00a0"
-_UNIT = re.compile(" (?=(MB|kB|G|nats)$)")
 _PINNED, _PINNED_INPUT = "pinned", "pinned input"
 _AT_LEAST, _AT_MOST = "at least", "at most"
 
@@ -141,7 +139,7 @@ def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | N
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for title, write in rows.items():
-        entries = ["–" if column is None else _UNIT.sub(_NO_BREAK, write(*column)) for column in columns.values()]
+        entries = ["–" if column is None else write(*column) for column in columns.values()]
         lines.append(f"| {title} | " + " | ".join(entries) + " |")
     return "\n".join(lines).replace("95 % ", f"95{_NO_BREAK}%{_NO_BREAK}")
 
