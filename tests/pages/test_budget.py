@@ -52,7 +52,7 @@ def test_moving_the_budget_shows_the_new_allocation_and_its_own_accuracy(page, s
     assert shown["Top-1, mixed bits"] == percent(measured.top1)
     assert shown["Top-1, uniform 2 bits"] == percent(study.evaluate(2).top1)
     assert shown["Top-1, full precision"] == percent(study.evaluate(32).top1)
-    assert megabytes(allocation.cost.size_bytes).replace(" ", "\u00a0") in comparison(page)
+    assert megabytes(allocation.cost.size_bytes) in comparison(page)
     assert any("fewer bits" in element.value for element in page.markdown)
     assert any("Proven optimal" in element.value for element in page.caption)
     strip = charts(page)[0]
