@@ -178,7 +178,7 @@ def _images() -> object:
             "Archive of images",
             IMAGE_FILES,
             key="images upload",
-            help="Read in place, never unpacked, and removed after a day. One folder per class inside, or no folders: "
+            help="Read in place, never unpacked, and kept for a day. One folder per class inside, or no folders: "
             "then there are no labels.",
         )
     name = st.text_input("Name of the data set", key="data set", placeholder="owner/name").strip().removeprefix("hf:")
