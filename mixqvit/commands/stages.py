@@ -88,7 +88,7 @@ def recipes(options: argparse.Namespace) -> tuple[Document, str]:
 
 def train(options: argparse.Namespace) -> tuple[Document, str]:
     """Train an embedded model again."""
-    from mixqvit.training import train_embedded
+    from mixqvit.training.embedded import train_embedded
 
     epochs = []
     for epoch in train_embedded(options.model, options.folder, options.epochs):

@@ -17,10 +17,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixqvit.cards import ASSETS, EMBEDDED, card_path, checkpoint_path
 from mixqvit.datasets import DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Images, load_images
+from mixqvit.datasets.augmentation import augment
 from mixqvit.errors import ModelError
 from mixqvit.zoo import build_architecture, load_embedded
 
-__all__ = ["EpochResult", "Recipe", "augment", "build_seeded", "mix", "top1", "train", "train_embedded"]
+__all__ = ["EpochResult", "Recipe", "build_seeded", "mix", "top1", "train", "train_embedded"]
 
 TEACHER = "digits_vit"
 STUDENT = "digits_deit"
@@ -205,28 +206,6 @@ def train(module: nn.Module, images: Images, recipe: Recipe, teacher: nn.Module 
             seconds=time.perf_counter() - started,
         )
     return averaged.module.eval()
-
-
-def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns the digits (`[B, 1, H, W]`, 0 to 1) rotated, scaled, sheared, shifted, bent and made noisy at random."""
-    count = len(pixels)
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator) * (high - low) + low
-
-    angle, shear = uniform(-0.15, 0.15), uniform(-0.15, 0.15)
-    width, height = uniform(0.91, 1.1), uniform(0.91, 1.1)
-    cosine, sine = angle.cos(), angle.sin()
-    rows = [
-        torch.stack([cosine * width, (shear * cosine - sine) * height, uniform(-0.11, 0.11)], dim=1),
-        torch.stack([sine * width, (shear * sine + cosine) * height, uniform(-0.11, 0.11)], dim=1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
-    coarse = torch.randn(count, 2, 4, 4, generator=generator) * 0.03
-    bend = F.interpolate(coarse, size=pixels.shape[2:], mode="bicubic", align_corners=False)
-    moved = F.grid_sample(pixels, grid + bend.permute(0, 2, 3, 1), align_corners=False)
-    bright = moved * uniform(0.8, 1.15).view(-1, 1, 1, 1)
-    return (bright + torch.randn(pixels.shape, generator=generator) * 0.04).clamp(0, 1)
 
 
 def mix(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Training: the embedded models from scratch, and quantized models with the quantizers in the loop."""
