@@ -41,6 +41,8 @@ _CHANNEL_BYTES = {
     "repq-vit": _REPARAMETERIZED,
     "adalog": _REPARAMETERIZED,
     "mix-qvit": _REPARAMETERIZED,
+    "lsq": 0,
+    "ofq": 0,
 }
 
 

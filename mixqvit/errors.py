@@ -13,6 +13,7 @@ __all__ = [
     "RecipeError",
     "StoreError",
     "StudyFileError",
+    "TrainingError",
     "UnsupportedOperationError",
 ]
 
@@ -67,3 +68,7 @@ class RecipeError(MixQViTError):
 
 class StoreError(MixQViTError):
     """Saved results could not be read or written."""
+
+
+class TrainingError(MixQViTError):
+    """Quantization-aware training cannot be done as asked, or its loss is no longer a number."""

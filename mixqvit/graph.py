@@ -109,7 +109,7 @@ class Graph:
         kinds = {tensor.dtype for tensor in self._tensors if tensor.is_floating_point()}
         if device == self.device and (precision is None or kinds <= {precision}):
             return self
-        return self._copy_on(device, precision)
+        return self.copied(device, precision)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -225,9 +225,11 @@ class Graph:
     @cached_property
     def _on_meta_device(self) -> "Graph":
         """The same graph without numbers: it runs in no time and knows the shapes only."""
-        return self._copy_on(torch.device("meta"))
+        return self.copied(torch.device("meta"))
 
-    def _copy_on(self, device: torch.device, precision: torch.dtype | None = None) -> "Graph":
+    def copied(self, device: torch.device, precision: torch.dtype | None = None) -> "Graph":
+        """Return the same graph with a module of its own, arguments as in `on`: what may be changed."""
+
         def copied(tensor: Tensor) -> Tensor:
             return tensor.to(device, precision if tensor.is_floating_point() else None, copy=True)
 

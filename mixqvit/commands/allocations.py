@@ -7,15 +7,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.allocation_recipe import read_recipe, recipe_bits, recipe_document, settings_of
+from mixqvit.allocation_recipe import recipe_document
 from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
-from mixqvit.commands.studies import allocation_request, description_of, finish, has_ceiling
+from mixqvit.commands.studies import allocation_request, finish, has_ceiling, study_of_recipe
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, RecipeError
 
 if TYPE_CHECKING:
     from mixqvit.allocation import Allocation
-    from mixqvit.bits import BitsPerLayer
     from mixqvit.study import Study
 
 __all__ = ["allocate", "evaluate", "frontier", "pack", "strategies"]
@@ -114,7 +113,7 @@ def pack(options: argparse.Namespace) -> tuple[Document, str]:
             "wrote; one of the three."
         )
     if options.recipe is not None:
-        study, bits = _study_of_recipe(options)
+        study, bits = study_of_recipe(options, options.recipe)
     else:
         study = open_study(options)
         bits = study.resolved(options.bits if options.bits is not None else _allocation(study, options))
@@ -153,7 +152,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
         recipe = options.recipe or study.settings.recipe
         steps, what = study.evaluate_steps(options.bits, recipe), {"bits": options.bits, "recipe": recipe}
     else:
-        study, bits = _study_of_recipe(options)
+        study, bits = study_of_recipe(options, options.recipe)
         steps, what = study.evaluate_steps(bits), {"recipe": options.recipe}
     measured = measurement(finish(steps))
     rows = [(*what.values(), *measured_columns(measured), measured["images"])]
@@ -166,21 +165,6 @@ def _allocation(study: "Study", options: argparse.Namespace) -> "Allocation":
     request = allocation_request(options)
     finish(study.score_steps(options.strategy, request["tied"], options.gamma))
     return study.allocate(**request)
-
-
-def _study_of_recipe(options: argparse.Namespace) -> tuple["Study", "BitsPerLayer"]:
-    """Open the study that a recipe file was made with; model, checkpoint and images may be given beside it."""
-    from mixqvit.open_studies import open_study_steps
-
-    if options.outliers != 1:
-        raise RecipeError("--outliers cannot be changed beside --recipe: the recipe says it.")
-    document = read_recipe(options.recipe)
-    if not options.checkpoint:
-        options.model = options.model or document["model"]
-    description = description_of(options)
-    settings = replace(settings_of(document, str(options.recipe)), **description.settings)
-    study = finish(open_study_steps(description, settings))
-    return study, study.resolved(recipe_bits(document, str(options.recipe)))
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from mixqvit.bits import FULL_PRECISION
-from mixqvit.commands import allocations, library, stages
+from mixqvit.commands import allocations, library, stages, training
 from mixqvit.commands.printing import Document
 from mixqvit.strategies import STRATEGIES
+from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 
 __all__ = ["BAD_INPUT", "parser"]
 
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
     _add_budget(packing)
     _add_strategy(packing)
-    packing.add_argument("--recipe", metavar="FILE", help="what `allocate --output` wrote; it names its model itself")
+    packing.add_argument("--recipe", metavar="FILE", help="what `allocate --output` wrote; it names its model")
     packing.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
     evaluation = study_command("evaluate", allocations.evaluate, "measure uniform bits, a JSON recipe or a packed file")
     evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
@@ -85,13 +86,47 @@ def parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--packed", type=Path, metavar="FILE", help="what `pack` wrote; it names its model itself")
     recipes = study_command("recipes", stages.recipes, "measure every recipe at the same bits, beside full precision")
     recipes.add_argument("--bits", type=int, required=True, help="2 to 8, for every layer")
-    training = command(
-        "train-embedded", stages.train, "train an embedded model again and write its checkpoint and card"
+    _add_training(
+        study_command(
+            "train", training.train, "train a quantized model at an allocation's bits, when post-training breaks"
+        )
     )
-    training.add_argument("--model", required=True, help="a name that `models` lists")
-    training.add_argument("--folder", type=Path, help="where to write (default: assets)")
-    training.add_argument("--epochs", type=int, help="fewer or more epochs than the model's recipe")
+    embedded = command(
+        "train-embedded", training.train_embedded, "train an embedded model again and write its checkpoint and card"
+    )
+    embedded.add_argument("--model", required=True, help="a name that `models` lists")
+    embedded.add_argument("--folder", type=Path, help="where to write (default: assets)")
+    embedded.add_argument("--epochs", type=int, help="fewer or more epochs than the model's recipe")
     return root
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what says how to train."""
+    parser.add_argument("--recipe", choices=list(TRAINING_RECIPES), default="lsq", help="how to train (default: lsq)")
+    parser.add_argument("--bits", type=int, help="the same bits for all layers; patch embedding and head keep 8")
+    parser.add_argument(
+        "--average-bits",
+        type=float,
+        help="mixed bits within model size and BitOps of uniform bits of this average; patch embedding and head keep 8",
+    )
+    parser.add_argument(
+        "--allocation", metavar="FILE", help="what `allocate --output` wrote; it names its model itself"
+    )
+    defaults = TrainingSettings()
+    parser.add_argument("--epochs", type=int, default=defaults.epochs, help=f"default: {defaults.epochs}")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the order of images and their augmentation")
+    parser.add_argument("--batch", type=int, default=defaults.batch, help=f"images in a step ({defaults.batch})")
+    parser.add_argument(
+        "--learning-rate", type=float, help="its peak (default: 0.1 / channels of the last layer's input)"
+    )
+    parser.add_argument("--patience", type=int, metavar="EPOCHS", help="end after so many without a lower loss")
+    parser.add_argument(
+        "--training-images", metavar="SOURCE", help="as --images (default: those of the study that are left)"
+    )
+    saved = parser.add_mutually_exclusive_group()
+    saved.add_argument("--resume", action="store_true", help="go on from the last saved epoch of the same training")
+    saved.add_argument("--restart", action="store_true", help="forget the saved epochs and begin again")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the trained model as one packed file")
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:

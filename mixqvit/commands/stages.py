@@ -1,7 +1,6 @@
 """Commands that show one stage: models, layers, relevance, sensitivity, recipes, training."""
 
 import argparse
-import sys
 from dataclasses import asdict
 
 from mixqvit.cards import list_models
@@ -12,7 +11,7 @@ from mixqvit.commands.studies import study as open_study
 from mixqvit.library import known_studies
 from mixqvit.store import Store
 
-__all__ = ["layers", "models", "recipes", "relevance", "sensitivity", "train"]
+__all__ = ["layers", "models", "recipes", "relevance", "sensitivity"]
 
 
 def models(options: argparse.Namespace) -> tuple[Document, str]:
@@ -84,14 +83,3 @@ def recipes(options: argparse.Namespace) -> tuple[Document, str]:
     rows = [(name, *measured_columns(found), found["images"]) for name, found in measured.items()]
     document = {"model": study.model.name, "bits": options.bits, "descriptions": study.recipes, "recipes": measured}
     return document, table((f"W{options.bits}A{options.bits}", "top-1", "agreement", "KL", "images"), rows)
-
-
-def train(options: argparse.Namespace) -> tuple[Document, str]:
-    """Train an embedded model again."""
-    from mixqvit.training.embedded import train_embedded
-
-    epochs = []
-    for epoch in train_embedded(options.model, options.folder, options.epochs):
-        epochs.append(asdict(epoch))
-        print(", ".join(f"{key} {value}" for key, value in epochs[-1].items()), file=sys.stderr)
-    return {"model": options.model, "epochs": epochs}, f"{options.model} is trained; its card states the accuracy."

@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.errors import AllocationError, BitWidthError, ImageError, ModelError
+from mixqvit.allocation_recipe import read_recipe, recipe_bits, settings_of
+from mixqvit.errors import AllocationError, BitWidthError, ImageError, ModelError, RecipeError
 from mixqvit.library import StudyDescription, known_studies
 from mixqvit.store import Store
 
 if TYPE_CHECKING:
+    from mixqvit.bits import BitsPerLayer
     from mixqvit.study import Progress, Study
 
-__all__ = ["allocation_request", "description_of", "finish", "has_ceiling", "study"]
+__all__ = ["allocation_request", "description_of", "finish", "has_ceiling", "study", "study_of_recipe"]
 
 
 def study(options: argparse.Namespace) -> "Study":
@@ -26,6 +28,21 @@ def study(options: argparse.Namespace) -> "Study":
     chosen = {name: getattr(options, option) for name, option in names.items() if hasattr(options, option)}
     settings = settings_from(description, outlier_factor=options.outliers, **chosen)
     return finish(open_study_steps(description, settings))
+
+
+def study_of_recipe(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
+    """Open the study that a recipe file was made with; model, checkpoint and images may be given beside it."""
+    from mixqvit.open_studies import open_study_steps
+
+    if options.outliers != 1:
+        raise RecipeError("--outliers cannot be changed beside a recipe file: the recipe says it.")
+    document = read_recipe(path)
+    if not options.checkpoint:
+        options.model = options.model or document["model"]
+    description = description_of(options)
+    settings = replace(settings_of(document, str(path)), **description.settings)
+    study = finish(open_study_steps(description, settings))
+    return study, study.resolved(recipe_bits(document, str(path)))
 
 
 def description_of(options: argparse.Namespace) -> StudyDescription:

@@ -12,6 +12,7 @@ from torch import nn
 from mixqvit.cards import EMBEDDED, read_card
 from mixqvit.errors import PackingError
 from mixqvit.graph import Graph
+from mixqvit.query_key import merge_query_key
 from mixqvit.tracing import trace
 from mixqvit.zoo import Model, build_architecture
 from mixqvit.zoo.architectures import build
@@ -32,21 +33,26 @@ def describe(model: Model | None) -> Mapping[str, Any] | None:
     return {"timm": model.name} | ({"arguments": dict(model.arguments)} if model.arguments else {})
 
 
-def rebuild(description: Mapping[str, Any] | None, module: nn.Module | None, input_shape: tuple[int, ...]) -> Graph:
+def rebuild(
+    description: Mapping[str, Any] | None, module: nn.Module | None, input_shape: tuple[int, ...], merged: bool = False
+) -> Graph:
     """Return the graph of an architecture, whatever its weights are.
 
     Args:
         description: What `describe` returned.
         module: A module of this architecture, used instead if given.
         input_shape: Shape of one image `[C, H, W]`.
+        merged: Whether query and key are merged, as training with `ofq` does.
 
     Raises:
         PackingError: Nothing says which architecture it is, or this version of timm does not have it.
         ModelError: It cannot be traced.
+        UnsupportedOperationError: Its query and key cannot be merged.
     """
     if module is None:
         module = build_described(description)
-    return trace(module, torch.zeros(1, *input_shape))
+    graph = trace(module, torch.zeros(1, *input_shape))
+    return merge_query_key(graph) if merged else graph
 
 
 def build_described(description: Mapping[str, Any] | None) -> nn.Module:

@@ -30,14 +30,18 @@ def unpack_codes(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def weight_codes(weight: Tensor, quantizer: UniformQuantizer, layer: str) -> np.ndarray:
-    """Return the codes round(weight / scale) + zero_point of a quantized weight, uint8 `[elements]`.
+    """Return the codes weight / scale + zero_point of a quantized weight, uint8 `[elements]`.
+
+    Zero points are whole, or halfway between two codes.
 
     Raises:
         PackingError: The weight is not on the quantizer's grid.
     """
-    steps = torch.round(weight / quantizer.scale)
-    codes = steps.long() + quantizer.zero_point.long()
-    if not torch.equal(steps * quantizer.scale, weight) or codes.min() < 0 or codes.max() >= 2**quantizer.bits:
+    whole = quantizer.zero_point.floor()
+    half = quantizer.zero_point - whole
+    steps = torch.round(weight / quantizer.scale + half)
+    codes = steps.long() + whole.long()
+    if not torch.equal((steps - half) * quantizer.scale, weight) or codes.min() < 0 or codes.max() >= 2**quantizer.bits:
         raise PackingError(
             f"The weight of layer {layer} is not made of {quantizer.bits}-bit codes. Pack the model that `quantize` "
             "returned, unchanged."
@@ -47,5 +51,6 @@ def weight_codes(weight: Tensor, quantizer: UniformQuantizer, layer: str) -> np.
 
 def dequantized(codes: np.ndarray, shape: torch.Size, quantizer: UniformQuantizer) -> Tensor:
     """Return the weight `(code - zero_point) · scale`, the very numbers that `weight_codes` was given."""
-    steps = torch.from_numpy(codes).long().reshape(shape) - quantizer.zero_point.long()
-    return steps.to(quantizer.scale.dtype) * quantizer.scale
+    whole = quantizer.zero_point.floor()
+    steps = (torch.from_numpy(codes).long().reshape(shape) - whole.long()).to(quantizer.scale.dtype)
+    return (steps - (quantizer.zero_point - whole)) * quantizer.scale

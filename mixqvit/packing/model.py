@@ -37,6 +37,7 @@ from mixqvit.quantization.operations import (
     convolution_arguments,
 )
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.query_key import is_merged
 from mixqvit.zoo import Model
 
 __all__ = ["Packed", "PackedSource", "load_packed", "pack", "packed", "packed_source", "storage"]
@@ -45,6 +46,7 @@ _FLOAT_TENSORS = ("parameters", "weights", "weight_scales", "created_biases")
 _BYTE_TENSORS = ("operand_numbers", "operand_channels", "weight_zero_points", "bits", "codes")
 _SCALE_TENSORS = ("weight_scales", "created_biases", "operand_numbers", "operand_channels", "weight_zero_points")
 _LARGEST_BYTE = 255
+_MERGED = "merged"
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,9 @@ def packed(quantized: QuantizedModel, model: Model | None = None) -> Packed:
     sizes = {name: array.nbytes for name, array in tensors.items()}
     found = Packed(
         content=container.encode(
-            tensors, _metadata(graph, model) | {"details": parts.details(quantized.recipe)}, header_bytes
+            tensors,
+            _metadata(graph, model, quantized.source) | {"details": parts.details(quantized.recipe)},
+            header_bytes,
         ),
         weight_bytes=sizes["codes"],
         scale_bytes=sum(sizes[name] for name in _SCALE_TENSORS),
@@ -178,6 +182,7 @@ class _Parts:
     created_biases: list[int] = field(default_factory=list)
     far_zero_points: dict[int, float] = field(default_factory=dict)
     quantized_channels: int = 0
+    half_zero_points: bool = False
 
     def add(self, name: str, values: Tensor | np.ndarray | bytes) -> None:
         if isinstance(values, Tensor):
@@ -197,6 +202,8 @@ class _Parts:
         is_far = (zero_points < 0) | (zero_points > _LARGEST_BYTE)
         for channel in np.flatnonzero(is_far):
             self.far_zero_points[self.quantized_channels + int(channel)] = float(zero_points[channel])
+        # Those of statistical quantization lie halfway between two codes, all of them.
+        self.half_zero_points |= bool((zero_points % 1 == 0.5).all())
         self.add("weight_zero_points", np.where(is_far, 0, zero_points).astype(np.uint8))
         self.quantized_channels += len(zero_points)
 
@@ -214,16 +221,16 @@ class _Parts:
         return joined | {"bits": joined["bits"].reshape(-1, 2)}
 
     def details(self, recipe: str) -> str:
-        return json.dumps(
-            {
-                "kinds": [json.loads(kind) for kind in self.kinds],
-                "operands": self.kind_of_operand,
-                "recipe": recipe,
-                "created_biases": self.created_biases,
-                "zero_points": self.far_zero_points,
-            },
-            separators=(",", ":"),
-        )
+        details = {
+            "kinds": [json.loads(kind) for kind in self.kinds],
+            "operands": self.kind_of_operand,
+            "recipe": recipe,
+            "created_biases": self.created_biases,
+            "zero_points": self.far_zero_points,
+        }
+        if self.half_zero_points:
+            details["half_zero_points"] = True
+        return json.dumps(details, separators=(",", ":"))
 
 
 def _quantizers(operation: QuantizedOperation | None) -> tuple[ActivationQuantizer | None, ...]:
@@ -245,16 +252,17 @@ def storage(graph: Graph, recipe: str, model: Model | None = None) -> Storage:
     return Storage(recipe, 4 * parameters, container_bytes)
 
 
-def _metadata(graph: Graph, model: Model | None) -> dict[str, str]:
-    """Return what the header says whatever the bits are."""
-    return {
+def _metadata(graph: Graph, model: Model | None, source: str | None = None) -> dict[str, str]:
+    """Return what the header says whatever the bits are; its length does not depend on the source."""
+    metadata = {
         "model": "" if model is None else model.name,
         "architecture": json.dumps(architecture.describe(model)),
         "input_shape": json.dumps(graph.input_shape),
         "layers": " ".join(layer.name for layer in graph.layers),
         "structure": architecture.fingerprint(graph),
-        "source": graph.fingerprint,
+        "source": source or graph.fingerprint,
     }
+    return metadata | {"query_key": _MERGED} if is_merged(graph) else metadata
 
 
 def _header_bytes(graph: Graph, model: Model | None) -> int:
@@ -307,7 +315,8 @@ def load_packed(path: str | Path, model: Model | nn.Module | None = None) -> Qua
     tensors, metadata = container.decode(container.read(Path(path)), name)
     module = model.module if isinstance(model, Model) else model
     input_shape = tuple(json.loads(metadata["input_shape"]))
-    graph = architecture.rebuild(json.loads(metadata["architecture"]), module, input_shape)
+    merged = metadata.get("query_key") == _MERGED
+    graph = architecture.rebuild(json.loads(metadata["architecture"]), module, input_shape, merged)
     if architecture.fingerprint(graph) != metadata["structure"]:
         raise PackingError(
             f"{name} does not fit {type(module or graph.module).__name__}: layers, shapes or constants differ. "
@@ -329,6 +338,8 @@ class _Reader:
         self.recipe = details["recipe"]
         self.created_biases = set(details["created_biases"])
         self._zero_points = tensors["weight_zero_points"].astype(np.float32)
+        if details.get("half_zero_points"):
+            self._zero_points += 0.5
         for channel, zero_point in details["zero_points"].items():
             self._zero_points[int(channel)] = zero_point
 

@@ -1,7 +1,7 @@
 """The quantized model: quantization simulated in floating-point arithmetic at any bits per layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,12 +29,15 @@ class QuantizedModel:
         bits: (weight bits, activation bits) per layer, 32 for full precision.
         recipe: Name of the recipe.
         operations: What runs instead of each quantized layer, by graph node.
+        source: `Graph.fingerprint` of the full-precision model that training began with; None where nothing was trained
+            and `graph` is that model.
     """
 
     graph: Graph
     bits: BitsPerLayer
     recipe: str
     operations: Mapping[str, QuantizedOperation]
+    source: str | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the logits `[B, classes]` of images `[B, C, H, W]`."""
@@ -46,7 +49,7 @@ class QuantizedModel:
         graph = self.graph.on(device)
         if graph is self.graph:
             return self
-        return QuantizedModel(graph, self.bits, self.recipe, moved(self.operations, device))
+        return replace(self, graph=graph, operations=moved(self.operations, device))
 
 
 def quantize(

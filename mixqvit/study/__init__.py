@@ -10,16 +10,16 @@ from typing import Any
 
 from mixqvit.records import ImageRelevance, Importance, Progress, Settings
 from mixqvit.strategies import STRATEGIES
-from mixqvit.study.allocation import AllocationStages
 from mixqvit.study.channels import ChannelStudy
 from mixqvit.study.estimate import Estimate, estimate
 from mixqvit.study.method_comparison import compare_methods_steps
 from mixqvit.study.strategy_comparison import compare_strategies_steps
+from mixqvit.study.training import TrainingStages
 
 __all__ = ["ImageRelevance", "Importance", "Progress", "Settings", "Study"]
 
 
-class Study(AllocationStages):
+class Study(TrainingStages):
     """Everything about one model on its images under one set of settings.
 
     Results are kept in memory after the first use and never changed, so one study can serve several browser sessions.

@@ -48,6 +48,7 @@ _CODE = {
         "batching.py",
         "evaluation.py",
     ),
+    "training": ("study/training.py", "training", "quantization", "datasets/augmentation.py", "evaluation.py"),
     "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "evaluation.py"),
 }
 

@@ -27,6 +27,9 @@ from mixqvit.study.sensitivity import SensitivityStages
 
 __all__ = ["EvaluationStages"]
 
+Predictor = Callable[[Tensor], Tensor]
+"""From images `[B, C, H, W]` to logits `[B, classes]`."""
+
 # Comparisons of quantizers that are kept: some hundred kilobytes each.
 OPERAND_COMPARISONS = 64
 
@@ -64,17 +67,26 @@ class EvaluationStages(SensitivityStages):
         """
         recipe = recipe or self.settings.recipe
         resolved = self.resolved(bits)
-        key = self._evaluation_key(recipe, resolved)
+
+        def predictor() -> Generator[Progress, None, Predictor]:
+            if all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
+                return self._device_graph
+            return (yield from self._quantized_steps(recipe, bits, resolved))
+
+        yield from self._measured_steps(self._evaluation_key(recipe, resolved), predictor)
+
+    def _measured_steps(
+        self, key: str, predictor: Callable[[], Generator[Progress, None, Predictor]]
+    ) -> Iterator[Progress]:
+        """Measure what `predictor` returns on the evaluation images, going on from what is saved under a key."""
         images, total = self.evaluation_images, len(self.evaluation_images)
 
         def progress() -> Progress:
-            return self.evaluation_progress(resolved, recipe)
+            return Progress(_images_in(self.store.items(key)), total, "evaluation")
 
         def run() -> Iterator[Progress]:
-            predict = self._device_graph
-            if any(pair != (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
-                predict = yield from self._quantized_steps(recipe, bits, resolved)
-            so_far = self._saved_evaluation(recipe, resolved)
+            predict = yield from predictor()
+            so_far = self._saved_evaluation(key)
             start = 0 if so_far is None else so_far.images
             batches = evaluate_steps(
                 predict,
@@ -93,7 +105,7 @@ class EvaluationStages(SensitivityStages):
                 yield Progress(found.images, total, f"{found.images} of {total} images", found)
 
         yield from once(self.store, key, progress, run)
-        yield Progress(total, total, "evaluation", self._saved_evaluation(recipe, resolved))
+        yield Progress(total, total, "evaluation", self._saved_evaluation(key))
 
     def evaluation_progress(
         self, bits: Allocation | int | Mapping[str, int | Bits], recipe: str | None = None
@@ -104,7 +116,7 @@ class EvaluationStages(SensitivityStages):
 
     def _quantized_steps(
         self, recipe: str, bits: Allocation | int | Mapping[str, int | Bits], resolved: BitsPerLayer
-    ) -> Generator[Progress, None, Callable[[Tensor], Tensor]]:
+    ) -> Generator[Progress, None, Predictor]:
         """Calibrate where needed and return the model at these bits; only the study's own recipe is saved."""
         if recipe == self.settings.recipe:
             yield from self._calibrated_steps()
@@ -197,12 +209,16 @@ class EvaluationStages(SensitivityStages):
 
     def saved_evaluation(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Evaluation | None:
         """Return what was measured of bits on all evaluation images, None if they were not, without measuring."""
-        found = self._saved_evaluation(self.settings.recipe, self.resolved(bits))
+        return self._whole_evaluation(self._evaluation_key(self.settings.recipe, self.resolved(bits)))
+
+    def _whole_evaluation(self, key: str) -> Evaluation | None:
+        """Return what is saved of an evaluation of all images; None for a part of them."""
+        found = self._saved_evaluation(key)
         return found if found is not None and found.images == found.total else None
 
-    def _saved_evaluation(self, recipe: str, resolved: BitsPerLayer) -> Evaluation | None:
+    def _saved_evaluation(self, key: str) -> Evaluation | None:
         """Return what is saved of an evaluation, which may be a part of the images; None for nothing."""
-        rows = self.store.rows(self._evaluation_key(recipe, resolved))
+        rows = self.store.rows(key)
         batches = _batches(rows)
         if not batches:
             return None
@@ -264,8 +280,8 @@ class EvaluationStages(SensitivityStages):
             ("full precision", self.settings.recipe, FULL_PRECISION),
             *((recipe, recipe, bits) for recipe in reversed(RECIPES)),
         ):
-            saved = self._saved_evaluation(recipe, self.resolved(width))
-            if saved is not None and saved.images == saved.total:
+            saved = self._whole_evaluation(self._evaluation_key(recipe, self.resolved(width)))
+            if saved is not None:
                 found[name] = saved
         return found
 

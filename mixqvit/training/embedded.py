@@ -19,6 +19,7 @@ from mixqvit.cards import ASSETS, EMBEDDED, card_path, checkpoint_path
 from mixqvit.datasets import DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Images, load_images
 from mixqvit.datasets.augmentation import augment
 from mixqvit.errors import ModelError
+from mixqvit.training.schedule import learning_rate_factor
 from mixqvit.zoo import build_architecture, load_embedded
 
 __all__ = ["EpochResult", "Recipe", "build_seeded", "mix", "top1", "train", "train_embedded"]
@@ -226,13 +227,7 @@ def mix(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Te
 def _schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
     total = recipe.epochs * steps_per_epoch
     warmup = min(recipe.warmup_epochs * steps_per_epoch, total // 4)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-    return factor
+    return lambda step: learning_rate_factor(step, total, warmup)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,0 +1,19 @@
+"""Knowledge distillation: the quantized model learns the full-precision model's probabilities (soft labels)."""
+
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["distillation_loss"]
+
+
+def distillation_loss(logits: Tensor, reference: Tensor) -> Tensor:
+    """Return KL(full precision ‖ quantized) of every image, `[B]`, in nats; zero where the two are equal.
+
+    Soft labels at temperature 1 (Hinton et al. 2015, arXiv 1503.02531), as OFQ trains (arXiv 2302.02210, section 5.1).
+
+    Args:
+        logits: Of the quantized model, `[B, classes]`.
+        reference: Of the full-precision model on the same images, `[B, classes]`.
+    """
+    own, wanted = (functional.log_softmax(values.float(), dim=1) for values in (logits, reference))
+    return functional.kl_div(own, wanted, log_target=True, reduction="none").sum(dim=1)

@@ -1,0 +1,12 @@
+"""How the learning rate changes over the steps of a training."""
+
+import math
+
+__all__ = ["learning_rate_factor"]
+
+
+def learning_rate_factor(step: int, total: int, warmup: int) -> float:
+    """Return the share of the peak at a step, from 0: a linear rise over `warmup` steps, then half a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

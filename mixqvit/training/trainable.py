@@ -1,0 +1,158 @@
+"""A quantized model whose weights and quantizers are trained."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mixqvit.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.graph import Graph
+from mixqvit.layers import Layer
+from mixqvit.quantization.model import QuantizedModel
+from mixqvit.quantization.operations import (
+    PreparedWeight,
+    QuantizedLayer,
+    QuantizedMatmul,
+    QuantizedOperation,
+    convolution_arguments,
+)
+from mixqvit.query_key import merge_query_key, original_layer
+from mixqvit.training.settings import StepSizes
+from mixqvit.training.statistics import StatisticalStep
+from mixqvit.training.step_sizes import LearnedStep
+
+__all__ = ["TrainableModel"]
+
+WeightQuantizer = LearnedStep | StatisticalStep
+
+
+class TrainableModel(nn.Module):
+    """A copy of a model with quantizers on the operands of its layers; all its parameters can be trained.
+
+    Attributes:
+        graph: The copy.
+        bits: (weight bits, activation bits) of its layers.
+        recipe: One of `TRAINING_RECIPES`.
+    """
+
+    def __init__(self, graph: Graph, bits: BitsPerLayer, recipe: str, pixels: Tensor) -> None:
+        """Copy a model and fit its quantizers to calibration images.
+
+        Args:
+            graph: The full-precision model, on the device to train on.
+            bits: (weight bits, activation bits) for every layer of it.
+            recipe: One of `TRAINING_RECIPES`.
+            pixels: Calibration images `[N, C, H, W]`.
+
+        Raises:
+            UnsupportedOperationError: `ofq` cannot merge query and key of this model.
+        """
+        super().__init__()
+        self.source, self.recipe = graph.fingerprint, recipe
+        self.graph = merge_query_key(graph) if recipe == "ofq" else graph.copied(graph.device)
+        self.bits = {layer.name: bits[original_layer(layer.name, graph.by_name)] for layer in self.graph.layers}
+        self.module = self.graph.module
+        self.quantizers = nn.ModuleDict()
+        layers = {layer.node: layer for layer in self.graph.layers}
+        with torch.no_grad():
+            for node, values in self.graph.walk(pixels, list(layers)):
+                self._fit(layers[node], self.graph.operands(layers[node], values), len(pixels))
+        self.module.requires_grad_(True)
+        self._operations = {layer.node: self._operation(layer) for layer in self.graph.layers}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the logits `[B, classes]` of images `[B, C, H, W]`, with gradients."""
+        return self.graph.run(pixels, self._operations)[0]
+
+    def weights(self) -> list[tuple[nn.Parameter, WeightQuantizer]]:
+        """Return the quantized weights with their quantizers."""
+        pairs = ((self.graph.weight(layer), self._quantizer(layer, "weight")) for layer in self.graph.layers)
+        return [(weight, quantizer) for weight, quantizer in pairs if quantizer is not None]
+
+    def step_parameters(self) -> list[nn.Parameter]:
+        """Return the step sizes that are learned."""
+        return list(self.quantizers.parameters())
+
+    def step_sizes(self) -> list[StepSizes]:
+        """Return the step sizes of all operands before and after training."""
+        found = []
+        for layer in self.graph.layers:
+            for operand in _operands(layer):
+                quantizer = self._quantizer(layer, operand)
+                if quantizer is None:
+                    continue
+                after = quantizer.quantizer(None if layer.is_matmul else self.graph.weight(layer)).scale
+                before, after = (tuple(scales.flatten().tolist()) for scales in (quantizer.first, after))
+                found.append(StepSizes(layer.name, operand, quantizer.bits, before, after))
+        return found
+
+    def quantized(self) -> QuantizedModel:
+        """Return the model as it is now, without gradients; it shares nothing with this one."""
+        with torch.no_grad():
+            graph = self.graph.copied(self.graph.device)
+            operations: dict[str, QuantizedOperation] = {}
+            for layer in graph.layers:
+                operation = self._frozen(graph, layer)
+                if operation is not None:
+                    operations[layer.node] = operation
+            return QuantizedModel(graph, self.bits, self.recipe, operations, self.source)
+
+    def _frozen(self, graph: Graph, layer: Layer) -> QuantizedOperation | None:
+        found = [self._quantizer(layer, operand) for operand in _operands(layer)]
+        if all(quantizer is None for quantizer in found):
+            return None
+        if layer.is_matmul:
+            return QuantizedMatmul(*(None if quantizer is None else quantizer.quantizer() for quantizer in found))
+        of_weight, of_input = found
+        weight, bias, quantizer = graph.weight(layer), graph.bias(layer), None
+        if of_weight is not None:
+            quantizer = of_weight.quantizer(weight)
+            weight.copy_(of_weight.values(weight))  # what the codes stand for, as in a packed model that is loaded
+        prepared = PreparedWeight(weight.detach().clone(), None if bias is None else bias.detach().clone(), quantizer)
+        input_quantizer = None if of_input is None else of_input.quantizer()
+        return QuantizedLayer(prepared, input_quantizer, convolution_arguments(graph, layer))
+
+    def _fit(self, layer: Layer, values: tuple[Tensor, ...], images: int) -> None:
+        bits = self.bits[layer.name]
+        widths = bits if layer.is_matmul else bits[1:]
+        for operand, operand_values, width in zip(_activations(layer), values, widths, strict=True):
+            if width != FULL_PRECISION:
+                self.quantizers[_key(layer, operand)] = LearnedStep.of_activation(operand_values, width, images)
+        if not layer.is_matmul and bits[0] != FULL_PRECISION:
+            make = StatisticalStep if self.recipe == "ofq" else LearnedStep.of_weight
+            self.quantizers[_key(layer, "weight")] = make(self.graph.weight(layer), bits[0])
+
+    def _quantizer(self, layer: Layer, operand: str) -> LearnedStep | StatisticalStep | None:
+        return dict(self.quantizers).get(_key(layer, operand))
+
+    def _operation(self, layer: Layer) -> Callable[..., Tensor]:
+        def applied(operand: str) -> Callable[[Tensor], Tensor]:
+            return self._quantizer(layer, operand) or _as_it_is
+
+        if layer.is_matmul:
+            first, second = applied("first"), applied("second")
+            return lambda left, right: torch.matmul(first(left), second(right))
+        graph, weight_of, input_of = self.graph, applied("weight"), applied("input")
+        convolution = convolution_arguments(graph, layer)
+        if convolution is None:
+            return lambda values: functional.linear(input_of(values), weight_of(graph.weight(layer)), graph.bias(layer))
+        return lambda values: functional.conv2d(
+            input_of(values), weight_of(graph.weight(layer)), graph.bias(layer), **convolution
+        )
+
+
+def _activations(layer: Layer) -> tuple[str, ...]:
+    return ("first", "second") if layer.is_matmul else ("input",)
+
+
+def _operands(layer: Layer) -> tuple[str, ...]:
+    return ("first", "second") if layer.is_matmul else ("weight", "input")
+
+
+def _key(layer: Layer, operand: str) -> str:
+    return f"{layer.node} {operand}"  # the names of modules may hold no dot
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
