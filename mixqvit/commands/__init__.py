@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
             kept = "nothing was written" if options.command == "train-embedded" else "what was finished is saved"
             print(f"Stopped; {kept}.", file=sys.stderr)
             return INTERRUPTED
-        print(json.dumps(document, indent=2) if options.json else text, file=output)
+        if os.environ.get("RANK", "0") == "0":  # of processes that were launched together, one speaks
+            print(json.dumps(document, indent=2) if options.json else text, file=output)
     return 0
 
 

@@ -48,6 +48,11 @@ class HubDataset:
         self.cache = default_folder() / "datasets"
         self._parquet: Parquet | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The downloaded files of a data set that was listed."""
+        return self._parquet.files
+
     def listing_steps(self) -> Steps:
         """Download what is needed and list its rows."""
         yield Progress(0, 1, f"looking for {self.name} on the hub")

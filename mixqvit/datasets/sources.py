@@ -21,7 +21,7 @@ from mixqvit.records import Progress
 if TYPE_CHECKING:
     from mixqvit.zoo import Model
 
-__all__ = ["Prepared", "check_source", "prepared_steps"]
+__all__ = ["Prepared", "check_source", "is_compressed", "prepared_steps"]
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
@@ -88,6 +88,12 @@ def check_source(where: str) -> None:
             f"unknown images {shown(where)!r}: neither 'digits' nor a folder, an archive, a CSV or parquet file that "
             "exists, nor hf:owner/name"
         )
+
+
+def is_compressed(path: Path) -> bool:
+    """Return whether an archive is compressed as a whole, as .tar.gz is."""
+    with path.open("rb") as file:
+        return file.read(6).startswith(_COMPRESSED)
 
 
 def _listed(where: str, classes: ClassNames) -> Generator[Progress, None, tuple[Source, Listing]]:

@@ -1,5 +1,7 @@
 """Weights quantized by their own statistics (StatsQ of OFQ, Liu et al. 2023, arXiv 2302.02210), and their annealing."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,18 @@ def near_threshold(weight: Tensor, quantizer: UniformQuantizer, boundary: float 
     return (position - 0.5 - threshold).abs() <= boundary
 
 
+class _StraightThrough(torch.autograd.Function):
+    """Quantized values with the gradients of the weight; weight + (values - weight) would round them."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, values: Tensor) -> Tensor:
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 class StatisticalStep(nn.Module):
     """A weight quantizer without parameters: the scale follows from the weight.
 
@@ -73,8 +87,7 @@ class StatisticalStep(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight; gradients go straight through, to all weights."""
-        found = weight.detach()
-        return weight + (quantized(found, self.quantizer(found)) - found)
+        return _StraightThrough.apply(weight, self.values(weight))
 
     def values(self, weight: Tensor) -> Tensor:
         """Return the values that the codes of a weight stand for."""

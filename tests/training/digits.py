@@ -1,0 +1,18 @@
+"""Fewer training digits, for tests that need a training, not its accuracy."""
+
+import pytest
+
+from mixqvit.datasets import digits, training_sources
+
+FEW = 160
+
+
+def few_training_digits(monkeypatch: pytest.MonkeyPatch, count: int = FEW) -> None:
+    """Make the digits' training split its first few images."""
+    original = digits.load_digits
+
+    def load(split, model):
+        images = original(split, model)
+        return images.subset(count) if split == "training" else images
+
+    monkeypatch.setattr(training_sources, "load_digits", load)
