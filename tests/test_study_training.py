@@ -15,9 +15,12 @@ import torch
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.costs import cost
 from mixqvit.errors import BitWidthError, PackingError, TrainingError
+from mixqvit.library import StudyDescription, known_studies
+from mixqvit.open_studies import open_study
 from mixqvit.packing import load_packed, packed_source
 from mixqvit.store import Store
 from mixqvit.study import Settings, Study
+from mixqvit.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
 from tests.training.digits import FEW, few_training_digits
 
@@ -130,6 +133,24 @@ def test_a_trained_model_is_packed_loaded_and_measured_like_any_other(study, tmp
     }
 
 
+def test_trained_weights_are_kept_as_a_study_that_every_page_can_open(study):
+    bits, settings = study.first_last_uniform(2), TrainingSettings(epochs=1)
+    finish(study.training_steps(bits, settings))
+    name = keep_trained(study, StudyDescription("digits_swin"), bits, settings)
+    assert name == "digits_swin lsq 2 bits"
+    opened = open_study(known_studies(study.store)[name], SMALL, study.store)
+    trained = study.trained(bits, settings)
+    pixels = study.evaluation_images.pixels
+    torch.testing.assert_close(opened.graph(pixels), trained.graph(pixels))
+    weight = opened.graph.weight(opened.graph.by_name["layers.1.blocks.0.mlp.fc1"])
+    assert all(len(row.unique()) <= 4 for row in weight)  # two bits
+    assert opened.graph.fingerprint != study.graph.fingerprint
+    merged = replace(settings, recipe="ofq")
+    finish(study.training_steps(bits, merged))
+    with pytest.raises(TrainingError, match="merges query and key"):
+        keep_trained(study, StudyDescription("digits_swin"), bits, merged)
+
+
 def test_a_forgotten_training_begins_again(study):
     bits = study.first_last_uniform(2)
     settings = replace(QUICK, epochs=1)
@@ -167,6 +188,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
     script = """
 import hashlib, pytest
 from mixqvit.study import Study
+from mixqvit.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
 from tests.training.digits import few_training_digits
 few_training_digits(pytest.MonkeyPatch())

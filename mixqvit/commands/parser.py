@@ -127,6 +127,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     saved.add_argument("--resume", action="store_true", help="go on from the last saved epoch of the same training")
     saved.add_argument("--restart", action="store_true", help="forget the saved epochs and begin again")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the trained model as one packed file")
+    parser.add_argument("--keep", metavar="NAME", help="keep the trained weights as a study of this name")
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:

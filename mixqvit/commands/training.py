@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.commands.printing import Document, measured_columns, measurement, table
-from mixqvit.commands.studies import finish, study_of_recipe
+from mixqvit.commands.studies import description_of, finish, study_of_recipe
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import BitWidthError, TrainingError
+from mixqvit.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
     costs = [study.uniform(FULL_PRECISION).cost, study.allocation(bits, 0.0).cost, study.trained_cost(bits, settings)]
     if options.output is not None and os.environ.get("RANK", "0") == "0":
         study.pack_trained(bits, options.output, settings, source)
+    kept = None
+    if options.keep is not None and os.environ.get("RANK", "0") == "0":
+        kept = keep_trained(study, description_of(options), bits, settings, source, options.keep)
     document: Document = {"model": study.model.name, "settings": asdict(study.settings), "training": asdict(settings)}
     document |= {"training_images": run.images, "kept_epoch": run.best, "stopped_early": run.stopped_early}
+    document["study"] = kept
     document["bits"] = {name: list(pair) for name, pair in bits.items()}
     document["epochs"] = [asdict(epoch) for epoch in run.epochs]
     document["measured"] = {

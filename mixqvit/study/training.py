@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer
 from mixqvit.costs import Cost, bitops, cost
 from mixqvit.datasets import TrainingImages, load_training_images_steps
@@ -14,7 +16,7 @@ from mixqvit.errors import BitWidthError, TrainingError
 from mixqvit.evaluation import Evaluation
 from mixqvit.packing import Packed, packed, storage
 from mixqvit.quantization import QuantizedModel
-from mixqvit.query_key import merge_query_key, original_layer
+from mixqvit.query_key import is_merged, merge_query_key, original_layer
 from mixqvit.records import Progress
 from mixqvit.study.allocation import AllocationStages
 from mixqvit.study.claims import once
@@ -191,6 +193,30 @@ class TrainingStages(AllocationStages):
             TrainingError: The training is not finished.
         """
         return self._trained(bits, settings or TrainingSettings(), source)[0]
+
+    def trained_weights(
+        self, bits: Mapping[str, int | Bits], settings: TrainingSettings | None = None, source: str | None = None
+    ) -> dict[str, Tensor]:
+        """Return the trained parameters under the names of the model's own; quantized weights as their codes say.
+
+        Raises:
+            TrainingError: The training is not finished, or the recipe made another architecture of the model.
+        """
+        graph = self.trained(bits, settings, source).graph
+        if is_merged(graph):
+            raise TrainingError(
+                "The recipe ofq merges query and key, which is another architecture than the model's: its weights fit "
+                "no other model. Train with lsq, or keep the packed file."
+            )
+        trained = graph.module.state_dict()
+        found = {name: trained.get(name, tensor) for name, tensor in self.model.module.state_dict().items()}
+        missing = [name for name, _ in graph.module.named_parameters() if name not in found]
+        if missing:
+            raise TrainingError(
+                f"The graph of {self.model.name} has parameters that the model has not ({', '.join(missing[:3])}): the "
+                "trained weights cannot be kept as a study. Keep the packed file."
+            )
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
 
     def trained_step_sizes(
         self, bits: Mapping[str, int | Bits], settings: TrainingSettings | None = None, source: str | None = None

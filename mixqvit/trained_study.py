@@ -1,0 +1,66 @@
+"""A trained model as a study of its own, so that every page can look at it: channels, layers, quantizers."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mixqvit.bits import Bits
+from mixqvit.errors import StoreError, TrainingError
+from mixqvit.library import StudyDescription, free_name, keep_study
+from mixqvit.store import fingerprint
+
+if TYPE_CHECKING:
+    from mixqvit.study import Study
+    from mixqvit.training.settings import TrainingSettings
+
+__all__ = ["keep_trained"]
+
+
+def keep_trained(
+    study: "Study",
+    description: StudyDescription,
+    bits: Mapping[str, int | Bits],
+    settings: "TrainingSettings",
+    source: str | None = None,
+    name: str | None = None,
+) -> str:
+    """Keep the weights of a trained model as a study; returns its name.
+
+    The weights are what their codes stand for, in float32; activations are not quantized in that study unless bits are
+    chosen for them again.
+
+    Args:
+        study: Where it was trained.
+        description: What that study is made of.
+        bits: As it was trained.
+        settings: As it was trained.
+        source: As it was trained.
+        name: What to call it; by default after the model, the recipe and the bits.
+
+    Raises:
+        TrainingError: The training is not finished, or its weights do not fit the model's architecture.
+        StoreError: The cache folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    if description.study_file is not None:
+        raise TrainingError(
+            "The study is an imported file, which has its own weights. Open the model and the images themselves to "
+            "keep trained weights as a study."
+        )
+    weights = study.trained_weights(bits, settings, source)
+    listed = {layer: list(pair) for layer, pair in study.resolved(bits).items()}
+    key = fingerprint(study.identity, listed, repr(settings), source)[:16]
+    path = study.store.folder / "trained" / f"{key}.safetensors"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({own: tensor.contiguous() for own, tensor in weights.items()}, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"The trained weights cannot be written to {path} ({error.strerror}).") from error
+    kept = replace(description, model=description.model or study.model.name, checkpoint=str(path))
+    average = study.inner_average_bits(study.resolved(bits))
+    wanted = name or f"{study.model.name} {settings.recipe} {average:.3g} bits"
+    return keep_study(study.store, name or free_name(study.store, wanted, kept), kept)
