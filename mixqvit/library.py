@@ -24,6 +24,7 @@ __all__ = [
     "keep_study",
     "known_studies",
     "studies_folder",
+    "trained_folder",
 ]
 
 LONGEST_NAME = 80
@@ -65,6 +66,11 @@ def default_name(description: StudyDescription, model: str) -> str:
     if images is None:
         return model
     return f"{model} on {images if images.startswith('hf:') else PurePath(images).name}"[:LONGEST_NAME]
+
+
+def trained_folder(store: Store) -> Path:
+    """Return where the weights of trained models lie that are studies of their own."""
+    return store.folder / "trained"
 
 
 def studies_folder(store: Store) -> Path:
@@ -116,7 +122,7 @@ def _are_equal(first: StudyDescription, second: StudyDescription) -> bool:
 
 
 def forget_study(store: Store, name: str) -> None:
-    """Remove a study from the list, and its file if it was imported; what was computed stays in the cache.
+    """Remove a study from the list, and its file if it was imported or trained here; what was computed stays.
 
     Raises:
         StoreError: There is no study of this name, or its file cannot be removed.
@@ -125,10 +131,17 @@ def forget_study(store: Store, name: str) -> None:
     if description is None:
         raise StoreError(f"There is no saved study {name!r}; saved are: {', '.join(known_studies(store)) or 'none'}.")
     store.delete(_KEY, name)
-    used = {other.study_file for other in known_studies(store).values()}
-    if description.study_file and description.study_file not in used:
+    others = known_studies(store).values()
+    unused = []
+    if description.study_file and all(other.study_file != description.study_file for other in others):
+        unused.append(studies_folder(store) / description.study_file)
+    checkpoint = description.checkpoint
+    of_training = checkpoint and Path(checkpoint).parent == trained_folder(store)
+    if of_training and all(other.checkpoint != checkpoint for other in others):
+        unused.append(Path(checkpoint))
+    for path in unused:
         try:
-            (studies_folder(store) / description.study_file).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"The file of the study {name} cannot be removed ({error.strerror}).") from error
 

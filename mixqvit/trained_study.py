@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mixqvit.bits import Bits
 from mixqvit.errors import StoreError, TrainingError
-from mixqvit.library import StudyDescription, free_name, keep_study
+from mixqvit.library import StudyDescription, free_name, keep_study, trained_folder
 from mixqvit.store import fingerprint
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def keep_trained(
     weights = study.trained_weights(bits, settings, source)
     listed = {layer: list(pair) for layer, pair in study.resolved(bits).items()}
     key = fingerprint(study.identity, listed, repr(settings), source)[:16]
-    path = study.store.folder / "trained" / f"{key}.safetensors"
+    path = trained_folder(study.store) / f"{key}.safetensors"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import torch
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.costs import cost
 from mixqvit.errors import BitWidthError, PackingError, TrainingError
-from mixqvit.library import StudyDescription, known_studies
+from mixqvit.library import StudyDescription, forget_study, known_studies
 from mixqvit.open_studies import open_study
 from mixqvit.packing import load_packed, packed_source
 from mixqvit.store import Store
@@ -145,6 +145,12 @@ def test_trained_weights_are_kept_as_a_study_that_every_page_can_open(study):
     weight = opened.graph.weight(opened.graph.by_name["layers.1.blocks.0.mlp.fc1"])
     assert all(len(row.unique()) <= 4 for row in weight)  # two bits
     assert opened.graph.fingerprint != study.graph.fingerprint
+    (weights,) = (study.store.folder / "trained").iterdir()
+    again = keep_trained(study, StudyDescription("digits_swin"), bits, settings, name="mine")
+    forget_study(study.store, name)
+    assert weights.exists()  # `mine` reads it too
+    forget_study(study.store, again)
+    assert not weights.exists()
     merged = replace(settings, recipe="ofq")
     finish(study.training_steps(bits, merged))
     with pytest.raises(TrainingError, match="merges query and key"):

@@ -182,7 +182,7 @@ class TrainingStages(AllocationStages):
             for item in self.store.items(own):
                 self.store.delete(own, item)
         self.store.delete(self._trainings_key, key)
-        self._memory.pop(("trained", key), None)
+        self._memory.pop("trained", None)
 
     def trained(
         self, bits: Mapping[str, int | Bits], settings: TrainingSettings | None = None, source: str | None = None
@@ -362,13 +362,14 @@ class TrainingStages(AllocationStages):
     ) -> tuple[QuantizedModel, tuple[StepSizes, ...]]:
         resolved = self._trainable(bits)
         key = self._training_key(resolved, settings, source)
-        if ("trained", key) not in self._memory:
+        # One is remembered: each is as large as the model.
+        if self._memory.get("trained", ("",))[0] != key:
             checkpoint = self._checkpoint(key, None)
             if checkpoint is None or not checkpoint.run.finished:
                 raise TrainingError("This training is not finished; go on with it first.")
             model = restored(self.graph, resolved, self._calibration_pixels, checkpoint)
-            self._memory["trained", key] = model.quantized(), tuple(model.step_sizes())
-        return self._memory["trained", key]
+            self._memory["trained"] = key, (model.quantized(), tuple(model.step_sizes()))
+        return self._memory["trained"][1]
 
     def _trainable(self, bits: Mapping[str, int | Bits]) -> BitsPerLayer:
         """Return (weight bits, activation bits) for every layer, some of them quantized."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixqvit.bits import BitsPerLayer
 from mixqvit.datasets import Images, TrainingBatch, TrainingImages
-from mixqvit.devices import images_at_once, in_parts
+from mixqvit.devices import images_at_once, in_parts, named_out_of_memory
 from mixqvit.errors import TrainingError
 from mixqvit.evaluation import top1
 from mixqvit.graph import Graph
@@ -143,6 +143,8 @@ def train_steps(
         )
         quantized = model.quantized()
         validation, shown_top1, shown_agreement = references.measured(quantized)
+        if not math.isfinite(validation):
+            raise TrainingError(_diverged(validation, f"after epoch {epoch}", epoch, optimizer))
         seconds = time.perf_counter() - started
         finished = TrainingEpoch(
             epoch=epoch,
@@ -204,14 +206,12 @@ def _epoch(
     shard = (machine.rank, machine.processes)
     for batch in data.training.batches(settings.seed, epoch, settings.batch, shard):
         schedule.set(optimizer, done)
-        loss, found = _step(parallel, model, teacher, optimizer, batch, machine)
+        stage = f"training step of {len(batch.pixels)} images (a smaller batch takes less)"
+        with named_out_of_memory(machine.device, stage):
+            loss, found = _step(parallel, model, teacher, optimizer, batch, machine)
         done += 1
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"The loss is {loss} in step {done} (epoch {epoch}), with learning rate "
-                f"{optimizer.param_groups[0]['lr']:.1e}. Epoch {epoch - 1} is saved; train again with a lower "
-                "learning rate."
-            )
+            raise TrainingError(_diverged(loss, f"in step {done} (epoch {epoch})", epoch, optimizer))
         if annealing:
             trained = _anneal(model, optimizer)
         else:
@@ -220,6 +220,12 @@ def _epoch(
         images += batch.images
         yield Step(done, schedule.total, epoch, loss)
     return float(sums[0]) / images, float(sums[1]) / images, trained
+
+
+def _diverged(loss: float, when: str, epoch: int, optimizer: torch.optim.Optimizer) -> str:
+    saved = f"Epoch {epoch - 1} is saved" if epoch > 1 else "No epoch is saved yet"
+    rate = optimizer.param_groups[0]["lr"]
+    return f"The loss is {loss} {when}, with learning rate {rate:.1e}. {saved}; train again with a lower learning rate."
 
 
 def _step(

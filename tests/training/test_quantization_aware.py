@@ -155,6 +155,12 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_last_epoch_kept(graphs):
     assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
 
 
+def test_weights_that_are_no_numbers_are_not_saved(graphs, monkeypatch):
+    monkeypatch.setattr(quantization_aware._Reference, "measured", lambda self, quantized: (float("nan"), None, 1.0))
+    with pytest.raises(TrainingError, match=r"after epoch 1, .*No epoch is saved yet"):
+        train(graphs["vit"], TrainingSettings(epochs=2, batch=40))
+
+
 def test_annealing_moves_no_weight_outside_the_band(graphs, monkeypatch):
     graph, frozen = graphs["vit"], []
     original = quantization_aware._anneal
