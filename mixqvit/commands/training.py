@@ -10,6 +10,7 @@ from mixqvit.bits import FULL_PRECISION
 from mixqvit.commands.printing import Document, measured_columns, measurement, table
 from mixqvit.commands.studies import description_of, finish, study_of_recipe
 from mixqvit.commands.studies import study as open_study
+from mixqvit.costs import cost
 from mixqvit.errors import BitWidthError, TrainingError
 from mixqvit.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
@@ -35,7 +36,11 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
         "post-training": finish(study.evaluate_steps(bits)),
         f"trained ({options.recipe})": finish(study.evaluate_trained_steps(bits, settings, source)),
     }
-    costs = [study.uniform(FULL_PRECISION).cost, study.allocation(bits, 0.0).cost, study.trained_cost(bits, settings)]
+    costs = [
+        cost(study.layers, study.resolved(FULL_PRECISION), study.storage),
+        cost(study.layers, bits, study.storage),
+        study.trained_cost(bits, settings),
+    ]
     if options.output is not None and os.environ.get("RANK", "0") == "0":
         study.pack_trained(bits, options.output, settings, source)
     kept = None
@@ -47,8 +52,8 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
     document["bits"] = {name: list(pair) for name, pair in bits.items()}
     document["epochs"] = [asdict(epoch) for epoch in run.epochs]
     document["measured"] = {
-        name: measurement(evaluation) | {"size_bytes": cost.size_bytes, "bitops": cost.bitops}
-        for (name, evaluation), cost in zip(found.items(), costs, strict=True)
+        name: measurement(evaluation) | {"size_bytes": own.size_bytes, "bitops": own.bitops}
+        for (name, evaluation), own in zip(found.items(), costs, strict=True)
     }
     rows = [
         (name, *measured_columns(row), f"{row['size_bytes'] / 1e6:.3f}", f"{row['bitops'] / 1e9:.4f}")
