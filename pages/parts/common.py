@@ -39,6 +39,7 @@ def navigation() -> Any:
             st.Page("pages/budget.py", title="Budget", icon=":material/tune:"),
             st.Page("pages/quantizers.py", title="Quantizers", icon=":material/grid_on:"),
             st.Page("pages/outliers.py", title="Outliers", icon=":material/bar_chart:"),
+            st.Page("pages/training.py", title="Training", icon=":material/model_training:"),
             st.Page("pages/studies.py", title="Models and images", icon=":material/folder_open:"),
         ]
     )

@@ -18,6 +18,7 @@ HEADINGS = {
     "Budget": "Budget",
     "Quantizers": "Quantizers",
     "Outliers": "Outliers",
+    "Training": "Training",
     "Models and images": "Models and images",
 }
 pytestmark = needs_chromium
