@@ -25,6 +25,9 @@ from mixqvit.training.trainable import TrainableModel
 __all__ = ["Checkpoint", "Step", "TrainingData", "restored", "run_of", "train_steps"]
 
 WEIGHT_DECAY = 0.05
+STEP_RATE = 10
+"""Learning rate of step sizes, relative to their first values, over that of weights: Adam then changes both by about
+the same share of their size, as the gradient scale of LSQ means to (section 2.2). With 1 they hardly move."""
 WARMUP_PART = 20  # a twentieth of all steps
 LARGEST_GRADIENT = 1.0
 LEARNING_RATE_TIMES_CHANNELS = 0.1
@@ -322,9 +325,9 @@ def _optimizer(model: TrainableModel, peak: float) -> torch.optim.Optimizer:
     groups = [
         {"params": [parameter for parameter in own if parameter.dim() > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [parameter for parameter in own if parameter.dim() <= 1], "weight_decay": 0.0},
-        {"params": model.step_parameters(), "weight_decay": 0.0},
+        {"params": model.step_parameters(), "weight_decay": 0.0, "peak": peak * STEP_RATE},
     ]
-    return torch.optim.AdamW([group | {"peak": peak} for group in groups if group["params"]], lr=peak)
+    return torch.optim.AdamW([{"peak": peak} | group for group in groups if group["params"]], lr=peak)
 
 
 def _extended(run: TrainingRun, finished: TrainingEpoch) -> TrainingRun:

@@ -10,6 +10,9 @@ from mixqvit.quantization.quantizers import UniformQuantizer
 
 __all__ = ["LearnedStep", "fitted_step", "gradient_scale", "learned_step", "paper_step"]
 
+SMALLEST_RATIO = 0.01
+"""Of a trained step size to its first value."""
+
 _SAMPLED = 2**16
 _STEPS = 40
 _RANGE = (0.25, 2.5)
@@ -124,11 +127,14 @@ def _above_zero(step: Tensor) -> Tensor:
 
 
 class LearnedStep(nn.Module):
-    """A uniform quantizer whose step size is a parameter.
+    """A uniform quantizer whose step size is trained.
+
+    The parameter is the step relative to its first value: Adam moves a parameter by about its learning rate whatever
+    its size, which is little for a step at 2 bits and may be all of a step at 8 bits. (ours)
 
     Attributes:
-        step: Step sizes, a scalar or `[out, 1, ...]`.
-        first: What they were before training.
+        ratio: Step sizes relative to the first ones, a scalar or `[out, 1, ...]`.
+        first: Step sizes before training, same shape.
         zero_point: Code of zero, whole and not trained.
         bits: Bit-width.
     """
@@ -136,7 +142,7 @@ class LearnedStep(nn.Module):
     def __init__(self, step: Tensor, zero_point: int, bits: int, elements: int) -> None:
         """Start from a step size that `elements` values of an image, or weights, share."""
         super().__init__()
-        self.step = nn.Parameter(step.detach().clone())
+        self.ratio = nn.Parameter(torch.ones_like(step))
         self.register_buffer("first", step.detach().clone())
         self.zero_point, self.bits = zero_point, bits
         self._scale = gradient_scale(elements, self.high)
@@ -154,6 +160,11 @@ class LearnedStep(nn.Module):
         return cls(step, zero_point, bits, values.numel() // images)
 
     @property
+    def step(self) -> Tensor:
+        """Step sizes; far below the first ones they stop, since one that crossed zero would turn all signs round."""
+        return self.first * self.ratio.clamp(min=SMALLEST_RATIO)
+
+    @property
     def low(self) -> int:
         """Smallest code relative to that of zero, -Q_N."""
         return -self.zero_point
@@ -165,9 +176,7 @@ class LearnedStep(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the quantized values in the precision of the step, whatever the rest computes in."""
-        # A step that crossed zero would turn all signs round.
-        step = self.step.clamp(min=torch.finfo(self.step.dtype).eps)
-        return learned_step(values.to(step.dtype), step, self.low, self.high, self._scale)
+        return learned_step(values.to(self.first.dtype), self.step, self.low, self.high, self._scale)
 
     def values(self, weight: Tensor) -> Tensor:
         """Return the values that the codes of a weight stand for."""
@@ -175,5 +184,5 @@ class LearnedStep(nn.Module):
 
     def quantizer(self, _: Tensor | None = None) -> UniformQuantizer:
         """Return the same quantization without gradients."""
-        step = self.step.detach().clamp(min=torch.finfo(self.step.dtype).eps).clone()
+        step = self.step.detach().clone()
         return UniformQuantizer(step, torch.full_like(step, self.zero_point), self.bits)

@@ -50,7 +50,7 @@ def measured(found: Evaluation) -> str:
     return f"{100 * found.top1:5.1f} ({100 * low:.1f} to {100 * high:.1f})  KL {found.kl:.4f}"
 
 
-def table(name: str, seeds: list[int], store: Store) -> None:
+def table(name: str, seeds: list[int], epochs: int, store: Store) -> None:
     """Print accuracy, size and BitOps of every recipe at every setting."""
     study = Study(name, store=store)
     print(f"\n{name}: full precision {measured(study.evaluate(FULL_PRECISION))}", flush=True)
@@ -60,7 +60,7 @@ def table(name: str, seeds: list[int], store: Store) -> None:
         for recipe in TRAINING_RECIPES:
             found, seconds = [], []
             for seed in seeds:
-                settings = TrainingSettings(recipe, seed=seed)
+                settings = TrainingSettings(recipe, epochs, seed)
                 run = finish(study.training_steps(bits, settings))
                 seconds.append(sum(epoch.seconds for epoch in run.epochs))
                 found.append(finish(study.evaluate_trained_steps(bits, settings)))
@@ -87,7 +87,7 @@ def pool(found: list[Evaluation]) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def initial(name: str, seeds: list[int], store: Store) -> None:
+def initial(name: str, seeds: list[int], epochs: int, store: Store) -> None:
     """Print what comes of step sizes that start as in the paper, and as fitted here."""
 
     def as_in_the_paper(values: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, int]:
@@ -100,11 +100,11 @@ def initial(name: str, seeds: list[int], store: Store) -> None:
         bits = study.first_last_uniform(2)
         with patch.object(step_sizes, "fitted_step", start):
             for seed in seeds:
-                settings = TrainingSettings(seed=seed)
+                settings = TrainingSettings(epochs=epochs, seed=seed)
                 run = finish(study.training_steps(bits, settings))
                 found = finish(study.evaluate_trained_steps(bits, settings))
-                epochs = " ".join(f"{epoch.loss:.3f}" for epoch in run.epochs)
-                print(f"{name}, uniform 2, seed {seed}, {label}: loss {epochs}; {measured(found)}", flush=True)
+                losses = " ".join(f"{epoch.loss:.3f}" for epoch in run.epochs)
+                print(f"{name}, uniform 2, seed {seed}, {label}: loss {losses}; {measured(found)}", flush=True)
 
 
 def main() -> None:
@@ -113,11 +113,12 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=list(EMBEDDED))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--initial", action="store_true")
     options = parser.parse_args()
     started = time.perf_counter()
     for name in options.models:
-        (initial if options.initial else table)(name, options.seeds, Store(options.store))
+        (initial if options.initial else table)(name, options.seeds, options.epochs, Store(options.store))
     print(f"{time.perf_counter() - started:.0f} s")
 
 

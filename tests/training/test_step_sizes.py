@@ -73,7 +73,7 @@ def test_each_channel_of_a_weight_has_its_own_step_and_gradient():
     for channel in range(5):
         alone = LearnedStep.of_weight(weight[channel : channel + 1], 3)
         alone(weight[channel : channel + 1]).square().sum().backward()
-        torch.testing.assert_close(quantizer.step.grad[channel], alone.step.grad[0])
+        torch.testing.assert_close(quantizer.ratio.grad[channel], alone.ratio.grad[0])
     assert quantizer.zero_point == 4 and quantizer.low == -4 and quantizer.high == 3
 
 
@@ -114,9 +114,9 @@ def test_the_quantizer_without_gradients_is_the_same_function():
     values = torch.randn(64, generator=torch.Generator().manual_seed(3))
     quantizer = LearnedStep.of_activation(values, 4, images=1)
     with torch.no_grad():
-        quantizer.step.mul_(1.37)
+        quantizer.ratio.mul_(1.37)
     assert torch.equal(quantizer.quantizer()(values), quantizer(values))
     with torch.no_grad():
-        quantizer.step.mul_(-1)  # a large learning rate may push a step beyond zero
+        quantizer.ratio.mul_(-1)  # a large learning rate may push a step beyond zero
     assert quantizer.quantizer().scale > 0
     assert torch.equal(quantizer.quantizer()(values), quantizer(values))
