@@ -49,6 +49,11 @@ def keep_trained(
             "The study is an imported file, which has its own weights. Open the model and the images themselves to "
             "keep trained weights as a study."
         )
+    if (description.model or "").startswith("local-dir:"):
+        raise TrainingError(
+            f"The model is {description.model}, a folder with weights of its own, which others cannot take the place of. "
+            "Open its checkpoint file itself to keep trained weights as a study, or keep the packed file."
+        )
     weights = study.trained_weights(bits, settings, source)
     listed = {layer: list(pair) for layer, pair in study.resolved(bits).items()}
     key = fingerprint(study.identity, listed, repr(settings), source)[:16]
