@@ -16,7 +16,7 @@ class Strategy:
         name: As in `STRATEGIES`.
         description: In one plain sentence, with the source.
         needs: The stages that score the layers for it: `relevance`, `sensitivity`, `hessian`, `loss change`,
-            `pairs` (with the sensitivity over full precision).
+            `pairs` (with the sensitivity over full precision), `step sizes`.
         is_control: Whether it is there for comparison only.
         has_gamma: Whether γ changes what it chooses.
     """
@@ -62,6 +62,12 @@ STRATEGIES: Mapping[str, Strategy] = {
             "integer quadratic program (CLADO, arXiv 2307.05657; noise in the pairs is projected away relative to the "
             "layers' own harms, ours).",
             ("pairs",),
+        ),
+        Strategy(
+            "limpq",
+            "Step sizes learned in a short training at all bit-widths together, Σ s_a + 2 · s_w (LIMPQ, arXiv "
+            "2203.08368; on calibration images, by distillation, ours).",
+            ("step sizes",),
         ),
         Strategy(
             "uniform",

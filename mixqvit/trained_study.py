@@ -51,8 +51,8 @@ def keep_trained(
         )
     if (description.model or "").startswith("local-dir:"):
         raise TrainingError(
-            f"The model is {description.model}, a folder with weights of its own, which others cannot take the place of. "
-            "Open its checkpoint file itself to keep trained weights as a study, or keep the packed file."
+            f"The model is {description.model}, a folder with weights of its own, whose place no others can take. Open "
+            "its checkpoint file itself to keep trained weights as a study, or keep the packed file."
         )
     weights = study.trained_weights(bits, settings, source)
     listed = {layer: list(pair) for layer, pair in study.resolved(bits).items()}

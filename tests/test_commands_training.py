@@ -38,6 +38,7 @@ def test_train_measures_writes_keeps_and_goes_on(tmp_path, capfd):
     assert main(["layers", "--model", "my model"]) == 0
 
 
+@pytest.mark.slow
 def test_train_takes_an_allocation_file_at_its_own_bits(tmp_path, capfd):
     recipe = tmp_path / "recipe.json"
     assert main(["layers", "--model", "digits_swin", "--json"]) == 0

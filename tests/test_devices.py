@@ -13,6 +13,7 @@ from mixqvit import devices
 from mixqvit.criteria import (
     block_pairs,
     hessian_trace_steps,
+    indicator_steps,
     loss_change_steps,
     pair_steps,
     squared_perturbations,
@@ -205,6 +206,11 @@ STAGES = {
     "loss changes": lambda graph, calibration, pixels: [
         batch.harms
         for batch in loss_change_steps(calibration, pixels, lambda layer: [(4, 8 if layer.block is None else 4)])
+    ],
+    "indicators": lambda graph, calibration, pixels: [
+        [found.weight or {}, list(found.operands)]
+        for state in indicator_steps(graph, pixels, passes=1)
+        for found in state.indicators.values()
     ],
     "quality": quality,
 } | {method: importance(method) for method in METHODS}

@@ -10,6 +10,7 @@ from mixqvit import devices
 from mixqvit.criteria import (
     all_pairs,
     hessian_trace_steps,
+    indicator_steps,
     loss_change_steps,
     pair_steps,
     squared_perturbations,
@@ -157,6 +158,11 @@ def loss_changes(graph, calibration, pixels):
     return [[batch.start, batch.images, batch.harms] for batch in steps]
 
 
+def indicators(graph, calibration, pixels):
+    (state,) = indicator_steps(graph, pixels, passes=1)
+    return {name: [found.weight or {}, *found.operands] for name, found in state.indicators.items()}
+
+
 def fisher(graph, calibration, pixels):
     return {name: [o.tolist() for o in found.operands] for name, found in fisher_diagonals(graph, pixels).items()}
 
@@ -189,6 +195,7 @@ STAGES = {
     "measurement of pairs": pairs,
     "estimate of Hessian traces": traces,
     "prediction of loss changes": loss_changes,
+    "training of the importance indicators": indicators,
     "calibration": fisher,
     "relevance propagation": relevance,
     "relevance propagation (attribution)": attribution,

@@ -58,7 +58,9 @@ def test_random_allocations_are_seeded(study):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mix-qvit", "sensitivity", "lrp-qvit", "hawq-v2", "mpqco", "random", "inverse"])
+@pytest.mark.parametrize(
+    "name", ["mix-qvit", "sensitivity", "lrp-qvit", "hawq-v2", "mpqco", "limpq", "random", "inverse"]
+)
 def test_weights_and_activations_can_have_bits_of_their_own(study, name):
     found = study.allocate(average_bits=3.5, strategy=name, tied=False)
     layers = {layer.name: layer for layer in study.layers}
@@ -244,7 +246,8 @@ def test_strategies_are_compared_by_what_they_measure(study):
 def test_scores_are_saved(study, monkeypatch):
     expected = {name: study.allocate(average_bits=3.0, strategy=name) for name in STRATEGIES}
     again = Study("digits_swin", settings=SMALL, store=study.store)
-    for stage in ("hessian_trace_steps", "squared_perturbations", "loss_change_steps", "pair_steps"):
+    stages = ("hessian_trace_steps", "squared_perturbations", "loss_change_steps", "pair_steps", "indicator_steps")
+    for stage in stages:
         monkeypatch.setattr(f"mixqvit.study.criteria.{stage}", lambda *_, **__: pytest.fail("computed again"))
     for name, allocation in expected.items():
         assert again.allocate(average_bits=3.0, strategy=name) == allocation

@@ -60,7 +60,8 @@ def test_a_study_needs_no_labels(unlabelled):
 def test_the_criteria_need_no_labels(unlabelled):
     *_, traces = unlabelled.hessian_steps()
     *_, changes = unlabelled.loss_change_steps()
-    for found in (traces.result, changes.result):
+    *_, steps = unlabelled.indicator_steps()
+    for found in (traces.result, changes.result, steps.result):
         assert list(found) == [layer.name for layer in unlabelled.layers]
         assert all(np.isfinite(list(row.values())).all() for row in found.values())
 

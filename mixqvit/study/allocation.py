@@ -88,6 +88,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             "hessian": [self.hessian_steps],
             "loss change": [lambda: self.loss_change_steps(tied)],
             "pairs": [lambda: self.sensitivity_steps("both", FULL_PRECISION), self.pair_steps],
+            "step sizes": [self.indicator_steps],
         }
         _check_tied(strategy, tied)
         for stage in find_strategy(strategy).needs:
@@ -103,6 +104,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             "hessian": self._hessian_keys,
             "loss change": [self._loss_change_key(tied)],
             "pairs": [self._sensitivity_key("both", FULL_PRECISION), self._pair_key],
+            "step sizes": [self._indicator_key],
         }
         needs = find_strategy(strategy).needs
         seconds = sum(seconds_spent(self.store, key) for need in needs for key in keys.get(need, ()))
@@ -293,14 +295,13 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             return {
                 name: {bits: harm for bits, harm in row.items() if bits[0] in self.pair_widths} for name, row in alone
             }
-        if strategy in ("hawq-v2", "mpqco"):
-            if strategy == "hawq-v2":
-                scores = self._finished("hessian", self.hessian_steps)
-            else:
-                scores = self._finished(("loss change", tied), lambda: self.loss_change_steps(tied))
-            if strategy == "hawq-v2" and not tied:
-                return monotone_choices(scores)
+        if strategy == "mpqco":
+            scores = self._finished(("loss change", tied), lambda: self.loss_change_steps(tied))
             return self._scored_choices(scores, tied)
+        if strategy in ("hawq-v2", "limpq"):
+            stage = ("hessian", self.hessian_steps) if strategy == "hawq-v2" else ("indicators", self.indicator_steps)
+            scores = self._finished(*stage)
+            return self._scored_choices(scores, tied) if tied else monotone_choices(scores)
         if sensitivity is None:
             harms = self._sensitivity_choices(tied)
         elif tied:

@@ -49,6 +49,13 @@ _CODE = {
         "evaluation.py",
     ),
     "training": ("study/training.py", "training", "quantization", "datasets/augmentation.py", "evaluation.py"),
+    "indicators": (
+        "study/criteria.py",
+        "criteria/indicators.py",
+        "training/distillation.py",
+        "training/schedule.py",
+        "training/step_sizes.py",
+    ),
     "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "evaluation.py"),
 }
 

@@ -1,10 +1,13 @@
-"""The stages of a study that score layers for strategies other than Mix-QViT: Hessian traces, loss changes, pairs."""
+"""The stages of a study that score layers for other strategies: Hessian traces, loss changes, pairs, step sizes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
 from mixqvit.criteria import (
+    INDICATOR_PASSES,
+    Indicators,
+    IndicatorState,
     LossChangeBatch,
     Pair,
     Perturbation,
@@ -13,6 +16,8 @@ from mixqvit.criteria import (
     block_pairs,
     hawq_harms,
     hessian_trace_steps,
+    indicator_harms,
+    indicator_steps,
     loss_change_steps,
     mean_loss_changes,
     mean_traces,
@@ -37,11 +42,13 @@ FEW_WIDTHS = (2, 3, 4, 6, 8)
 PAIR_IMAGES = 8
 """Calibration images that pairs are measured on."""
 
+_PASSES, _STATE = "passes", "state"
+
 PairHarms = dict[Pair, dict[tuple[Bits, Bits], float]]
 
 
 class CriteriaStages(SensitivityStages):
-    """What HAWQ-V2, MPQCO and CLADO know about the layers."""
+    """What HAWQ-V2, MPQCO, CLADO and LIMPQ know about the layers."""
 
     def hessian_steps(self) -> Iterator[Progress]:
         """Estimate the mean Hessian traces and measure the perturbations; the last result is the harm by bits."""
@@ -141,6 +148,39 @@ class CriteriaStages(SensitivityStages):
             }
         yield Progress(len(pairs), len(pairs), "pairs", self._memory["pairs"])
 
+    def indicator_steps(self) -> Iterator[Progress]:
+        """Train the step sizes of all operands at all bit-widths; the last result is s_a + α · s_w by bits.
+
+        Every pass over the images is saved. What the next one goes on from is kept until the last is done.
+        """
+        key = self._indicator_key
+        state_key = f"{key}-{_STATE}"
+
+        def progress() -> Progress:
+            return Progress(self.store.rows(key).get(_PASSES, 0), INDICATOR_PASSES, "importance indicators")
+
+        def run() -> Iterator[Progress]:
+            saved = self.store.tensors(state_key, _STATE)
+            begun = IndicatorState(int(saved[1][_PASSES]), {}, saved[0]) if saved and saved[0] else None
+            for state in indicator_steps(self._device_graph, self._analysis_pixels, state=begun):
+                for layer, found in state.indicators.items():
+                    self.store.put(key, layer, _indicator_row(found))
+                is_last = state.passes == INDICATOR_PASSES
+                if not is_last:
+                    self.store.put_tensors(state_key, _STATE, state.tensors, {_PASSES: str(state.passes)})
+                self.store.put(key, _PASSES, state.passes)
+                if is_last:
+                    self.store.put_tensors(state_key, _STATE, {})
+                words = f"importance indicators, pass {state.passes} of {INDICATOR_PASSES}"
+                yield Progress(state.passes, INDICATOR_PASSES, words)
+
+        if "indicators" not in self._memory:
+            yield from once(self.store, key, progress, run)
+            rows = self.store.rows(key)
+            found = {layer.name: _indicators(rows[layer.name]) for layer in self.layers}
+            self._memory["indicators"] = indicator_harms(found)
+        yield Progress(INDICATOR_PASSES, INDICATOR_PASSES, "importance indicators", self._memory["indicators"])
+
     def pair_estimate(self) -> float:
         """Return about how many seconds measuring the missing pairs takes here, from a timed run of a few images."""
         pairs, widths, count = self._pair_plan()
@@ -169,6 +209,10 @@ class CriteriaStages(SensitivityStages):
 
     def _loss_change_key(self, tied: bool) -> str:
         return self._criteria_key("loss changes", len(self._analysis_images), tied)
+
+    @property
+    def _indicator_key(self) -> str:
+        return self._key("indicators", len(self._analysis_images))
 
     @property
     def _pair_key(self) -> str:
@@ -210,3 +254,14 @@ def _perturbation_row(found: Perturbation) -> dict[str, Any]:
 
 def _perturbation(layer: str, row: Mapping[str, Any]) -> Perturbation:
     return Perturbation(layer, row["weight"] and dict(row["weight"]), tuple(dict(found) for found in row["operands"]))
+
+
+def _indicator_row(found: Indicators) -> dict[str, Any]:
+    return {
+        "weight": found.weight and list(found.weight.items()),
+        "operands": [list(steps.items()) for steps in found.operands],
+    }
+
+
+def _indicators(row: Mapping[str, Any]) -> Indicators:
+    return Indicators(row["weight"] and dict(row["weight"]), tuple(dict(steps) for steps in row["operands"]))

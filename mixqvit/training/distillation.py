@@ -1,5 +1,6 @@
 """Knowledge distillation: the quantized model learns the full-precision model's probabilities (soft labels)."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,5 +16,8 @@ def distillation_loss(logits: Tensor, reference: Tensor) -> Tensor:
         logits: Of the quantized model, `[B, classes]`.
         reference: Of the full-precision model on the same images, `[B, classes]`.
     """
-    own, wanted = (functional.log_softmax(values.float(), dim=1) for values in (logits, reference))
+    own, wanted = (
+        functional.log_softmax(values, dim=1, dtype=torch.promote_types(values.dtype, torch.float32))
+        for values in (logits, reference)
+    )
     return functional.kl_div(own, wanted, log_target=True, reduction="none").sum(dim=1)

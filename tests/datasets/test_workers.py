@@ -87,6 +87,7 @@ def test_processes_that_wait_end_with_the_images_and_when_idle(tmp_path: Path, m
     assert not new_processes(before)
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_and_archives_that_vanish(tmp_path: Path) -> None:
     path = write_archive(tmp_path, {f"{n}.png": noise(n) for n in range(150)}, "tar")
     images = dataclasses.replace(load_training_images(path, tiny_model(3)), workers=2)
@@ -133,6 +134,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_program_leaves_no_process_and_its_script_runs_once(tmp_path: Path) -> None:
     """A script without the guard that `multiprocessing` asks for, as a dashboard's page is one."""
     script = tmp_path / "script.py"
