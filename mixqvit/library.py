@@ -4,6 +4,7 @@ Descriptions need no torch, so that a page lists them at once. The embedded mode
 of its own.
 """
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePath
@@ -14,6 +15,7 @@ from mixqvit.errors import ModelError, StoreError
 from mixqvit.store import KEPT, Store, fingerprint
 
 __all__ = [
+    "LOCAL_FOLDER",
     "LONGEST_NAME",
     "StudyDescription",
     "default_name",
@@ -28,6 +30,9 @@ __all__ = [
 ]
 
 LONGEST_NAME = 80
+
+LOCAL_FOLDER = "local-dir:"
+"""How the name of a model begins that is a folder in timm's format."""
 
 _KEY = KEPT + "studies"
 
@@ -132,18 +137,26 @@ def forget_study(store: Store, name: str) -> None:
         raise StoreError(f"There is no saved study {name!r}; saved are: {', '.join(known_studies(store)) or 'none'}.")
     store.delete(_KEY, name)
     others = known_studies(store).values()
-    unused = []
-    if description.study_file and all(other.study_file != description.study_file for other in others):
-        unused.append(studies_folder(store) / description.study_file)
-    checkpoint = description.checkpoint
-    of_training = checkpoint and Path(checkpoint).parent == trained_folder(store)
-    if of_training and all(other.checkpoint != checkpoint for other in others):
-        unused.append(Path(checkpoint))
-    for path in unused:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StoreError(f"The file of the study {name} cannot be removed ({error.strerror}).") from error
+    file, folder = description.study_file, _trained(description, store)
+    try:
+        if file and all(other.study_file != file for other in others):
+            (studies_folder(store) / file).unlink(missing_ok=True)
+        if folder is not None and all(_trained(other, store) != folder for other in others):
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StoreError(f"The files of the study {name} cannot be removed ({error.strerror}).") from error
+
+
+def _trained(description: StudyDescription, store: Store) -> Path | None:
+    """Return the folder of the trained weights that a study reads, None where it reads none."""
+    model = description.model or ""
+    if model.startswith(LOCAL_FOLDER):
+        folder = Path(model.removeprefix(LOCAL_FOLDER))
+    elif description.checkpoint:
+        folder = Path(description.checkpoint).parent
+    else:
+        return None
+    return folder if folder.parent == trained_folder(store) else None
 
 
 def _read(row: Mapping[str, Any]) -> StudyDescription:

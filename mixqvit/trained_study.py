@@ -1,13 +1,15 @@
 """A trained model as a study of its own, so that every page can look at it: channels, layers, quantizers."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from mixqvit.bits import Bits
 from mixqvit.errors import StoreError, TrainingError
-from mixqvit.library import StudyDescription, free_name, keep_study, trained_folder
+from mixqvit.library import LOCAL_FOLDER, StudyDescription, free_name, keep_study, trained_folder
 from mixqvit.store import fingerprint
 
 if TYPE_CHECKING:
@@ -49,23 +51,24 @@ def keep_trained(
             "The study is an imported file, which has its own weights. Open the model and the images themselves to "
             "keep trained weights as a study."
         )
-    if (description.model or "").startswith("local-dir:"):
-        raise TrainingError(
-            f"The model is {description.model}, a folder with weights of its own, whose place no others can take. Open "
-            "its checkpoint file itself to keep trained weights as a study, or keep the packed file."
-        )
     weights = study.trained_weights(bits, settings, source)
     listed = {layer: list(pair) for layer, pair in study.resolved(bits).items()}
     key = fingerprint(study.identity, listed, repr(settings), source)[:16]
-    path = trained_folder(study.store) / f"{key}.safetensors"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    folder = trained_folder(study.store) / key
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"model.{os.getpid()}.tmp"
         save_file({own: tensor.contiguous() for own, tensor in weights.items()}, temporary)
-        temporary.replace(path)
+        temporary.replace(folder / "model.safetensors")
+        if (description.model or "").startswith(LOCAL_FOLDER):
+            # timm's format: a folder of its own with the same architecture, classes and preprocessing.
+            shutil.copy(Path(description.model.partition(LOCAL_FOLDER)[2]) / "config.json", folder)
+            kept = replace(description, model=f"{LOCAL_FOLDER}{folder}")
+        else:
+            model = description.model or study.model.name
+            kept = replace(description, model=model, checkpoint=str(folder / "model.safetensors"))
     except OSError as error:
-        raise StoreError(f"The trained weights cannot be written to {path} ({error.strerror}).") from error
-    kept = replace(description, model=description.model or study.model.name, checkpoint=str(path))
+        raise StoreError(f"The trained weights cannot be written to {folder} ({error.strerror}).") from error
     average = study.inner_average_bits(study.resolved(bits))
-    wanted = name or f"{study.model.name} {settings.recipe} {average:.3g} bits"
+    wanted = f"{PurePath(study.model.name).name[-40:]} {settings.recipe} {average:.3g} bits"
     return keep_study(study.store, name or free_name(study.store, wanted, kept), kept)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
@@ -137,7 +136,7 @@ def test_trained_weights_become_a_study_of_their_own(open_page, study):
     press(at, "keep trained")
     assert not at.error
     name = at.session_state[NEXT_STUDY]  # which the sidebar opens; a page that is tested by itself has none
-    kept = load_file(find_study(Store(), name).checkpoint)
+    kept = open_study(find_study(Store(), name)).model.module.state_dict()
     expected = study.trained_weights(study.first_last_uniform(2), last.result.settings)
     assert kept.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[own]) for own, tensor in kept.items())
