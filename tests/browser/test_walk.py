@@ -104,6 +104,7 @@ def test_a_click_on_a_bar_of_importance_looks_at_its_layer(browser, server):
     bars = page.get_by_test_id("stPlotlyChart").first.locator(".bars").nth(1).locator(".point path")
     click_middle(page, bars.nth(2))  # the second kind is qkv
     expect(page.get_by_role("heading", name="Layer blocks.2.attn.qkv")).to_be_visible(timeout=MINUTES)
+    wait_until_finished(page)  # the link below the heading follows a moment later
     page.get_by_role("link", name="How sensitive is it?").click()
     expect(page.get_by_role("heading", level=1, name="Sensitivity")).to_be_visible(timeout=MINUTES)
     expect(page.get_by_test_id("stMain").get_by_label("Highlight")).to_have_value("blocks.2.attn.qkv", timeout=MINUTES)
