@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mixqvit.bits import BitsPerLayer
     from mixqvit.study import Progress, Study
 
-__all__ = ["allocation_request", "description_of", "finish", "has_ceiling", "study", "study_of_recipe"]
+__all__ = ["absolute", "allocation_request", "description_of", "finish", "has_ceiling", "study", "study_of_recipe"]
 
 
 def study(options: argparse.Namespace) -> "Study":
@@ -63,7 +63,7 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     preprocessing = _preprocessing(options.preprocessing)
     saved = known_studies(Store()).get(options.model)
     if saved is None:
-        checkpoint, images = (_absolute(path) for path in (options.checkpoint, options.images))
+        checkpoint, images = (absolute(path) for path in (options.checkpoint, options.images))
         return StudyDescription(_absolute_folder(options.model), checkpoint, images, preprocessing, settings)
     if options.checkpoint or options.images or preprocessing:
         raise ModelError(
@@ -73,7 +73,7 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     return replace(saved, settings={**saved.settings, **settings})
 
 
-def _absolute(source: str | None) -> str | None:
+def absolute(source: str | None) -> str | None:
     """Return a path as it means the same from every folder; other sources, such as `digits`, stay."""
     return str(Path(source).resolve()) if source and Path(source).exists() and source != "digits" else source
 

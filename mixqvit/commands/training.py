@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.commands.printing import Document, measured_columns, measurement, table
-from mixqvit.commands.studies import description_of, finish, study_of_recipe
+from mixqvit.commands.studies import absolute, description_of, finish, study_of_recipe
 from mixqvit.commands.studies import study as open_study
 from mixqvit.costs import cost
 from mixqvit.errors import BitWidthError, TrainingError
@@ -28,8 +28,8 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
         options.recipe, options.epochs, options.seed, options.batch, options.learning_rate, options.patience
     )
     study, bits = _study_and_bits(options)
-    source = options.training_images
-    _check_saved(study, bits, settings, options)
+    source = absolute(options.training_images)
+    _check_saved(study, bits, settings, source, options)
     run = finish(study.training_steps(bits, settings, source))
     found = {
         "full precision": finish(study.evaluate_steps(FULL_PRECISION)),
@@ -86,9 +86,9 @@ def _study_and_bits(options: argparse.Namespace) -> tuple["Study", "BitsPerLayer
 
 def _check_saved(study: "Study", bits: "BitsPerLayer", settings: TrainingSettings, options: argparse.Namespace) -> None:
     """Make sure that saved epochs are neither lost nor gone on from by accident."""
-    saved = study.training_progress(bits, settings, options.training_images)
+    saved = study.training_progress(bits, settings, source)
     if options.restart:
-        study.forget_training(bits, settings, options.training_images)
+        study.forget_training(bits, settings, source)
     elif saved.done and not options.resume:
         raise TrainingError(
             f"{saved.done} of {saved.total} epochs of this training are saved. Give --resume to go on from there, or "

@@ -301,10 +301,7 @@ class TrainingStages(AllocationStages):
             yield Progress(0, 1, f"training images: {step.doing}")
         images: TrainingImages = step.result
         checkpoint = self._checkpoint(key, images)
-        if checkpoint is None and machine.is_main:
-            row = {"bits": bits, "settings": asdict(settings), "source": source}
-            self.store.put(self._trainings_key, key, row)
-        elif checkpoint is not None and checkpoint.run.finished:
+        if checkpoint is not None and checkpoint.run.finished:
             self._finish(key, checkpoint, images, machine)
             return
         data = TrainingData(
@@ -324,6 +321,9 @@ class TrainingStages(AllocationStages):
                 yield Progress(done, total, doing, run)
                 continue
             run = piece.run
+            if machine.is_main:
+                row = {"bits": bits, "settings": asdict(settings), "source": source}
+                self.store.put(self._trainings_key, key, row)
             if run.finished:
                 self._finish(key, piece, images, machine)
             elif machine.is_main:
