@@ -84,7 +84,13 @@ def _study_and_bits(options: argparse.Namespace) -> tuple["Study", "BitsPerLayer
     return study, study.allocate(**request).bits
 
 
-def _check_saved(study: "Study", bits: "BitsPerLayer", settings: TrainingSettings, options: argparse.Namespace) -> None:
+def _check_saved(
+    study: "Study",
+    bits: "BitsPerLayer",
+    settings: TrainingSettings,
+    source: str | None,
+    options: argparse.Namespace,
+) -> None:
     """Make sure that saved epochs are neither lost nor gone on from by accident."""
     saved = study.training_progress(bits, settings, source)
     if options.restart:
