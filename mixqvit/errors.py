@@ -5,12 +5,15 @@ __all__ = [
     "AllocationError",
     "BitWidthError",
     "CalibrationError",
+    "EngineError",
+    "ExportError",
     "ImageError",
     "InfeasibleBudgetError",
     "MixQViTError",
     "ModelError",
     "PackingError",
     "RecipeError",
+    "ReportError",
     "StoreError",
     "StudyFileError",
     "TrainingError",
@@ -72,3 +75,15 @@ class StoreError(MixQViTError):
 
 class TrainingError(MixQViTError):
     """Quantization-aware training cannot be done as asked, or its loss is no longer a number."""
+
+
+class EngineError(MixQViTError):
+    """The processes or the cluster that work should run on cannot be reached, or lose their workers again and again."""
+
+
+class ExportError(MixQViTError):
+    """A quantized model or its bits cannot be written for another program."""
+
+
+class ReportError(MixQViTError):
+    """A report of a study cannot be written."""

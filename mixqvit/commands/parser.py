@@ -8,6 +8,7 @@ from typing import NoReturn
 from mixqvit.bits import FULL_PRECISION
 from mixqvit.commands import allocations, library, stages, training
 from mixqvit.commands.printing import Document
+from mixqvit.engines.choice import ENGINES, EngineChoice
 from mixqvit.strategies import STRATEGIES
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 
@@ -161,6 +162,19 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--outliers", type=float, default=1.0, metavar="FACTOR", help="amplify outlier channels (default: off)"
+    )
+    engines = parser.add_argument_group("where sweeps and evaluations run")
+    engines.add_argument(
+        "--engine",
+        choices=list(ENGINES),
+        default=EngineChoice.name,
+        help=f"{'; '.join(f'{name}: {words}' for name, words in ENGINES.items())} (default: {EngineChoice.name})",
+    )
+    engines.add_argument("--workers", type=int, metavar="N", help="how many (default: one per core or GPU)")
+    engines.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster, or auto; without it --engine ray starts one on this machine",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixqvit.allocation_recipe import read_recipe, recipe_bits, settings_of
+from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import AllocationError, BitWidthError, ImageError, ModelError, RecipeError
 from mixqvit.library import StudyDescription, known_studies
 from mixqvit.store import Store
@@ -27,7 +28,7 @@ def study(options: argparse.Namespace) -> "Study":
     names = {"importance": "method", "metric": "metric", "baseline": "baseline"}
     chosen = {name: getattr(options, option) for name, option in names.items() if hasattr(options, option)}
     settings = settings_from(description, outlier_factor=options.outliers, **chosen)
-    return finish(open_study_steps(description, settings))
+    return _on_engine(finish(open_study_steps(description, settings)), options)
 
 
 def study_of_recipe(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
@@ -41,8 +42,12 @@ def study_of_recipe(options: argparse.Namespace, path: str) -> tuple["Study", "B
         options.model = options.model or document["model"]
     description = description_of(options)
     settings = replace(settings_of(document, str(path)), **description.settings)
-    study = finish(open_study_steps(description, settings))
+    study = _on_engine(finish(open_study_steps(description, settings)), options)
     return study, study.resolved(recipe_bits(document, str(path)))
+
+
+def _on_engine(study: "Study", options: argparse.Namespace) -> "Study":
+    return study.with_engine(find_engine(EngineChoice(options.engine, options.workers, options.address)))
 
 
 def description_of(options: argparse.Namespace) -> StudyDescription:

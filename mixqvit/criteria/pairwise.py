@@ -5,7 +5,7 @@ once to the first layer; from there all its bit-widths are one batch, which walk
 finished from there at each of that one's bit-widths.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import ceil
@@ -91,6 +91,7 @@ def pair_steps(
     pairs: Sequence[Pair],
     bit_widths: Sequence[int] = BIT_WIDTHS,
     finished: Collection[Pair] = (),
+    wanted: Callable[[str], Collection[str]] | None = None,
 ) -> Iterator[PairTerms]:
     """Measure the pairwise terms of pairs of layers, each layer at the same bits for its operands.
 
@@ -103,6 +104,8 @@ def pair_steps(
         pairs: Pairs of layer names, in network order: `all_pairs`, `block_pairs`, or others.
         bit_widths: Bit-widths of each layer.
         finished: Pairs that are known already.
+        wanted: Called with a layer's name when the run has come to it as a first one; returns the second layers to
+            measure with it. All by default.
 
     Yields:
         Each pair as soon as all its combinations are measured, sorted by its first layer, then its second.
@@ -116,7 +119,8 @@ def pair_steps(
     graph, known = calibration.graph, set(finished)
 
     def steps(at_once: int) -> Iterator[PairTerms]:
-        return _terms(calibration, pixels, [pair for pair in pairs if pair not in known], bit_widths, at_once)
+        left = [pair for pair in pairs if pair not in known]
+        return _terms(calibration, pixels, left, bit_widths, at_once, wanted)
 
     for found in halving(steps, images_at_once(graph, IMAGES_AT_ONCE), graph.device, "measurement of pairs"):
         known.add((found.first, found.second))
@@ -125,7 +129,12 @@ def pair_steps(
 
 @torch.no_grad()
 def _terms(
-    calibration: Calibration, pixels: Tensor, pairs: Sequence[Pair], bit_widths: Sequence[int], at_once: int
+    calibration: Calibration,
+    pixels: Tensor,
+    pairs: Sequence[Pair],
+    bit_widths: Sequence[int],
+    at_once: int,
+    wanted: Callable[[str], Collection[str]] | None,
 ) -> Iterator[PairTerms]:
     graph = calibration.graph
     partners = _partners(graph, pairs)
@@ -147,7 +156,13 @@ def _terms(
     firsts = [graph.by_name[name].node for name in partners]
     for started in zip(*(graph.walk(batch, firsts) for batch in batches), strict=True):
         first = involved[started[0][0]]
-        stops = [graph.by_name[name].node for name in partners[first.name]]
+        seconds = partners[first.name]
+        if wanted is not None:
+            asked = wanted(first.name)
+            seconds = [name for name in seconds if name in asked]
+        if not seconds:
+            continue
+        stops = [graph.by_name[name].node for name in seconds]
         chunks = _chunks(choices[first.name], at_once // len(batches[0]))
         runs = [(place, widths) for place in range(len(batches)) for widths in chunks]
         walks = [

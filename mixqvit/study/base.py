@@ -1,21 +1,23 @@
 """What every stage of a study builds on: the model, its images, the settings, and where results are kept."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixqvit import outliers
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.costs import Storage
 from mixqvit.datasets import Images, ImageSets, Sampling, load_image_sets
 from mixqvit.devices import choose_device, describe
+from mixqvit.engines import Engine, ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
@@ -101,6 +103,7 @@ class StudyBase:
         self.calibration_images = source.calibration.shuffled(self.settings.calibration_seed)
         self.evaluation_images = source.evaluation
         self.device = choose_device()
+        self.engine: Engine = ThisProcess()
         find_method(self.settings.importance)
         metric = find_metric(self.settings.metric)
         if metric.needs_labels and self.calibration_images.labels is None:
@@ -123,18 +126,29 @@ class StudyBase:
         self._lock = threading.RLock()
         self._memory: dict[Any, Any] = {}
 
+    def with_engine(self, engine: Engine) -> Self:
+        """Return the same study, results in memory included, whose sweeps and evaluations run elsewhere."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
+
     @property
     def graph(self) -> Graph:
         """The traced model, with amplified outliers if the settings ask for them."""
+        return self._remembered("graph", lambda: trace(self._module, self._example))
 
-        def compute() -> Graph:
-            example = self.calibration_images.pixels[:1]
-            module, settings = self.model.module, self.settings
-            if settings.outlier_factor != 1:
-                module = outliers.amplify_outliers(module, example, settings.outlier_factor, settings.outlier_channels)
-            return trace(module, example)
+    @property
+    def _module(self) -> nn.Module:
+        """The model before it is traced, with amplified outliers if the settings ask for them."""
+        settings = self.settings
+        if settings.outlier_factor == 1:
+            return self.model.module
+        amplified = outliers.amplify_outliers
+        return amplified(self.model.module, self._example, settings.outlier_factor, settings.outlier_channels)
 
-        return self._remembered("graph", compute)
+    @property
+    def _example(self) -> Tensor:
+        return self.calibration_images.pixels[:1]
 
     @property
     def machine(self) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from mixqvit.records import Progress
 from mixqvit.store import Store
 
-__all__ = ["once", "seconds_spent"]
+__all__ = ["WORK", "once", "seconds_spent"]
 
 SECONDS_BETWEEN_LOOKS = 0.2
-_WORK, _SECONDS = "work", "seconds"
+WORK, _SECONDS = "work", "seconds"
 
 
 def once(
@@ -29,7 +29,7 @@ def once(
         The progress of this session or of the one that works.
     """
     while (saved := progress()).done < saved.total:
-        claim = store.claim(key, _WORK)
+        claim = store.claim(key, WORK)
         if claim is None:
             yield saved
             time.sleep(SECONDS_BETWEEN_LOOKS)

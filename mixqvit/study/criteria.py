@@ -1,6 +1,7 @@
 """The stages of a study that score layers for other strategies: Hessian traces, loss changes, pairs, step sizes."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
@@ -22,7 +23,6 @@ from mixqvit.criteria import (
     mean_loss_changes,
     mean_traces,
     pair_cost,
-    pair_steps,
     squared_perturbations,
     tied_bits,
 )
@@ -30,6 +30,7 @@ from mixqvit.layers import Layer
 from mixqvit.records import Progress
 from mixqvit.study.claims import once
 from mixqvit.study.sensitivity import SensitivityStages
+from mixqvit.study.workers import pair_worker
 
 __all__ = ["CriteriaStages"]
 
@@ -132,9 +133,14 @@ class CriteriaStages(SensitivityStages):
 
         def run() -> Iterator[Progress]:
             finished = {tuple(item.split("|")) for item in self.store.items(key)}
-            pixels = self.calibration_images.subset(count).pixels
-            found = pair_steps(self._device_calibration, pixels, pairs, widths, finished)
-            for done, terms in enumerate(found, len(finished) + 1):
+            missing = [pair for pair in pairs if pair not in finished]
+            partners: dict[str, list[str]] = {}
+            for first, second in missing:
+                partners.setdefault(first, []).append(second)
+            pixels = self._sent(self.calibration_images.subset(count).pixels)
+            work = partial(pair_worker, self._worker_calibration(), pixels, missing, widths)
+            tasks = [(layer.name, partners[layer.name]) for layer in self.layers if layer.name in partners]
+            for done, terms in enumerate(self.engine.results(work, tasks), len(finished) + 1):
                 values = [[*first, *second, value] for (first, second), value in terms.values.items()]
                 self.store.put(key, f"{terms.first}|{terms.second}", values)
                 yield Progress(done, len(pairs), f"{terms.first} with {terms.second}")

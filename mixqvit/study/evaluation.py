@@ -1,8 +1,10 @@
 """The evaluation stage of a study: any bits, every recipe, packed files."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from mixqvit.allocation import Allocation
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.comparison import OperandComparison, compare_quantizers
 from mixqvit.devices import images_at_once, in_parts
+from mixqvit.engines import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, PackingError
 from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended, top1
 from mixqvit.packing import Packed, load_packed, packed, packed_source
@@ -22,8 +25,9 @@ from mixqvit.quantization.operands import roles
 from mixqvit.quantization.recipes import RECIPES, find_recipe
 from mixqvit.records import Progress
 from mixqvit.store import fingerprint
-from mixqvit.study.claims import once
+from mixqvit.study.claims import WORK, once
 from mixqvit.study.sensitivity import SensitivityStages
+from mixqvit.study.workers import EvaluationPart, evaluator
 
 __all__ = ["EvaluationStages"]
 
@@ -44,6 +48,9 @@ COMPENSATION_LAYER_SECONDS = 0.005
 """Time of error compensation for each layer beside its passes (one thread; digits_vit and digits_swin)."""
 
 _BATCH = "images"  # how the names of saved batches begin
+
+PART_IMAGES = 512
+"""Images that a worker of an engine measures at once, and that are lost with it."""
 
 CHECKPOINT_BYTES = 512 * 2**20
 """Memory for paused runs, so that a setting is measured from the first layer that changed."""
@@ -67,6 +74,8 @@ class EvaluationStages(SensitivityStages):
         """
         recipe = recipe or self.settings.recipe
         resolved = self.resolved(bits)
+        if recipe == self.settings.recipe and not self.engine.is_here and not self.measures_by_itself:
+            yield from (replace(step, result=None) for step in self.evaluations_steps([bits]))
 
         def predictor() -> Generator[Progress, None, Predictor]:
             if all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
@@ -74,6 +83,69 @@ class EvaluationStages(SensitivityStages):
             return (yield from self._quantized_steps(recipe, bits, resolved))
 
         yield from self._measured_steps(self._evaluation_key(recipe, resolved), predictor)
+
+    def evaluations_steps(self, many: Sequence[Allocation | int | Mapping[str, int | Bits]]) -> Iterator[Progress]:
+        """Measure several settings, on the engine of the study side by side; the last result is their evaluations.
+
+        Args:
+            many: Each as in `evaluate_steps`.
+
+        Raises:
+            BitWidthError: A bit-width or layer name is not possible.
+            EngineError: The engine cannot be used.
+        """
+        if not self.engine.is_here:
+            yield from self._calibrated_steps()
+            yield from self._engine_evaluations({self._own_key(bits): self.resolved(bits) for bits in many})
+        found, each = [], len(self.evaluation_images)
+        for place, bits in enumerate(many):
+            for step in self.evaluate_steps(bits) if self.engine.is_here else self._here.evaluate_steps(bits):
+                done = step.done if step.result is not None else 0  # a calibration counts its layers
+                yield Progress(place * each + done, len(many) * each, f"setting {place + 1}: {step.doing}")
+            found.append(step.result)
+        yield Progress(len(many) * each, len(many) * each, "evaluation", found)
+
+    @property
+    def _here(self) -> Self:
+        return self.with_engine(ThisProcess())
+
+    def _own_key(self, bits: Allocation | int | Mapping[str, int | Bits]) -> str:
+        return self._evaluation_key(self.settings.recipe, self.resolved(bits))
+
+    def _engine_evaluations(self, settings: Mapping[str, BitsPerLayer]) -> Iterator[Progress]:
+        """Measure what is missing of settings by key, leaving out those that another session is at."""
+        images, reference, total = self.evaluation_images, self._reference_logits(), len(self.evaluation_images)
+        claims: dict[str, str] = {}
+        try:
+            parts = []
+            for key, resolved in settings.items():
+                missing = _missing_parts(self.store.items(key), total)
+                if missing and (claim := self.store.claim(key, WORK)) is not None:
+                    claims[key] = claim
+                    parts += [(key, resolved, part) for part in missing]
+            done = total * len(settings) - sum(part.stop - part.start for *_, part in parts)
+            tasks = [
+                EvaluationPart(
+                    key,
+                    resolved,
+                    part.start,
+                    self._sent(images.pixels[part]),
+                    self._sent(reference[part]),
+                    self.class_subset,
+                )
+                for key, resolved, part in parts
+            ]
+            for found in self.engine.results(partial(evaluator, self._worker_calibration()), tasks):
+                stop = found.start + len(found.predicted)
+                row = {"predicted": found.predicted, "image_kl": found.image_kl}
+                self.store.put(found.key, f"{_BATCH} {found.start} to {stop}", row)
+                for claim in claims.values():
+                    self.store.renew(claim)
+                done += len(found.predicted)
+                yield Progress(done, total * len(settings), f"{done} of {total * len(settings)} images")
+        finally:
+            for claim in claims.values():
+                self.store.release(claim)
 
     def _measured_steps(
         self, key: str, predictor: Callable[[], Generator[Progress, None, Predictor]]
@@ -301,14 +373,17 @@ class EvaluationStages(SensitivityStages):
 
     # Packing
 
+    def quantized(self, bits: Allocation | int | Mapping[str, int | Bits]) -> QuantizedModel:
+        """Return the quantized model, on the CPU."""
+        return quantize(self.calibration(), self.resolved(bits)).on(torch.device("cpu"))
+
     def packed(self, bits: Allocation | int | Mapping[str, int | Bits]) -> Packed:
         """Return the quantized model as the content of one file, of the very size that its cost says.
 
         Raises:
             PackingError: The model cannot be packed.
         """
-        resolved = self.resolved(bits)
-        return packed(quantize(self.calibration(), resolved).on(torch.device("cpu")), self.model)
+        return packed(self.quantized(bits), self.model)
 
     def pack(self, bits: Allocation | int | Mapping[str, int | Bits], path: str | Path) -> Packed:
         """Write the quantized model as one file, atomically; `load_packed` reads it.
@@ -369,8 +444,22 @@ def _batches(items: Iterable[str]) -> dict[str, slice]:
 
 
 def _images_in(items: Iterable[str]) -> int:
-    """Return how many images the saved batches of an evaluation cover."""
+    """Return how many images the saved batches of an evaluation cover from the first one on."""
     return max((part.stop for part in _batches(items).values()), default=0)
+
+
+def _missing_parts(items: Iterable[str], total: int) -> list[slice]:
+    """Return the images that no saved batch covers, in parts that a worker measures at once."""
+    covered = np.zeros(total, dtype=bool)
+    for item in items:
+        covered[slice(*map(int, item.removeprefix(_BATCH).split(" to ")))] = True
+    parts: list[slice] = []
+    for image in np.flatnonzero(~covered).tolist():
+        if parts and parts[-1].stop == image and image - parts[-1].start < PART_IMAGES:
+            parts[-1] = slice(parts[-1].start, image + 1)
+        else:
+            parts.append(slice(image, image + 1))
+    return parts
 
 
 def _bits_item(resolved: BitsPerLayer) -> str:

@@ -1,10 +1,13 @@
 """The calibration and sensitivity stages of a study."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.devices import moved
@@ -20,10 +23,10 @@ from mixqvit.sensitivity import (
     find_metric,
     harm,
     intervals,
-    sensitivity_steps,
 )
 from mixqvit.study.claims import once
 from mixqvit.study.placement import Placement
+from mixqvit.study.workers import Rebuilt, sweep_worker
 
 __all__ = ["SensitivityStages"]
 
@@ -74,6 +77,18 @@ class SensitivityStages(Placement):
         calibration = self.calibration()
         return self._remembered("device calibration", lambda: calibration.on(self.device))
 
+    def _worker_calibration(self) -> Callable[[], Calibration]:
+        """Return what gives a worker the calibration: the one in memory here, in other processes one built anew."""
+        if self.engine.is_here:
+            return lambda: self._device_calibration
+        calibration = self.calibration().on(torch.device("cpu"))
+        pixels = self._sent(calibration.pixels)
+        return Rebuilt(self._module, self._sent(self._example), calibration.recipe, calibration.layers, pixels)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as tasks have it: a part of a larger one would be sent to other processes as the whole."""
+        return tensor if self.engine.is_here else tensor.clone()
+
     def _calibrated_steps(self) -> Iterator[Progress]:
         """Report the calibration as a stage that another one needs first, where it is not there yet."""
         if "calibration" not in self._memory:
@@ -108,11 +123,17 @@ class SensitivityStages(Placement):
                 layer.name: [bits for bits in BIT_WIDTHS if _item(layer.name, bits) not in saved] for layer in swept
             }
             images = self._analysis_images
-            calibration = self._device_calibration
-            cells = sensitivity_steps(
-                calibration, images.pixels, images.labels, operands, BIT_WIDTHS, baseline, missing.__getitem__
+            work = partial(
+                sweep_worker,
+                self._worker_calibration(),
+                self._sent(images.pixels),
+                images.labels,
+                operands,
+                BIT_WIDTHS,
+                baseline,
             )
-            for done, cell in enumerate(cells, len(saved) + 1):
+            tasks = [(layer, widths) for layer, widths in missing.items() if widths]
+            for done, cell in enumerate(self.engine.results(work, tasks), len(saved) + 1):
                 self.store.put(key, _item(cell.layer, cell.bits), _row(cell.effect))
                 yield Progress(done, total, f"{cell.layer} at {cell.bits} bits", cell)
 

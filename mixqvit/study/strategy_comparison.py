@@ -1,7 +1,8 @@
 """Does the criterion matter? All allocation strategies side by side, within the same budget, measured."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from mixqvit.strategies import STRATEGIES
 from mixqvit.study.parts import PART, Parts
 
 if TYPE_CHECKING:
+    from mixqvit.allocation import Allocation
     from mixqvit.study import Study
 
 __all__ = ["compare_strategies_steps"]
@@ -36,6 +38,9 @@ def compare_strategies_steps(
     yield from (replace(step, result=None) for step in study.calibration_steps())
     tied, gamma = request.get("tied", True), request.get("gamma", 1.0)
     yield from (replace(step, result=None) for step in study.score_steps("sensitivity", tied))  # the common yardstick
+    if not study.engine.is_here:
+        allocations = yield from _allocations(study, strategies, request)
+        yield from (replace(step, result=None) for step in study.evaluations_steps(allocations))
     for name in strategies:
         before = parts.finished
         try:
@@ -61,3 +66,16 @@ def compare_strategies_steps(
     if not comparison.results:
         raise AllocationError(next(iter(comparison.refused.values()), "Name at least one strategy to compare."))
     yield Progress(parts.total, parts.total, "comparison", comparison)
+
+
+def _allocations(
+    study: "Study", strategies: Sequence[str], request: Mapping[str, Any]
+) -> Generator[Progress, None, list["Allocation"]]:
+    """Score and solve all strategies, so that an engine can measure them side by side; leave out those refused."""
+    found = []
+    for name in strategies:
+        with suppress(UnsupportedOperationError, AllocationError):
+            steps = study.score_steps(name, request.get("tied", True), request.get("gamma", 1.0))
+            yield from (replace(step, result=None) for step in steps)
+            found.append(study.allocate(**request, strategy=name))
+    return found

@@ -1,5 +1,6 @@
 """What all pages share: the open study, long work with progress, figures with their downloads, messages."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from mixqvit.cards import EMBEDDED, list_models
+from mixqvit.engines.choice import ENGINES, EngineChoice, find_engine
 from mixqvit.errors import MixQViTError, ModelError
 from mixqvit.figures.studies import estimate_words
 from mixqvit.library import StudyDescription, find_study, known_studies
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_UPDATES = 0.1
 SECONDS_WITHOUT_ASKING = 30
+
+RAY_VARIABLE = "MIXQVIT_RAY_ADDRESS"
+"""Environment variable that names the Ray cluster of the dashboard."""
 
 NEXT_STUDY = "study to open"
 """Where the session's state says which study to open in the next run."""
@@ -111,6 +116,7 @@ def sidebar() -> None:
             help="Scales two channels of every LayerNorm and divides the next layer's weights by as much: "
             "the full-precision model stays the same, its quantizers get a harder task.",
         )
+        _choose_engine()
         st.caption("Quantization is simulated here: the bits saved are real, the arithmetic is floating-point.")
 
 
@@ -141,15 +147,45 @@ def study() -> "Study":
     description = find_study(Store(), name)
     if description is None:
         raise ModelError(f"The study {name} was removed. Choose another one in the sidebar.")
+    engine = find_engine(engine_choice())
     found = open_studies().find(description, factor)
     if found is not None:
-        return found
+        return found.with_engine(engine)
     place.progress(0.0, "Loading PyTorch, the model and its images …")
     for step in open_studies().open_steps(description, factor):
         if step.done < step.total:
             place.progress(step.done / step.total, f"{name}: {step.doing}")
     place.empty()
-    return step.result
+    return step.result.with_engine(engine)
+
+
+def engine_choice() -> EngineChoice:
+    """Return where the sweeps of this session run."""
+    name = st.session_state.get("engine", EngineChoice.name)
+    workers = st.session_state.get("workers") if name != EngineChoice.name else None
+    # Results of a cluster are trusted as this program is, so who runs the dashboard names it, not who opens a page.
+    return EngineChoice(name, workers, os.environ.get(RAY_VARIABLE) if name == "ray" else None)
+
+
+def _choose_engine() -> None:
+    with st.expander("Where sweeps run", icon=":material/lan:"):
+        st.selectbox(
+            "Engine",
+            ENGINES,
+            key="engine",
+            format_func=lambda name: f"{name}: {ENGINES[name]}",
+            help="Sensitivity, pairs of layers, comparisons of allocations and large evaluations run there. The "
+            "numbers are the same.",
+        )
+        if st.session_state.engine != EngineChoice.name:
+            st.number_input("Workers", 1, 256, value=os.cpu_count() or 1, key="workers")
+        if st.session_state.engine == "ray":
+            address = os.environ.get(RAY_VARIABLE)
+            st.caption(
+                f"The cluster at `{address}`."
+                if address
+                else f"A cluster of this machine only. Start the dashboard with `{RAY_VARIABLE}=HOST:PORT` for another."
+            )
 
 
 def started(study: "Study", *stages: str) -> bool:
