@@ -13,10 +13,11 @@ from mixqvit.errors import MixQViTError
 __all__ = ["main"]
 
 INTERRUPTED = 130
+NOBODY_READS = 141
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted.
+    """Run one command and return its exit code: 0, 2 for bad input, 130 when interrupted, 141 where nobody reads on.
 
     Args:
         arguments: The command line without the program's name.
@@ -33,8 +34,18 @@ def main(arguments: Sequence[str]) -> int:
             print(f"Stopped; {kept}.", file=sys.stderr)
             return INTERRUPTED
         if os.environ.get("RANK", "0") == "0":  # of processes that were launched together, one speaks
-            print(json.dumps(document, indent=2) if options.json else text, file=output)
+            try:
+                print(json.dumps(document, indent=2) if options.json else text, file=output, flush=True)
+            except BrokenPipeError:  # `| head` has seen enough
+                return _nobody_reads(output)
     return 0
+
+
+def _nobody_reads(output: TextIO) -> int:
+    # Python flushes standard output once more at its end, which must not fail.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output.fileno())
+    return NOBODY_READS
 
 
 @contextmanager

@@ -16,6 +16,43 @@ __all__ = ["BAD_INPUT", "parser"]
 
 BAD_INPUT = 2
 
+_FIRST_STEPS = """\
+from a model to a report:
+  python -m mixqvit analyze --model digits_vit --name digits
+  python -m mixqvit allocate --model digits --average-bits 4 --output recipe.json
+  python -m mixqvit evaluate --recipe recipe.json
+  python -m mixqvit pack --recipe recipe.json --output model.safetensors
+  python -m mixqvit export --recipe recipe.json --format onnx --output model.onnx
+  python -m mixqvit report --model digits --recipe recipe.json --output report.html
+
+Everything long is saved piece by piece: stop with Ctrl-C, run the same command again, and it goes on.
+Results go to standard output (--json: one document, nothing else), progress to standard error: a bar on a
+terminal, plain lines otherwise. `COMMAND --help` shows options and examples.
+
+exit codes: 0 done, 2 something in the input is wrong (one line says what), 130 stopped by Ctrl-C, 141 the reader of
+the output went away.
+"""
+
+_MODEL = "--model digits_vit"
+
+# What follows the command's name.
+_EXAMPLES = {
+    "models": ["", "--json | jq -r '.models[].name'"],
+    "analyze": [_MODEL, '--model deit_tiny_patch16_224.fb_in1k --images photos --name "my study"'],
+    "study": ["list", 'export "my study" study.safetensors', "import study.safetensors"],
+    "layers": [_MODEL, f"{_MODEL} --json | jq '[.layers[].macs] | add'"],
+    "relevance": [_MODEL, f"{_MODEL} --method attnlrp"],
+    "sensitivity": [_MODEL, f"{_MODEL} --engine processes --workers 2", f"{_MODEL} --json | jq '.harm.head'"],
+    "allocate": [f"{_MODEL} --average-bits 4 --output recipe.json", f"{_MODEL} --size-mb 0.4 --pin head=8 --evaluate"],
+    "strategies": [f"{_MODEL} --average-bits 3"],
+    "frontier": [_MODEL, f"{_MODEL} --json | jq '.points[] | [.budget, .predicted_harm]'"],
+    "pack": ["--recipe recipe.json --output model.safetensors", f"{_MODEL} --bits 4 --output model.safetensors"],
+    "evaluate": ["--recipe recipe.json", f"{_MODEL} --bits 4", "--packed model.safetensors"],
+    "recipes": [f"{_MODEL} --bits 4"],
+    "train": [f"{_MODEL} --bits 2", f"{_MODEL} --average-bits 2.5 --recipe ofq --output trained.safetensors"],
+    "train-embedded": [_MODEL],
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
@@ -26,12 +63,24 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    root = _Parser("mixqvit", description="How few bits can each layer of a vision transformer live on?")
+    root = _Parser(
+        "mixqvit",
+        description="How few bits can each layer of a vision transformer live on, and what does it cost?",
+        epilog=_FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     root.prog = "python -m mixqvit"
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str):
-        added = commands.add_parser(name, help=description, description=description)
+        examples = "\n".join(f"  python -m mixqvit {name} {rest}".rstrip() for rest in _EXAMPLES[name])
+        added = commands.add_parser(
+            name,
+            help=description,
+            description=f"{description[0].upper()}{description[1:]}.",
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         added.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
         added.set_defaults(run=run)
         return added

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from mixqvit.study import Progress, Study
 
 __all__ = ["absolute", "allocation_request", "description_of", "finish", "has_ceiling", "study", "study_of_recipe"]
+
+SECONDS_BETWEEN_LINES = 5
+"""Between lines of progress where standard error is no terminal, such as a log."""
 
 
 def study(options: argparse.Namespace) -> "Study":
@@ -150,14 +154,18 @@ def _widths(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def finish(steps: "Iterator[Progress]") -> Any:
-    """Run a stage to its end with a progress bar on standard error, where that is a terminal."""
+    """Run a stage to its end; progress on standard error is a bar on a terminal, otherwise a line now and then."""
     from tqdm import tqdm
 
-    result = None
-    with tqdm(disable=None, file=sys.stderr, bar_format="{l_bar}{bar}| {elapsed} < {remaining} {postfix}") as bar:
+    result, is_terminal, said = None, sys.stderr.isatty(), time.monotonic()
+    bar_format = "{l_bar}{bar}| {elapsed} < {remaining} {postfix}"
+    with tqdm(disable=not is_terminal, file=sys.stderr, bar_format=bar_format) as bar:
         for step in steps:
             bar.total = step.total
             bar.set_postfix_str(step.doing, refresh=False)
             bar.update(step.done - bar.n)
             result = step.result
+            if not is_terminal and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                print(f"{step.done} of {step.total}: {step.doing}", file=sys.stderr, flush=True)
     return result

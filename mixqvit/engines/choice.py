@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "EngineChoice", "find_engine"]
 
 ENGINES = {
-    "this-process": "in this process",
-    "processes": "in several processes of this machine, one thread each",
-    "ray": "on a Ray cluster (pip install ray)",
+    "this-process": "the program itself",
+    "processes": "several processes of this machine, one thread each",
+    "ray": "a Ray cluster (pip install ray)",
 }
 """What engines there are, in words."""
 

@@ -173,9 +173,9 @@ def _choose_engine() -> None:
             "Engine",
             ENGINES,
             key="engine",
-            format_func=lambda name: f"{name}: {ENGINES[name]}",
+            format_func=lambda name: name.replace("-", " "),
             help="Sensitivity, pairs of layers, comparisons of allocations and large evaluations run there. The "
-            "numbers are the same.",
+            "numbers are the same.\n\n" + "\n".join(f"- {name}: {words}" for name, words in ENGINES.items()),
         )
         if st.session_state.engine != EngineChoice.name:
             st.number_input("Workers", 1, 256, value=os.cpu_count() or 1, key="workers")
