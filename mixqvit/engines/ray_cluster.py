@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +28,7 @@ FREE_SECONDS = 60
 """Until the cluster must give the first worker."""
 
 _CLIENT = "ray://"
+_AUTHENTICATION = "RAY_AUTH_MODE"
 
 
 @dataclass(frozen=True)
@@ -149,15 +152,14 @@ _address: str | None = None
 def _connected(address: str | None) -> Any:
     """Return the ray module, connected; a process belongs to one cluster."""
     global _address
-    try:
-        import ray
-    except ImportError as error:
-        raise EngineError("Ray is not installed here: `pip install ray`, or use --engine processes.") from error
+    if find_spec("ray") is None:
+        raise EngineError("Ray is not installed here: `pip install ray`, or use --engine processes.")
     with _lock:
-        is_connected = ray.is_initialized()
-        if address not in (None, "auto") and not (is_connected and address == _address):
-            _check(address)
-        if is_connected:
+        if address not in (None, "auto", _address):
+            _check(address)  # before Ray is loaded, which reads how to authenticate only then
+        import ray
+
+        if ray.is_initialized():
             if address != _address:
                 raise EngineError(
                     f"This process belongs to the Ray cluster {_address or 'of this machine'} already; start the "
@@ -200,10 +202,30 @@ def _check(address: str) -> None:
     if address.startswith(_CLIENT):
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    try:
-        subprocess.run(command, timeout=HEALTH_SECONDS, check=True, capture_output=True)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        raise EngineError(f"{missing} Something else answers there, or a Ray of another version.") from error
+    # A cluster may ask for the token that it keeps in the user's folder; only this mode sends it.
+    modes = [{}] if _AUTHENTICATION in os.environ else [{}, {_AUTHENTICATION: "token"}]
+    started, asks_for_token = time.monotonic(), False
+    for mode in modes:
+        left = HEALTH_SECONDS - (time.monotonic() - started)
+        try:
+            subprocess.run(
+                command, timeout=left, check=True, capture_output=True, text=True, env={**os.environ, **mode}
+            )
+        except subprocess.TimeoutExpired:
+            break
+        except subprocess.CalledProcessError as error:
+            asks_for_token |= "AuthenticationError" in error.stderr
+            if not asks_for_token:
+                break
+        else:
+            os.environ.update(mode)
+            return
+    if asks_for_token:
+        raise EngineError(
+            f"The Ray cluster at {address} asks for a token. Set RAY_AUTH_TOKEN to its own, which its first machine "
+            "keeps in ~/.ray/auth_token."
+        )
+    raise EngineError(f"{missing} Something else answers there, or a Ray of another version.")
 
 
 def _first_line(error: BaseException | None) -> str:
