@@ -18,6 +18,7 @@ from pages.parts import (
     budget_strategies,
     budget_texts,
     common,
+    export_download,
     measuring,
 )
 from pages.parts.memory import Memory
@@ -250,6 +251,7 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, st
     budget_compare.comparison_section(study, remembered, compared, yardstick, shown)
     strategies = st.container()
     budget_keep.keep_section(study, remembered, shown["mixed"])
+    export_download.export_section(study, remembered)
     budget_texts.method(study.sensitivity())
     with status:
         queue = [

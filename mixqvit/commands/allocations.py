@@ -15,9 +15,10 @@ from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, Rec
 
 if TYPE_CHECKING:
     from mixqvit.allocation import Allocation
+    from mixqvit.bits import BitsPerLayer
     from mixqvit.study import Study
 
-__all__ = ["allocate", "evaluate", "frontier", "pack", "strategies"]
+__all__ = ["allocate", "chosen_setting", "evaluate", "frontier", "pack", "strategies"]
 
 _SIZE_PARTS = {
     "weight_bytes": "weight codes",
@@ -106,17 +107,8 @@ def frontier(options: argparse.Namespace) -> tuple[Document, str]:
 
 def pack(options: argparse.Namespace) -> tuple[Document, str]:
     """Write a quantized model as one file."""
-    budgeted = has_ceiling(options) or bool(options.pin)
-    if (options.bits is not None) + budgeted + (options.recipe is not None) != 1:
-        raise AllocationError(
-            "Give --bits for uniform bits, a budget such as --average-bits, or --recipe with a file that `allocate` "
-            "wrote; one of the three."
-        )
-    if options.recipe is not None:
-        study, bits = study_of_recipe(options, options.recipe)
-    else:
-        study = open_study(options)
-        bits = study.resolved(options.bits if options.bits is not None else _allocation(study, options))
+    study, setting = chosen_setting(options)
+    bits = study.resolved(setting)
     finish(study.calibration_steps())
     found = study.pack(bits, options.output)
     size = {name: getattr(found, name) for name in (*_SIZE_PARTS, "size_bytes")}
@@ -127,6 +119,24 @@ def pack(options: argparse.Namespace) -> tuple[Document, str]:
         for name, count in size.items()
     ]
     return document, table(("part", "bytes", "share"), rows)
+
+
+def chosen_setting(options: argparse.Namespace) -> tuple["Study", "Allocation | BitsPerLayer"]:
+    """Open the study and return the bits that `--bits`, a budget or `--recipe` asks for.
+
+    Raises:
+        AllocationError: None or several of them are given.
+    """
+    budgeted = has_ceiling(options) or bool(options.pin)
+    if (options.bits is not None) + budgeted + (options.recipe is not None) != 1:
+        raise AllocationError(
+            "Give --bits for uniform bits, a budget such as --average-bits, or --recipe with a file that `allocate` "
+            "wrote; one of the three."
+        )
+    if options.recipe is not None:
+        return study_of_recipe(options, options.recipe)
+    study = open_study(options)
+    return study, study.resolved(options.bits) if options.bits is not None else _allocation(study, options)
 
 
 def evaluate(options: argparse.Namespace) -> tuple[Document, str]:

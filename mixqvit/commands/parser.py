@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mixqvit.bits import FULL_PRECISION
-from mixqvit.commands import allocations, library, stages, training
+from mixqvit.commands import allocations, exports, library, stages, training
 from mixqvit.commands.printing import Document
 from mixqvit.engines.choice import ENGINES, EngineChoice
 from mixqvit.strategies import STRATEGIES
@@ -47,6 +47,10 @@ _EXAMPLES = {
     "strategies": [f"{_MODEL} --average-bits 3"],
     "frontier": [_MODEL, f"{_MODEL} --json | jq '.points[] | [.budget, .predicted_harm]'"],
     "pack": ["--recipe recipe.json --output model.safetensors", f"{_MODEL} --bits 4 --output model.safetensors"],
+    "export": [
+        "--recipe recipe.json --format onnx --output model.onnx --check",
+        f"{_MODEL} --average-bits 4 --format torchao --output torchao.json",
+    ],
     "evaluate": ["--recipe recipe.json", f"{_MODEL} --bits 4", "--packed model.safetensors"],
     "recipes": [f"{_MODEL} --bits 4"],
     "train": [f"{_MODEL} --bits 2", f"{_MODEL} --average-bits 2.5 --recipe ofq --output trained.safetensors"],
@@ -125,6 +129,10 @@ def parser() -> argparse.ArgumentParser:
     _add_strategy(packing)
     packing.add_argument("--recipe", metavar="FILE", help="what `allocate --output` wrote; it names its model")
     packing.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    exporting = study_command("export", exports.export, exports.DESCRIPTION)
+    _add_budget(exporting)
+    _add_strategy(exporting)
+    exports.add_export(exporting)
     evaluation = study_command("evaluate", allocations.evaluate, "measure uniform bits, a JSON recipe or a packed file")
     evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
     evaluation.add_argument(
