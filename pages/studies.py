@@ -6,6 +6,7 @@ from mixqvit.figures import studies as figures
 from mixqvit.library import default_name, find_study, free_name, keep_study
 from mixqvit.store import Store
 from pages.parts import common
+from pages.parts.report_download import report_section
 from pages.parts.studies_form import Filled, form
 from pages.parts.studies_saved import saved_section
 
@@ -57,6 +58,7 @@ with common.page(
             st.subheader(f"Open now: {name}", anchor=False)
             with common.errors():
                 about(current)
+                report_section(current, name)
     filled = form()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         wished_name = st.text_input("Name of the study", max_chars=80, placeholder="model and images", key="study name")

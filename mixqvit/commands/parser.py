@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mixqvit.bits import FULL_PRECISION
-from mixqvit.commands import allocations, exports, library, stages, training
+from mixqvit.commands import allocations, exports, library, reports, stages, training
 from mixqvit.commands.printing import Document
 from mixqvit.engines.choice import ENGINES, EngineChoice
 from mixqvit.strategies import STRATEGIES
@@ -50,6 +50,10 @@ _EXAMPLES = {
     "export": [
         "--recipe recipe.json --format onnx --output model.onnx --check",
         f"{_MODEL} --average-bits 4 --format torchao --output torchao.json",
+    ],
+    "report": [
+        f"{_MODEL} --output report.html",
+        f"{_MODEL} --recipe recipe.json --output report.html --comparisons",
     ],
     "evaluate": ["--recipe recipe.json", f"{_MODEL} --bits 4", "--packed model.safetensors"],
     "recipes": [f"{_MODEL} --bits 4"],
@@ -142,6 +146,9 @@ def parser() -> argparse.ArgumentParser:
         "(default: mix-qvit; `recipes` lists all)",
     )
     evaluation.add_argument("--packed", type=Path, metavar="FILE", help="what `pack` wrote; it names its model itself")
+    reports.add_report(
+        study_command("report", reports.report, "write a study as one HTML page, with its tables in a zip beside it")
+    )
     recipes = study_command("recipes", stages.recipes, "measure every recipe at the same bits, beside full precision")
     recipes.add_argument("--bits", type=int, required=True, help="2 to 8, for every layer")
     _add_training(

@@ -1,0 +1,125 @@
+"""From an open study to its report."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mixqvit.allocation import Allocation
+from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
+from mixqvit.costs import Cost, cost
+from mixqvit.errors import AllocationError, UnsupportedOperationError
+from mixqvit.evaluation import Evaluation
+from mixqvit.records import FrontierPoint, Importance, MethodComparison, Progress, StrategyComparison
+from mixqvit.report.files import Report, bundle, document_of, page_of
+from mixqvit.report.sections import sections
+
+if TYPE_CHECKING:
+    from mixqvit.study import Study
+
+__all__ = ["Findings", "report_steps"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report is made of beside the study itself.
+
+    Attributes:
+        bits: (weight bits, activation bits) of every layer.
+        how: How they were chosen, in words.
+        request: The keywords of `Study.allocate` they were solved with; empty for given bits.
+        measured: Evaluations by setting: `full precision`, `mixed`, and `uniform N bits` where one fits the budget.
+        costs: Costs by setting.
+        importance: Ω; None where the model has none.
+        refused: Why not.
+        frontier: The optimum of every budget; empty where it cannot be solved.
+        strategies: The comparison of strategies, if asked for.
+        methods: That of kinds of importance, if asked for.
+    """
+
+    bits: BitsPerLayer
+    how: str
+    request: Mapping[str, Any]
+    measured: Mapping[str, Evaluation]
+    costs: Mapping[str, Cost]
+    importance: Importance | None
+    refused: str
+    frontier: Sequence[FrontierPoint]
+    strategies: StrategyComparison | None
+    methods: MethodComparison | None
+
+
+def report_steps(
+    study: "Study",
+    bits: BitsPerLayer | None = None,
+    average_bits: float = 4.0,
+    comparisons: bool = False,
+    name: str | None = None,
+) -> Iterator[Progress]:
+    """Compute what a report needs and is not saved yet; the last result is the `Report`.
+
+    Args:
+        study: The open study.
+        bits: The allocation to report; by default the best one within `average_bits`.
+        average_bits: The budget.
+        comparisons: Whether to compare strategies and kinds of importance too, which takes longer.
+        name: What the study is called; its model's name by default.
+
+    Raises:
+        InfeasibleBudgetError, AllocationError: The budget is not possible.
+        BitWidthError: A bit-width or layer name is not possible.
+    """
+    importance, refused = None, ""
+    yield from _quiet(study.evaluate_steps(FULL_PRECISION))
+    try:
+        for step in study.relevance_steps():
+            yield replace(step, result=None)
+        importance = step.result
+    except UnsupportedOperationError as error:
+        refused = str(error)
+    yield from _quiet(study.sensitivity_steps())
+    yield from _quiet(study.channels.statistics_steps())
+    strategy = "mix-qvit" if importance is not None else "sensitivity"
+    allocation: Allocation | None = None
+    request: dict[str, Any] = {}
+    if bits is None:
+        request = {"average_bits": average_bits, "strategy": strategy}
+        allocation = study.allocate(**request)
+        bits = allocation.bits
+        how = f"The best bits by {strategy} within {average_bits:g} average bits and the BitOps of uniform bits."
+    else:
+        bits = study.resolved(bits)
+        how = "These bits were given, e.g. by a recipe file."
+    settings: dict[str, Any] = {"full precision": study.resolved(FULL_PRECISION), "mixed": bits}
+    ceiling = average_bits if allocation else cost(study.layers, bits, study.storage).average_bits
+    width = max((width for width in BIT_WIDTHS if width <= ceiling + 1e-9), default=BIT_WIDTHS[0])
+    settings[f"uniform {width} bits"] = study.resolved(width)
+    measured = {}
+    for title, chosen in settings.items():
+        yield from _quiet(study.evaluate_steps(chosen))
+        measured[title] = study.evaluate(chosen)
+    points: Sequence[FrontierPoint] = ()
+    try:
+        for step in study.frontier_steps(strategy=strategy):
+            yield replace(step, result=None)
+        points = step.result
+    except AllocationError:
+        pass  # nothing fits any budget
+    compared, methods = None, None
+    if comparisons:
+        for step in study.compare_strategies_steps(average_bits=average_bits):
+            yield replace(step, result=None)
+        compared = step.result
+        for step in study.method_comparison_steps(average_bits):
+            yield replace(step, result=None)
+        methods = step.result
+    costs = {title: cost(study.layers, chosen, study.storage) for title, chosen in settings.items()}
+    found = Findings(bits, how, request, measured, costs, importance, refused, points, compared, methods)
+    title = name or study.model.name
+    parts = sections(study, found)
+    document = document_of(title, study, found, asdict(study.settings))
+    report = Report(title, page_of(title, parts), bundle(parts, document))
+    yield Progress(1, 1, "report", report)
+
+
+def _quiet(steps: Iterator[Progress]) -> Iterator[Progress]:
+    return (replace(step, result=None) for step in steps)

@@ -1,0 +1,145 @@
+"""The report: everything is there, nothing is loaded, and what people named is only text."""
+
+import io
+import json
+import re
+import zipfile
+from dataclasses import asdict
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from mixqvit.commands import main
+from mixqvit.commands.parser import BAD_INPUT
+from mixqvit.errors import ReportError, UnsupportedOperationError
+from mixqvit.records import Settings
+from mixqvit.report import Report, report_steps
+from mixqvit.study import Study
+
+NAME = 'digits </script><img src=x onerror="alert(1)">'
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study("digits_vit", settings=Settings(calibration_images=8, analysis_images=8, evaluation_images=100))
+
+
+@pytest.fixture(scope="module")
+def report(study) -> Report:
+    *_, last = report_steps(study, name=NAME)
+    return last.result
+
+
+class _Tags(HTMLParser):
+    """Collects all tags with their attributes, and the text of JSON blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.blocks: dict[str, str] = {}
+        self._block = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._block = dict(attrs).get("id", "") if tag == "script" else ""
+
+    def handle_data(self, data):
+        if self._block:
+            self.blocks[self._block] = self.blocks.get(self._block, "") + data
+
+
+@pytest.fixture(scope="module")
+def tags(report) -> _Tags:
+    found = _Tags()
+    found.feed(report.html)
+    return found
+
+
+def test_the_page_loads_nothing(tags):
+    for tag, attributes in tags.tags:
+        assert "src" not in attributes
+        if "href" in attributes:
+            assert attributes["href"].startswith(("#", "data:"))
+        assert tag not in ("iframe", "object", "embed", "base")
+    assert sum(tag == "script" and "id" not in attributes for tag, attributes in tags.tags) == 2
+
+
+def test_a_hostile_name_is_only_text(report, tags):
+    assert "<img" not in report.html.replace("\\u003cimg", "").split("</nav>")[0].split("<body>")[1]
+    assert not [attributes for tag, attributes in tags.tags if "onerror" in attributes]
+    assert "digits &lt;/script&gt;" in report.html
+
+
+def test_every_figure_has_its_numbers(tags):
+    places = [attributes["data-figure"] for tag, attributes in tags.tags if "data-figure" in attributes]
+    assert len(places) == len(set(places)) >= 15
+    for place in places:
+        figure = json.loads(tags.blocks[place])
+        assert figure["data"] and figure["layout"]
+
+
+def test_all_settings_versions_and_layers_are_there(report, study):
+    for name in asdict(study.settings):
+        assert name in report.html
+    for version in study.made_with.values():
+        assert version in report.html
+    for layer in study.layers:
+        assert layer.name in report.html
+    assert study.graph.fingerprint in report.html
+
+
+def test_the_bundle_holds_the_same_as_tables_and_json(report, study):
+    with zipfile.ZipFile(io.BytesIO(report.bundle)) as archive:
+        names = archive.namelist()
+        document = json.loads(archive.read("report.json"), parse_constant=lambda word: pytest.fail(word))
+        frames = {name: pd.read_csv(archive.open(name)) for name in names if name.endswith(".csv")}
+    assert len(set(names)) == len(names) >= 10
+    assert document["study"] == NAME
+    assert document["bits"].keys() == {layer.name for layer in study.layers}
+    assert set(document["measured"]) == {"full precision", "mixed", "uniform 4 bits"}
+    assert document["measured"]["mixed"]["kl"] == study.evaluate({n: tuple(p) for n, p in document["bits"].items()}).kl
+    assert len(frames["quantized_layers.csv"]) == len(study.layers)
+    assert len(frames["sensitivity.csv"]) == 7 * len(study.layers)
+
+
+def test_the_same_study_gives_the_same_tables(report, study):
+    *_, last = report_steps(study, name=NAME)
+    assert last.result.bundle == report.bundle
+    dated = re.compile(r"report of \d{4}-\d\d-\d\d")
+    assert dated.sub("", last.result.html) == dated.sub("", report.html)
+
+
+def test_given_bits_are_reported(study):
+    *_, last = report_steps(study, study.resolved(3))
+    with zipfile.ZipFile(io.BytesIO(last.result.bundle)) as archive:
+        document = json.loads(archive.read("report.json"))
+    assert document["bits"]["head"] == [3, 3]
+    assert document["request"] == {}
+
+
+def test_a_model_without_importance_is_reported_by_sensitivity(study, monkeypatch):
+    def refuse(self, method=None):
+        raise UnsupportedOperationError("Operation erf has no relevance rule.")
+        yield
+
+    monkeypatch.setattr(Study, "relevance_steps", refuse)
+    *_, last = report_steps(study)
+    assert "Operation erf has no relevance rule." in last.result.html
+
+
+def test_files_are_written_side_by_side_or_not_at_all(report, tmp_path):
+    page, tables = report.write(tmp_path / "found.html")
+    assert page.read_text(encoding="utf-8") == report.html
+    assert tables == tmp_path / "found.zip"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.html", "found.zip"]
+    with pytest.raises(ReportError, match="cannot be written"):
+        report.write(tmp_path / "nowhere" / "found.html")
+    with pytest.raises(ReportError, match="name the page"):
+        report.write(tmp_path / "found.zip")
+
+
+def test_the_command_says_at_once_where_it_cannot_write(capfd, tmp_path):
+    assert main(["report", "--model", "digits_vit", "--output", str(tmp_path / "no" / "a.html")]) == BAD_INPUT
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "does not exist" in line
