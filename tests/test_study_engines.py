@@ -60,7 +60,7 @@ def test_a_killed_worker_process_ends_no_sweep_and_nothing_saved_is_computed_aga
         if step.done < step.total and step.result is not None:
             cells.append((step.result.layer, step.result.bits))
         if not killed and len(cells) == 70:
-            workers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+            workers = [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
             os.kill(workers[-1].pid, signal.SIGKILL)
             killed = True
     assert killed

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
 from typing import Any, ClassVar
+
+from loky import ProcessPoolExecutor
+from loky.backend import get_context
 
 from mixqvit.engines.base import LOSSES, Task, Work
 from mixqvit.errors import EngineError
@@ -52,12 +53,14 @@ class Processes:
                     ) from error
 
     def _finished(self, work: Work, tasks: dict[int, Task]) -> Iterator[tuple[int, list[Any]]]:
-        context = get_context("spawn")  # a forked child hangs in the thread pools of torch
-        numbers: SimpleQueue = context.SimpleQueue()
+        # A forked child hangs in the thread pools of torch, and a spawned one of Python's own would run the program's
+        # main file again, which under Streamlit is the dashboard.
+        context = get_context("loky")
+        numbers = context.SimpleQueue()
         count = min(self.workers, len(tasks))
         for number in range(count):
             numbers.put(number)
-        pool = ProcessPoolExecutor(count, context, _begin, (work, numbers))
+        pool = ProcessPoolExecutor(count, context=context, initializer=_begin, initargs=(work, numbers))
         waiting = iter(list(tasks.items()))
         running: dict[Future[list[Any]], int] = {}
         try:
@@ -74,17 +77,14 @@ class Processes:
                         running[pool.submit(_do, following[1])] = following[0]
                     yield place, pieces
         finally:
-            children = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
             # Some may still be loading their model, or be at a task that nobody wants any more.
-            for child in children:
-                child.terminate()
+            pool.shutdown(wait=True, kill_workers=True)
 
 
 _worker: Callable[[Task], Iterable[Any]] | None = None
 
 
-def _begin(work: Work, numbers: SimpleQueue) -> None:
+def _begin(work: Work, numbers: Any) -> None:
     """Build the worker of this process; called once in each."""
     global _worker
     import torch

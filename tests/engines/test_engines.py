@@ -3,10 +3,13 @@
 import os
 import signal
 import socket
+import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
+import psutil
 import pytest
 
 from mixqvit.engines import InOrder, Processes, RayCluster, ThisProcess, find_engine
@@ -92,15 +95,26 @@ def test_workers_that_die_at_once_end_in_a_message():
 
 
 def test_stopping_early_leaves_no_process_behind(tmp_path):
-    import multiprocessing
-
     steps = Processes(2).results(partial(squares, tmp_path / "log", None), range(50))
     next(steps)
     steps.close()
     deadline = time.monotonic() + 20
-    while multiprocessing.active_children() and time.monotonic() < deadline:
+    while workers() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not multiprocessing.active_children()
+    assert not workers()
+
+
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
+
+
+def test_workers_do_not_run_the_main_file_again(tmp_path, monkeypatch):
+    """The main file of a dashboard is a page, which cannot run in a worker."""
+    main = ModuleType("__main__")
+    main.__file__ = str(tmp_path / "page.py")
+    Path(main.__file__).write_text("raise SystemExit('a page ran in a worker')")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert sorted(Processes(1).results(partial(squares, tmp_path / "log", None), [2])) == [-2, 4]
 
 
 def test_a_cluster_that_is_not_there_is_named_within_ten_seconds():
@@ -112,6 +126,7 @@ def test_a_cluster_that_is_not_there_is_named_within_ten_seconds():
         list(RayCluster(address).results(refusing, [1]))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_no_cluster_is_told_apart():
     pytest.importorskip("ray", reason="Ray is not installed")
     with socket.socket() as other:

@@ -124,6 +124,7 @@ def test_the_file_says_what_it_is_and_takes_any_number_of_images():
     np.testing.assert_allclose(np.concatenate(alone), together, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_activations_of_fewer_bits_than_their_type_are_clipped_to_their_range():
     proto = onnx.load_from_string(exported(quantized("digits_vit", 3, "min-max"), "digits_vit").content)
     made_by = {output: node for node in proto.graph.node for output in node.output}
@@ -133,6 +134,7 @@ def test_activations_of_fewer_bits_than_their_type_are_clipped_to_their_range():
     assert narrow.count("Clip") >= len(quantizers) - 1  # the patch embedding's input has 8 bits
 
 
+@pytest.mark.slow
 def test_the_move_of_a_reparameterized_input_is_folded_into_the_norm_that_serves_it_alone():
     proto = onnx.load_from_string(exported(quantized("digits_vit", 4), "digits_vit").content)
     names = [node.name for node in proto.graph.node]
@@ -140,6 +142,7 @@ def test_the_move_of_a_reparameterized_input_is_folded_into_the_norm_that_serves
     assert not any(name.startswith("blocks.0.attn.qkv/Mul") for name in names)
 
 
+@pytest.mark.slow
 def test_weights_whose_zero_points_lie_between_codes_are_exported():
     model = quantized("digits_vit", 4, "min-max")
     operations = dict(model.operations)

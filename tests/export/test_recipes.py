@@ -228,6 +228,7 @@ def test_model_explorer_itself_reads_them_and_knows_the_nodes(model, tmp_path):
         assert {key: written[key] for key in plain} == plain
 
 
+@pytest.mark.slow
 def test_overlays_name_nodes_of_the_exported_onnx_model():
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     from mixqvit.export.onnx_model import exported_onnx

@@ -51,6 +51,7 @@ def test_overlays_are_one_archive(page, study):
     assert shown["results"]["head"]["value"] == importance["head"]
 
 
+@pytest.mark.slow
 def test_an_onnx_model_is_made_on_a_button_and_forgotten_with_its_bits(page):
     pytest.importorskip("onnx", reason="onnx is not installed")
     assert not any(label.startswith("ONNX model, ") for label in labels(page))
