@@ -1,6 +1,7 @@
 """ONNX exports, executed by onnxruntime beside the model they were made from."""
 
 import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -163,12 +164,39 @@ def test_a_file_that_is_no_model_is_refused():
         opened_session(b"no model")
 
 
+def doubled(value):
+    """Return the numbers of a quantized model in double precision."""
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: doubled(part) for key, part in value.items()}
+    if is_dataclass(value):
+        return type(value)(**{field.name: doubled(getattr(value, field.name)) for field in fields(value)})
+    return value
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real DeiT-Tiny is not here")
-@pytest.mark.parametrize("bits", [4])
-def test_deit_tiny_on_photographs(bits):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_deit_tiny_is_as_near_to_exact_arithmetic_in_onnxruntime_as_it_is_here(bits):
+    """Values next to a threshold fall on either side by rounding alone, and DeiT-Tiny makes much of it.
+
+    The quantized model in single precision is away from itself in double precision, and onnxruntime as much.
+    """
     model = mixqvit.load_model("deit_tiny_patch16_224", str(REAL / "deit_tiny_patch16_224.safetensors"))
     sets = mixqvit.load_image_sets(str(REAL / "imagenet_sample"), model)
-    graph = mixqvit.trace(model.module, sets.calibration.pixels[:1])
-    found = mixqvit.quantize(mixqvit.calibrate(graph, sets.calibration.pixels[:4], "min-max"), bits)
-    assert_same(exported(found, model.name), found, sets.evaluation.pixels[:32])
+    graph, pixels = mixqvit.trace(model.module, sets.calibration.pixels[:1]), sets.evaluation.pixels[:16]
+    single = mixqvit.quantize(mixqvit.calibrate(graph, sets.calibration.pixels[:4], "min-max"), bits)
+    double = QuantizedModel(
+        graph.on(torch.device("cpu"), torch.float64), single.bits, single.recipe, doubled(dict(single.operations))
+    )
+    export = exported_onnx(single, model.name)
+    exact = double(pixels.double()).numpy()
+    here = single(pixels).numpy()
+    (there,) = opened_session(export.content).run(None, {"pixels": pixels.numpy()})
+
+    def correlation(logits):
+        return np.corrcoef(logits.ravel(), exact.ravel())[0, 1]
+
+    assert correlation(there) >= correlation(here) - 0.02
+    assert correlation(there) >= (0.99 if bits == 8 else 0.85)
