@@ -246,9 +246,9 @@ def test_strategies_are_compared_by_what_they_measure(study):
 def test_scores_are_saved(study, monkeypatch):
     expected = {name: study.allocate(average_bits=3.0, strategy=name) for name in STRATEGIES}
     again = Study("digits_swin", settings=SMALL, store=study.store)
-    stages = ("hessian_trace_steps", "squared_perturbations", "loss_change_steps", "pair_steps", "indicator_steps")
-    for stage in stages:
-        monkeypatch.setattr(f"mixqvit.study.criteria.{stage}", lambda *_, **__: pytest.fail("computed again"))
+    criteria = ("hessian_trace_steps", "squared_perturbations", "loss_change_steps", "indicator_steps")
+    for stage in (*(f"criteria.{name}" for name in criteria), "workers.pair_steps"):
+        monkeypatch.setattr(f"mixqvit.study.{stage}", lambda *_, **__: pytest.fail("computed again"))
     for name, allocation in expected.items():
         assert again.allocate(average_bits=3.0, strategy=name) == allocation
 

@@ -37,7 +37,7 @@ def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
     for stage in (
         "relevance.importance_steps",
         "sensitivity.calibrate_steps",
-        "sensitivity.sensitivity_steps",
+        "workers.sensitivity_steps",
         "evaluation.evaluate_steps",
     ):
         monkeypatch.setattr(f"mixqvit.study.{stage}", lambda *_, **__: pytest.fail("computed again"))
@@ -85,7 +85,7 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
             measured.append((cell.layer, cell.bits))
             yield cell
 
-    monkeypatch.setattr("mixqvit.study.sensitivity.sensitivity_steps", counted)
+    monkeypatch.setattr("mixqvit.study.workers.sensitivity_steps", counted)
     monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
     studies = [Study("digits_swin", settings=SMALL, store=store) for _ in range(2)]
     threads = [threading.Thread(target=study.sensitivity) for study in (*studies, studies[0])]
@@ -121,7 +121,7 @@ def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swi
     swin.sensitivity()
     monkeypatch.setattr("mixqvit.study.sensitivity.calibrate_steps", lambda *_, **__: pytest.fail("calibrated again"))
     again = Study("digits_swin", settings=replace(SMALL, metric="mse"), store=swin.store)
-    monkeypatch.setattr("mixqvit.study.sensitivity.sensitivity_steps", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("mixqvit.study.workers.sensitivity_steps", lambda *_: pytest.fail("measured again"))
     assert again.sensitivity() == swin.sensitivity(metric="mse") != swin.sensitivity()
     for name, row in swin.sensitivity_intervals().items():
         for bits, (low, high) in row.items():

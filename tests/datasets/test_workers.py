@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,18 @@ def hammered() -> Iterator[None]:
     thread.join()
 
 
+def reading_processes() -> set[psutil.Process]:
+    """Return those that read images: other tests of this run may have left a browser, which comes and goes."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "mixqvit.datasets.worker_process" in process.cmdline():
+                found.add(process)
+    return found
+
+
 def new_processes(before: set[psutil.Process]) -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True)) - before
+    return reading_processes() - before
 
 
 def test_the_same_bits_beside_other_threads_and_with_any_number_of_workers(
@@ -50,7 +61,7 @@ def test_the_same_bits_beside_other_threads_and_with_any_number_of_workers(
     images = load_training_images(noise_folder(tmp_path, 100), tiny_model(ANIMALS))
     (tmp_path / images.names[7]).write_bytes(b"damaged")
     expected = [epoch_of(images, epoch=epoch, batch=40) for epoch in (0, 1)]
-    before = set(psutil.Process().children(recursive=True))
+    before = reading_processes()
     for count, epoch in ((1, 0), (2, 1), (2, 0)):
         monkeypatch.setattr(training_images, "worker_count", lambda images, processes, count=count: count)
         assert same(epoch_of(images, epoch=epoch, batch=40), expected[epoch])
@@ -64,7 +75,7 @@ def test_the_same_bits_beside_other_threads_and_with_any_number_of_workers(
 
 def test_processes_that_wait_end_with_the_images_and_when_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = load_training_images(noise_folder(tmp_path, 3), tiny_model(ANIMALS))
-    before = set(psutil.Process().children())
+    before = reading_processes()
     pool = workers.Workers(images.files)
     pool._idle.append(workers._Helper(images.files))
     assert len(new_processes(before)) == 1
@@ -91,7 +102,7 @@ def test_processes_that_wait_end_with_the_images_and_when_idle(tmp_path: Path, m
 def test_workers_that_are_killed_and_archives_that_vanish(tmp_path: Path) -> None:
     path = write_archive(tmp_path, {f"{n}.png": noise(n) for n in range(150)}, "tar")
     images = dataclasses.replace(load_training_images(path, tiny_model(3)), workers=2)
-    before = set(psutil.Process().children(recursive=True))
+    before = reading_processes()
     batches = images.batches(0, 0, 8)
     next(batches)
     for process in new_processes(before):
