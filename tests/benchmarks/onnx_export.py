@@ -11,19 +11,21 @@ from pathlib import Path
 import torch
 
 import mixqvit
+from mixqvit.datasets import ImageSets
 from mixqvit.export.onnx_check import check_onnx
 from mixqvit.export.onnx_model import exported_full_precision, exported_onnx
+from mixqvit.zoo import Model
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 DEIT_TINY = "deit_tiny_patch16_224"
 
 
-def images_of(model: mixqvit.LoadedModel) -> mixqvit.ImageSets:
+def images_of(model: Model) -> ImageSets:
     """Return the digits, or the photographs for DeiT-Tiny."""
     return mixqvit.load_image_sets(str(REAL / "imagenet_sample") if model.name == DEIT_TINY else "digits", model)
 
 
-def measure(model: mixqvit.LoadedModel, bits: list[int], images: int) -> None:
+def measure(model: Model, bits: list[int], images: int) -> None:
     """Print a row of the table for every setting."""
     sets = images_of(model)
     pixels = sets.evaluation.pixels[:images]
@@ -52,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| model | bits | ONNX, bytes | packed, bytes | full-precision ONNX | same top-1 | correlation | time |")
-    for name in mixqvit.list_models():
+    for name in ("digits_vit", "digits_deit", "digits_swin"):
         measure(mixqvit.load_model(name), [8, 4, 3, 2], options.images)
     checkpoint = REAL / f"{DEIT_TINY}.safetensors"
     if checkpoint.exists():
