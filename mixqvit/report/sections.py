@@ -306,7 +306,7 @@ def _strategies(found: "Findings") -> Section:
         Figure(measure, strategies.strategy_figure(comparison, measure, "mix-qvit"))
         for measure in strategies.measures(has_labels)
     )
-    words = (strategies.strategy_words(comparison, "mix-qvit"),)
+    words = (_within(found), strategies.strategy_words(comparison, "mix-qvit"))
     refused = tuple(f"{name}: {reason}" for name, reason in comparison.refused.items())
     return Section(title, words + refused, pictures, {"Strategies": strategies.strategy_frame(comparison)})
 
@@ -324,8 +324,12 @@ def _methods(study: "Study", found: "Findings") -> Section:
         "Kinds of importance": importance_methods.methods_frame(comparison, 4),
         "Their allocations": importance_methods.outcome_frame(comparison),
     }
-    words = (importance_methods.comparison_words(comparison, 4, len(study.layers)),)
+    words = (_within(found), importance_methods.comparison_words(comparison, 4, len(study.layers)))
     return Section(title, words, pictures, tables)
+
+
+def _within(found: "Findings") -> str:
+    return f"Within {found.compared_bits:g} average bits and the BitOps of uniform bits."
 
 
 def _trainings(study: "Study") -> Section:

@@ -1,5 +1,6 @@
 """From an open study to its report."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ class Findings:
         frontier: The optimum of every budget; empty where it cannot be solved.
         strategies: The comparison of strategies, if asked for.
         methods: That of kinds of importance, if asked for.
+        compared_bits: Average bits that both comparisons are within.
     """
 
     bits: BitsPerLayer
@@ -46,6 +48,7 @@ class Findings:
     frontier: Sequence[FrontierPoint]
     strategies: StrategyComparison | None
     methods: MethodComparison | None
+    compared_bits: float
 
 
 def report_steps(
@@ -60,8 +63,9 @@ def report_steps(
     Args:
         study: The open study.
         bits: The allocation to report; by default the best one within `average_bits`.
-        average_bits: The budget.
-        comparisons: Whether to compare strategies and kinds of importance too, which takes longer.
+        average_bits: The budget, where no bits are given.
+        comparisons: Whether to compare strategies and kinds of importance too, within the average bits of the
+            allocation; this takes longer.
         name: What the study is called; its model's name by default.
 
     Raises:
@@ -90,7 +94,8 @@ def report_steps(
         bits = study.resolved(bits)
         how = "These bits were given, e.g. by a recipe file."
     settings: dict[str, Any] = {"full precision": study.resolved(FULL_PRECISION), "mixed": bits}
-    ceiling = average_bits if allocation else cost(study.layers, bits, study.storage).average_bits
+    given = cost(study.layers, bits, study.storage).average_bits
+    ceiling = average_bits if allocation else min(math.ceil(given * 100) / 100, BIT_WIDTHS[-1])
     width = max((width for width in BIT_WIDTHS if width <= ceiling + 1e-9), default=BIT_WIDTHS[0])
     settings[f"uniform {width} bits"] = study.resolved(width)
     measured = {}
@@ -106,14 +111,14 @@ def report_steps(
         pass  # nothing fits any budget
     compared, methods = None, None
     if comparisons:
-        for step in study.compare_strategies_steps(average_bits=average_bits):
+        for step in study.compare_strategies_steps(average_bits=ceiling):
             yield replace(step, result=None)
         compared = step.result
-        for step in study.method_comparison_steps(average_bits):
+        for step in study.method_comparison_steps(ceiling):
             yield replace(step, result=None)
         methods = step.result
     costs = {title: cost(study.layers, chosen, study.storage) for title, chosen in settings.items()}
-    found = Findings(bits, how, request, measured, costs, importance, refused, points, compared, methods)
+    found = Findings(bits, how, request, measured, costs, importance, refused, points, compared, methods, ceiling)
     title = name or study.model.name
     parts = sections(study, found)
     document = document_of(title, study, found, asdict(study.settings))

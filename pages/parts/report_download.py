@@ -19,14 +19,22 @@ def report_section(study, name: str) -> None:
     place = measuring.key(study)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         average_bits = st.number_input("Average bits", 2.0, 8.0, 4.0, 0.1, key="report bits", width=150)
-        wanted = (place, average_bits)
+        comparisons = st.checkbox(
+            "Comparisons too",
+            key="report comparisons",
+            help="All strategies and all kinds of importance, solved and measured at this budget. What is not saved "
+            "yet is computed, which takes minutes for an embedded model and hours for a large one.",
+        )
+        wanted = (place, average_bits, comparisons)
         asked = st.button("Make the report", icon=":material/description:", key="make report")
     running = "report running"
     if asked:
         st.session_state[running] = wanted
         st.session_state[common.stop_flag("Report")] = False
     if st.session_state.get(running) == wanted:
-        found = common.run("Report", lambda: report_steps(study, average_bits=average_bits, name=name))
+        found = common.run(
+            "Report", lambda: report_steps(study, average_bits=average_bits, comparisons=comparisons, name=name)
+        )
         if found is not None:
             st.session_state[MADE] = (wanted, found)
             st.session_state.pop(running)

@@ -1,7 +1,7 @@
 """Measure sweeps and evaluations of DeiT-Tiny on every engine: speed-up of two workers, start, overhead per cell.
 
 Run from the project's root, with the real model of the reference data beside it:
-`OMP_NUM_THREADS=1 python tests/benchmarks/engines.py`.
+`OMP_NUM_THREADS=1 python -m tests.benchmarks.engines`.
 """
 
 import argparse

@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 import re
 import zipfile
 from dataclasses import asdict
+from functools import partialmethod
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -14,6 +16,7 @@ from mixqvit.commands import main
 from mixqvit.commands.parser import BAD_INPUT
 from mixqvit.errors import ReportError, UnsupportedOperationError
 from mixqvit.records import Settings
+from mixqvit.relevance.methods import METHODS
 from mixqvit.report import Report, report_steps
 from mixqvit.study import Study
 
@@ -116,6 +119,28 @@ def test_given_bits_are_reported(study):
         document = json.loads(archive.read("report.json"))
     assert document["bits"]["head"] == [3, 3]
     assert document["request"] == {}
+
+
+@pytest.mark.slow
+def test_comparisons_are_made_within_the_bits_that_were_given(monkeypatch):
+    methods = ("chefer", "gradient x activation")
+    monkeypatch.setattr("mixqvit.study.relevance.METHODS", {name: METHODS[name] for name in methods})
+    monkeypatch.setattr("mixqvit.study.relevance.QUALITY_IMAGES", 1)
+    some = partialmethod(Study.compare_strategies_steps, ("mix-qvit", "uniform"))
+    monkeypatch.setattr(Study, "compare_strategies_steps", some)
+    settings = Settings(calibration_images=4, analysis_images=4, evaluation_images=40)
+    study = Study("digits_swin", settings=settings)
+    *_, last = report_steps(study, study.resolved(2), comparisons=True)
+    document = json.loads(zipfile.ZipFile(io.BytesIO(last.result.bundle)).read("report.json"))
+    average = document["measured"]["mixed"]["cost"]["average_bits"]
+    assert average < 2.1
+    assert last.result.html.count(f"Within {math.ceil(100 * average) / 100:g} average bits") == 2
+    assert len(table_of(last.result, "strategies.csv")) == 2
+    assert set(methods) < set(table_of(last.result, "kinds_of_importance.csv")["method"])
+
+
+def table_of(report: Report, name: str) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(zipfile.ZipFile(io.BytesIO(report.bundle)).read(name)))
 
 
 def test_a_model_without_importance_is_reported_by_sensitivity(study, monkeypatch):
