@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,16 @@ def digits(purpose: str) -> torch.Tensor:
     return mixqvit.load_images("digits", purpose).pixels
 
 
-def quantized(name: str, bits, recipe: str = "mix-qvit") -> QuantizedModel:
+@cache
+def calibrated(name: str, recipe: str, setting: tuple[int, int] | None):
     images = digits("calibration")[:8]
     graph = mixqvit.trace(mixqvit.load_model(name).module, images[:1])
-    setting = (bits, bits) if recipe in ("repq-vit",) else None
-    return mixqvit.quantize(mixqvit.calibrate(graph, images, recipe, setting), bits)
+    return mixqvit.calibrate(graph, images, recipe, setting)
+
+
+def quantized(name: str, bits, recipe: str = "mix-qvit") -> QuantizedModel:
+    setting = (bits, bits) if recipe == "repq-vit" else None
+    return mixqvit.quantize(calibrated(name, recipe, setting), bits)
 
 
 def mixed(name: str) -> dict[str, tuple[int, int]]:
