@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from mixqvit.bits import FULL_PRECISION
 from mixqvit.commands import allocations, exports, library, reports, stages, training
 from mixqvit.commands.printing import Document
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.engines.choice import ENGINES, EngineChoice
-from mixqvit.strategies import STRATEGIES
+from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 
 __all__ = ["BAD_INPUT", "parser"]

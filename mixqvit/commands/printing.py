@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixqvit.evaluation import Evaluation
+    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = ["Document", "measured_columns", "measurement", "percent", "table"]
 

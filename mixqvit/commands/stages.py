@@ -3,13 +3,13 @@
 import argparse
 from dataclasses import asdict
 
-from mixqvit.cards import list_models
-from mixqvit.catalogue import CATALOGUE
 from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
 from mixqvit.commands.studies import finish
 from mixqvit.commands.studies import study as open_study
-from mixqvit.library import known_studies
-from mixqvit.store import Store
+from mixqvit.models.cards import list_models
+from mixqvit.models.catalogue import CATALOGUE
+from mixqvit.study.library import known_studies
+from mixqvit.study.store import Store
 
 __all__ = ["layers", "models", "recipes", "relevance", "sensitivity"]
 

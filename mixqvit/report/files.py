@@ -21,7 +21,7 @@ from mixqvit.report.sections import FLIP_ROWS, Section
 
 if TYPE_CHECKING:
     from mixqvit.report.steps import Findings
-    from mixqvit.study import Study
+    from mixqvit.study.study import Study
 
 __all__ = ["REPORT_VERSION", "Report", "bundle", "document_of", "page_of"]
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mixqvit.bits import FULL_PRECISION
+from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.study.evaluation import COMPENSATION_LAYER_SECONDS, COMPENSATION_PASSES, QUANTIZED_PASS
 
 if TYPE_CHECKING:
-    from mixqvit.study import Study
+    from mixqvit.study.study import Study
 
 __all__ = ["Estimate", "estimate", "in_words"]
 

@@ -10,24 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixqvit.allocation import Allocation
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
-from mixqvit.comparison import OperandComparison, compare_quantizers
-from mixqvit.devices import images_at_once, in_parts
-from mixqvit.engines import ThisProcess
+from mixqvit.allocation.budget import Allocation
+from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, PackingError
-from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended, top1
-from mixqvit.packing import Packed, load_packed, packed, packed_source
-from mixqvit.quantization import Calibration, LayerCalibration, QuantizedModel, calibrate_steps, quantize
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
+from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.packing.model import Packed, load_packed, packed, packed_source
+from mixqvit.progress import Progress
+from mixqvit.quantization.calibration import Calibration, LayerCalibration, calibrate_steps
 from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
 from mixqvit.quantization.fisher import fisher_diagonals
+from mixqvit.quantization.model import QuantizedModel, quantize
 from mixqvit.quantization.operands import roles
+from mixqvit.quantization.quantizer_comparison import OperandComparison, compare_quantizers
 from mixqvit.quantization.recipes import RECIPES, find_recipe
-from mixqvit.records import Progress
-from mixqvit.store import fingerprint
 from mixqvit.study.claims import WORK, once
 from mixqvit.study.sensitivity import SensitivityStages
+from mixqvit.study.store import fingerprint
 from mixqvit.study.workers import EvaluationPart, evaluator
+from mixqvit.tasks.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended, top1
 
 __all__ = ["EvaluationStages"]
 

@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from mixqvit import Settings, Store, Study
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.engines import Processes, RayCluster, ThisProcess
-from mixqvit.library import StudyDescription
-from mixqvit.open_studies import open_study
+from mixqvit.engines.processes import Processes
+from mixqvit.engines.ray_cluster import RayCluster
+from mixqvit.engines.this_process import ThisProcess
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.study.evaluation import PART_IMAGES
+from mixqvit.study.library import StudyDescription
+from mixqvit.study.open_studies import open_study
 from mixqvit.study.workers import EvaluationPart, evaluator, sweep_worker
 
 

@@ -9,8 +9,9 @@ from itertools import product
 from statistics import median
 
 import mixqvit
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.relevance import MEASURES, RULE_SETS
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.relevance.result import MEASURES
+from mixqvit.relevance.rules import RULE_SETS
 from mixqvit.study.method_comparison import rank_correlation
 
 AVERAGE_BITS = 3.0

@@ -19,14 +19,18 @@ from pathlib import Path
 import safetensors.torch
 import timm
 import torch
+from mixqvit.study.settings import Settings
 
 import mixqvit
-from mixqvit.criteria import block_pairs, loss_change_steps, pair_steps, squared_perturbations
-from mixqvit.packing import packed
-from mixqvit.quantization import Calibration, calibrate, calibrate_steps, quantize
+from mixqvit.criteria.loss_change import loss_change_steps
+from mixqvit.criteria.pairwise import block_pairs, pair_steps
+from mixqvit.criteria.perturbation import squared_perturbations
+from mixqvit.criteria.sensitivity.sweep import sensitivity_steps
+from mixqvit.packing.model import packed
+from mixqvit.quantization.calibration import Calibration, calibrate, calibrate_steps
+from mixqvit.quantization.model import quantize
 from mixqvit.quantization.saving import from_tensors, to_tensors
-from mixqvit.sensitivity import sensitivity_steps
-from mixqvit.study import Settings, Study
+from mixqvit.study.study import Study
 
 MODELS = ("deit_base_patch16_224", "swin_base_patch4_window7_224")
 SETTINGS = Settings(calibration_images=32, analysis_images=32, evaluation_images=16)

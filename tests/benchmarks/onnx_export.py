@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import mixqvit
-from mixqvit.datasets import ImageSets
-from mixqvit.export.onnx_check import check_onnx
-from mixqvit.export.onnx_model import exported_full_precision, exported_onnx
-from mixqvit.zoo import Model
+from mixqvit.files.export.onnx_check import check_onnx
+from mixqvit.files.export.onnx_model import exported_full_precision, exported_onnx
+from mixqvit.images.loading import ImageSets
+from mixqvit.models.model import Model
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 DEIT_TINY = "deit_tiny_patch16_224"

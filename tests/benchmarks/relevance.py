@@ -14,9 +14,9 @@ from pathlib import Path
 import timm
 import torch
 
-from mixqvit.graph import Graph
-from mixqvit.relevance import BATCH_SIZE, propagate_steps
-from mixqvit.tracing import trace
+from mixqvit.network.graph import Graph
+from mixqvit.network.tracing import trace
+from mixqvit.relevance.propagation import BATCH_SIZE, propagate_steps
 from tests.relevance.literal_chefer import AutogradChefer, LiteralChefer
 
 MODEL = "deit_tiny_patch16_224"

@@ -12,9 +12,11 @@ from itertools import islice
 import torch
 
 import mixqvit
-from mixqvit.bits import BIT_WIDTHS
+from mixqvit.criteria.sensitivity import sweep
+from mixqvit.criteria.sensitivity.metrics import effect
+from mixqvit.criteria.sensitivity.sweep import cell_bits, sensitivity_steps
+from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.calibration import Calibration, layer_operation
-from mixqvit.sensitivity import cell_bits, effect, sensitivity_steps, sweep
 
 IMAGES = 8
 

@@ -12,8 +12,9 @@ from statistics import median
 import torch
 
 import mixqvit
-from mixqvit.quantization import Calibration, quantize
+from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
+from mixqvit.quantization.model import quantize
 
 POSITIONS = [*range(30, 41), *range(39, 29, -1)]
 LIMIT = 512 * 2**20

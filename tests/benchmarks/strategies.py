@@ -9,9 +9,9 @@ import sys
 from statistics import mean
 
 import mixqvit
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import CalibrationError
-from mixqvit.records import StrategyResult
-from mixqvit.strategies import STRATEGIES
+from mixqvit.study.records import StrategyResult
 
 AVERAGE_BITS = (3.0, 4.0, 6.0)
 SEEDS = (0, 1, 2)

@@ -16,14 +16,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from mixqvit.progress import Progress
 from torch import Tensor
 
-from mixqvit.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.cards import EMBEDDED
-from mixqvit.evaluation import Evaluation, wilson_interval
-from mixqvit.records import Progress
-from mixqvit.store import Store
-from mixqvit.study import Study
+from mixqvit.models.cards import EMBEDDED
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.study.store import Store
+from mixqvit.study.study import Study
+from mixqvit.tasks.evaluation import Evaluation, wilson_interval
 from mixqvit.training import step_sizes
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 

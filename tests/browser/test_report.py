@@ -1,10 +1,10 @@
 """A report opened from disk in a real browser."""
 
 import pytest
+from mixqvit.study.settings import Settings
 
-from mixqvit.records import Settings
-from mixqvit.report import report_steps
-from mixqvit.study import Study
+from mixqvit.report.steps import report_steps
+from mixqvit.study.study import Study
 
 
 @pytest.mark.slow

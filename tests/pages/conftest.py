@@ -4,9 +4,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from mixqvit.study.settings import Settings
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.study import Settings, Study
+from mixqvit.study.study import Study
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")

@@ -1,9 +1,9 @@
 """The report of the open study, made on the page of studies."""
 
 import pytest
+from mixqvit.progress import Progress
 
-from mixqvit.records import Progress
-from mixqvit.report import Report
+from mixqvit.report.files import Report
 
 
 @pytest.mark.slow
