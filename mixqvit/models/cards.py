@@ -10,7 +10,7 @@ from mixqvit.errors import ModelError
 
 __all__ = ["ASSETS", "EMBEDDED", "ModelSummary", "card_path", "checkpoint_path", "list_models", "read_card"]
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 EMBEDDED = ("digits_vit", "digits_deit", "digits_swin")
 KEYS = ("description", "architecture", "parameters", "images", "class_names", "preprocessing", "accuracy", "checkpoint")
 

@@ -42,20 +42,19 @@ __all__ = ["StudyBase"]
 Result = TypeVar("Result")
 
 # A stage's results are found again only by the very code that made them.
-_SHARED_CODE = ("study/base.py", "graph.py", "tracing.py", "layer_table.py", "layers.py", "bits.py")
+_SHARED_CODE = ("study/base.py", "network")
 _CODE = {
     "relevance": ("study/relevance.py", "relevance"),
     "calibration": ("study/sensitivity.py", "quantization"),
-    "sensitivity": ("study/sensitivity.py", "quantization", "sensitivity", "batching.py", "evaluation.py"),
+    "sensitivity": ("study/sensitivity.py", "quantization", "criteria/sensitivity", "tasks/evaluation.py"),
     "criteria": (
         "study/criteria.py",
         "study/sensitivity.py",
         "criteria",
         "quantization",
-        "batching.py",
-        "evaluation.py",
+        "tasks/evaluation.py",
     ),
-    "training": ("study/training.py", "training", "quantization", "datasets/augmentation.py", "evaluation.py"),
+    "training": ("study/training.py", "training", "quantization", "images/augmentation.py", "tasks/evaluation.py"),
     "indicators": (
         "study/criteria.py",
         "criteria/indicators.py",
@@ -63,7 +62,7 @@ _CODE = {
         "training/schedule.py",
         "training/step_sizes.py",
     ),
-    "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "evaluation.py"),
+    "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "tasks/evaluation.py"),
 }
 
 

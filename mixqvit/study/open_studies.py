@@ -12,10 +12,10 @@ from mixqvit.errors import AccessError, ModelError
 from mixqvit.files.uploads import uploads_folder
 from mixqvit.progress import Progress
 from mixqvit.study.library import StudyDescription, studies_folder
+from mixqvit.study.settings import Settings
 from mixqvit.study.store import Store, fingerprint
 
 if TYPE_CHECKING:
-    from mixqvit.study.settings import Settings
     from mixqvit.study.study import Study
 
 __all__ = ["OpenStudies", "open_study", "open_study_steps", "settings_from"]
@@ -35,7 +35,7 @@ OTHER_VERSIONS = (
 )
 
 
-def settings_from(description: StudyDescription, **changed: Any) -> "Settings":
+def settings_from(description: StudyDescription, **changed: Any) -> Settings:
     """Return the settings of a described study.
 
     Args:
@@ -45,16 +45,14 @@ def settings_from(description: StudyDescription, **changed: Any) -> "Settings":
     Raises:
         ModelError: The description has a setting that this version does not know.
     """
-    from mixqvit import study
-
     try:
-        return replace(study.Settings(), **{**description.settings, **changed})
+        return replace(Settings(), **{**description.settings, **changed})
     except TypeError as error:
         raise ModelError(f"This study has settings that this version does not know ({error}).") from error
 
 
 def open_study_steps(
-    description: StudyDescription, settings: "Settings | None" = None, store: Store | None = None
+    description: StudyDescription, settings: Settings | None = None, store: Store | None = None
 ) -> Iterator[Progress]:
     """Load a model and its images and open the study of them; the last result is the `Study`.
 
@@ -102,9 +100,7 @@ def open_study_steps(
     yield Progress(1, 1, "open", Study(model, step.result, settings, store))
 
 
-def open_study(
-    description: StudyDescription, settings: "Settings | None" = None, store: Store | None = None
-) -> "Study":
+def open_study(description: StudyDescription, settings: Settings | None = None, store: Store | None = None) -> "Study":
     """Return the opened study; arguments and errors as in `open_study_steps`."""
     *_, last = open_study_steps(description, settings, store)
     return last.result

@@ -18,11 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from mixqvit.cache import default_folder
 from mixqvit.errors import StoreError
 
-__all__ = ["KEPT", "LIMIT_BYTES", "Store", "code_version", "default_folder", "fingerprint"]
+__all__ = ["KEPT", "LIMIT_BYTES", "Store", "code_version", "fingerprint"]
 
 LIMIT_BYTES = 2 * 10**9
 """Size of the store above which the results written longest ago are dropped."""
@@ -32,11 +31,6 @@ KEPT = "kept "
 
 CLAIM_SECONDS = 900
 """Time after which a claim that was not renewed is void: far longer than any piece takes that is claimed."""
-
-
-def default_folder() -> Path:
-    """Return the cache folder: `MIXQVIT_CACHE` if set, else the user's cache folder."""
-    return Path(os.environ.get("MIXQVIT_CACHE") or platformdirs.user_cache_dir("mixqvit", appauthor=False))
 
 
 def fingerprint(*parts: Any) -> str:
@@ -49,7 +43,7 @@ def code_version(*names: str) -> str:
     """Return a fingerprint of the package's own source files or folders, e.g. `"graph.py"`, `"quantization"`."""
     digest = hashlib.sha256()
     for name in names:
-        path = Path(__file__).parent / name
+        path = Path(__file__).parents[1] / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from mixqvit.study.settings import Settings
 
 from mixqvit.commands import main
 from mixqvit.commands.parser import parser
+from mixqvit.study.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def small_studies():
     """Fewer images than a user's: what the commands print does not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
         small = partial(Settings, calibration_images=8, analysis_images=8, evaluation_images=100)
-        patch.setattr("mixqvit.study.Settings", small)
+        patch.setattr("mixqvit.study.open_studies.Settings", small)
         yield
 
 

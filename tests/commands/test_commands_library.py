@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixqvit.study.settings import Settings
 from PIL import Image
 
 from mixqvit.commands import main
@@ -15,6 +14,7 @@ from mixqvit.commands.parser import parser
 from mixqvit.commands.studies import description_of
 from mixqvit.models.loading import load_model
 from mixqvit.study.library import forget_study, known_studies
+from mixqvit.study.settings import Settings
 from mixqvit.study.store import Store
 
 
@@ -22,7 +22,7 @@ from mixqvit.study.store import Store
 def small_studies():
     """Fewer images than a user's: what the commands print does not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.Settings", partial(Settings, calibration_images=4, analysis_images=4))
+        patch.setattr("mixqvit.study.open_studies.Settings", partial(Settings, calibration_images=4, analysis_images=4))
         yield
 
 

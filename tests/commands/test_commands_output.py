@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from mixqvit.progress import Progress
 
 from mixqvit.commands import NOBODY_READS, main
 from mixqvit.commands.parser import BAD_INPUT, parser
 from mixqvit.commands.studies import finish
+from mixqvit.progress import Progress
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def commands():

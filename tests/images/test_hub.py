@@ -13,8 +13,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from mixqvit.cache import default_folder
 
+from mixqvit.cache import default_folder
 from mixqvit.errors import ImageError
 from mixqvit.images import huggingface
 from mixqvit.images.loading import load_image_sets
@@ -140,7 +140,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.datasets.files import ANIMALS, numbers, tiny_model
-from mixqvit.datasets import load_image_sets
+from mixqvit.images.loading import load_image_sets
 from mixqvit.errors import ImageError
 
 model = tiny_model(ANIMALS)

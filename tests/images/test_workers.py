@@ -134,9 +134,10 @@ def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 SCRIPT = """
 import sys, time
 print("run", flush=True)
-import mixqvit.datasets.worker_process
-from mixqvit.datasets import load_training_images, training_images
-from tests.datasets.files import tiny_model
+import mixqvit.images.worker_process
+from mixqvit.images import training_images
+from mixqvit.images.training_sources import load_training_images
+from tests.images.files import tiny_model
 training_images.worker_count = lambda images, processes: 2
 images = load_training_images(sys.argv[1], tiny_model(3))
 batches = images.batches(0, 0, 4)

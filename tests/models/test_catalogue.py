@@ -10,7 +10,7 @@ import mixqvit
 from mixqvit.models.architectures import on_meta
 from mixqvit.models.catalogue import CATALOGUE, families
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Published full-precision accuracies, as METHOD.md lists them.
 PUBLISHED = {
     "vit_small": 0.8139,

@@ -85,7 +85,10 @@ def test_list_models_agrees_with_the_models() -> None:
 
 
 def test_list_models_needs_neither_torch_nor_timm() -> None:
-    code = "import sys; from mixqvit.models.cards import list_models; list_models(); print({'torch', 'timm'} & set(sys.modules))"
+    code = (
+        "import sys; from mixqvit.models.cards import list_models; list_models(); "
+        "print({'torch', 'timm'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

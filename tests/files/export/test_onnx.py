@@ -22,7 +22,7 @@ from mixqvit.training.statistics import quantized as values_on_grid
 from mixqvit.training.statistics import statistical_quantizer
 
 EMBEDDED = ("digits_vit", "digits_deit", "digits_swin")
-REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
+REAL = Path(__file__).resolve().parents[4] / "shared" / "real"
 STORED = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
 IMAGES = 150
 
