@@ -76,7 +76,7 @@ TRANSFORMERS: Mapping[str, Callable[[], nn.Module]] = {
     "pvt_v2": lambda: PyramidVisionTransformerV2(**_PYRAMID, num_classes=5),
     "pvt_v2_linear": lambda: PyramidVisionTransformerV2(**_PYRAMID, num_classes=5, linear=True),
 }
-"""Every architecture that the README's table names, small."""
+"""Every architecture that the README names, small."""
 
 _SIZES = {"swin_padded": 18, "pvt_v2": 64, "pvt_v2_linear": 64}
 

@@ -28,7 +28,7 @@ RELEVANCE_PASSES: Mapping[str, float] = {
 }
 """Passes that an image takes, by method; chefer 14.4 (digits_vit), 8.5 (digits_swin) and 13.8 (DeiT-Tiny).
 
-The README's multiples for relevance are of an image that runs alone; these are of one among four.
+The multiples for relevance in tests/benchmarks/RESULTS.md are of an image that runs alone; these are of one among four.
 """
 
 CALIBRATION: Mapping[str, tuple[float, float]] = {

@@ -43,7 +43,7 @@ QUICK_MACS = 10**11
 
 QUANTIZED_PASS, COMPENSATION_PASSES = 1.3, 10.6
 """Time of a quantized pass, and of error compensation over the calibration images, in full-precision passes (measured
-on DeiT-Tiny, README)."""
+on DeiT-Tiny, tests/benchmarks/RESULTS.md)."""
 
 COMPENSATION_LAYER_SECONDS = 0.005
 """Time of error compensation for each layer beside its passes (one thread; digits_vit and digits_swin)."""

@@ -1,4 +1,4 @@
-"""Print how long allocations take: `python -m tests.benchmarks.allocation`.
+"""Print how long allocations take (RESULTS.md, "Speed: allocation"): `python -m tests.benchmarks.allocation`.
 
 Medians and maxima over 15 budgets, from harms by layer to the checked allocation. Plain HiGHS is the same problem given
 to `scipy.optimize.milp` at gap 0. Sensitivities are random: they fall by a factor of 2.5 to 6 per bit.

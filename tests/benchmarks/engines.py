@@ -1,4 +1,6 @@
-"""Measure sweeps and evaluations of DeiT-Tiny on every engine: speed-up of two workers, start, overhead per cell.
+"""Measure sweeps and evaluations of DeiT-Tiny on every engine (RESULTS.md, "Engines").
+
+Speed-up of two workers, start, overhead per cell.
 
 Run from the project's root, with the real model of the reference data beside it:
 `OMP_NUM_THREADS=1 python -m tests.benchmarks.engines`.

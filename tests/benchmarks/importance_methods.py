@@ -1,4 +1,4 @@
-"""Print the comparison of importance methods of the README: which predicts what quantization really costs?
+"""Print which importance predicts what quantization really costs (RESULTS.md, "Which importance ...").
 
 `python -m tests.benchmarks.importance_methods` measures the embedded models; with `CHECKPOINT IMAGES` a DeiT-Tiny.
 Results are saved in the cache folder, so a second run only prints.

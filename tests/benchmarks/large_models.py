@@ -1,4 +1,6 @@
-"""Print the memory table of the README: `python -m tests.benchmarks.large_models IMAGES [MODEL ...]`.
+"""Print the memory that stages take (RESULTS.md, "Memory: large models").
+
+`python -m tests.benchmarks.large_models IMAGES [MODEL ...]`.
 
 Every stage runs in a process of its own, so that its peak is its own, on models of the full size with random weights:
 32 calibration images, the same 32 for analysis, 16 for evaluation. A stage of which only a part is run says so; what
@@ -19,7 +21,6 @@ from pathlib import Path
 import safetensors.torch
 import timm
 import torch
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.criteria.loss_change import loss_change_steps
@@ -30,6 +31,7 @@ from mixqvit.packing.model import packed
 from mixqvit.quantization.calibration import Calibration, calibrate, calibrate_steps
 from mixqvit.quantization.model import quantize
 from mixqvit.quantization.saving import from_tensors, to_tensors
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 MODELS = ("deit_base_patch16_224", "swin_base_patch4_window7_224")

@@ -1,4 +1,4 @@
-"""Prints the README's table: mixed and uniform bits on every embedded model, measured.
+"""Print what mixed and uniform bits measure on every embedded model (RESULTS.md, "Mixed beside uniform bits").
 
 Run from the project's root: `python -m tests.benchmarks.mixed_against_uniform`.
 """

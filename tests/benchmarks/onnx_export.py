@@ -1,4 +1,4 @@
-"""Measure the ONNX exports in onnxruntime: file size, agreement with the quantized model here, time.
+"""Measure the ONNX exports in onnxruntime: file size, agreement, time (RESULTS.md, "ONNX in onnxruntime").
 
 Run from the project's root; DeiT-Tiny is measured too where the reference data lies beside it:
 `OMP_NUM_THREADS=1 python -m tests.benchmarks.onnx_export`.

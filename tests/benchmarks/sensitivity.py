@@ -1,4 +1,6 @@
-"""Print how fast a sensitivity sweep is: partial execution and shared runs against one full pass per cell.
+"""Print how fast a sweep is against one full pass per cell (RESULTS.md, "Speed: the sensitivity sweep").
+
+Measured are partial execution and runs that bit-widths share.
 
 `python -m tests.benchmarks.sensitivity CHECKPOINT IMAGES [LAYERS]` measures a DeiT-Tiny on 8 photographs, at every
 LAYERS-th layer (default 1, all); without arguments the embedded models. All ways use the same quantizers and the same

@@ -1,5 +1,7 @@
 """Print what moving the budget slider costs: solving, and measuring from the first layer that changed.
 
+RESULTS.md, "Speed: the slider".
+
 `python -m tests.benchmarks.slider` moves the slider of every embedded model from 3 to 4 average bits and back by
 tenths, once with paused runs of earlier positions and once without.
 """

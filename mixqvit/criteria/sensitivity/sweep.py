@@ -26,7 +26,8 @@ layers still need of each is held then."""
 
 SHARED_MACS = 7 * 10**8
 """Bit-widths of a layer share a run while it computes no more multiply-accumulates than this. Small runs gain up to
-half by it (overhead of each operation); larger ones lose, because the copies cost more than they save (README)."""
+half by it (overhead of each operation); larger ones lose, because the copies cost more than they save (measured in
+tests/benchmarks/RESULTS.md)."""
 
 
 @dataclass(frozen=True, eq=False)
