@@ -10,6 +10,7 @@ from mixqvit.commands.explanations import EXPLANATIONS
 from mixqvit.commands.printing import Document
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.engines.choice import ENGINES, EngineChoice
+from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS, LABEL_ORDERS
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 
@@ -210,12 +211,20 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         metavar="SOURCE",
-        help="digits, a folder, a .zip, .tar, .csv or .parquet file, or hf:NAME@SPLIT for a data set of Hugging Face",
+        help="digits, a folder, a .zip, .tar, .csv or .parquet file, or hf:NAME@SPLIT for a data set of Hugging Face; "
+        f"a .csv has a column of files ({', '.join(FILE_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)}), or "
+        "no header: first the file, then the label",
     )
     parser.add_argument(
         "--evaluation-images", type=int, metavar="N", help="measure on so many images (default: all, at most 1,000)"
     )
     parser.add_argument("--sampling-seed", type=int, metavar="SEED", help="which images are drawn (default: 0)")
+    orders = "; ".join(f"{name}: {words}" for name, words in LABEL_ORDERS.items())
+    parser.add_argument(
+        "--label-order",
+        choices=list(LABEL_ORDERS),
+        help=f"what labels mean that name no classes: {orders} (default: refused where that is not certain)",
+    )
     parser.add_argument(
         "--within-classes", action="store_true", help="top-1 among the classes that occur in the images only"
     )

@@ -67,6 +67,7 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     settings = {
         "evaluation_images": options.evaluation_images,
         "sampling_seed": options.sampling_seed,
+        "label_order": options.label_order,
         "within_classes": options.within_classes or None,
     }
     settings = {name: value for name, value in settings.items() if value is not None}

@@ -28,6 +28,7 @@ from torch import Tensor
 from mixqvit.errors import MixQViTError, StudyFileError
 from mixqvit.images.images import Images, normalized
 from mixqvit.images.loading import ImageSets, Sample
+from mixqvit.images.sampling import Sampling
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.packing.architecture import build_described, describe
@@ -119,7 +120,8 @@ class Content:
         sample = dict(found["sample"])
         sample |= {"skipped": tuple(map(tuple, sample["skipped"])), "notes": tuple(sample["notes"])}
         calibration, evaluation = (self._split(name) for name in _SPLITS)
-        return ImageSets(calibration, evaluation, Sample(**sample))
+        sampling = Sampling(seed=sample["seed"], label_order=self.description.settings.get("label_order"))
+        return ImageSets(calibration, evaluation, Sample(**sample), sampling)
 
     def _split(self, name: str) -> Images:
         found = self._document["images"][name]

@@ -54,11 +54,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImageSets:
-    """The images of a study; calibration and evaluation have none in common."""
+    """The images of a study; calibration and evaluation have none in common.
+
+    Attributes:
+        calibration: Images that quantizers, relevance and sensitivity look at.
+        evaluation: Images to measure on.
+        sample: Which ones they are, and why.
+        sampling: What they were loaded with.
+    """
 
     calibration: Images
     evaluation: Images
     sample: Sample
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 def load_image_sets(source: str | Path, model: "Model", sampling: Sampling | None = None) -> ImageSets:
@@ -75,7 +83,8 @@ def load_image_sets_steps(source: str | Path, model: "Model", sampling: Sampling
     of such a folder, which is never unpacked to disk; a .csv of file,label; a .parquet file or a folder of them; or
     `hf:owner/name`, `hf:owner/name@split` on the Hugging Face hub.
 
-    Classes are WordNet ids, class names, or one for each of the model's classes in their order. Where the source has
+    Classes are WordNet ids, class names, or one for each of the model's classes in their order; where it is not certain
+    what labels such as numbers mean, `sampling` must say it. Where the source has
     splits, `train` calibrates and `validation` or else `test` evaluates; otherwise every tenth file of the sorted list
     is a candidate for calibration, and all others are for evaluation. Unreadable files are skipped, named and
     replaced by others of their class.
@@ -83,7 +92,8 @@ def load_image_sets_steps(source: str | Path, model: "Model", sampling: Sampling
     Args:
         source: Where the images are.
         model: Whose preprocessing and classes to use.
-        sampling: How many images, and which; seed 0 and all (at most `EVALUATION_LIMIT`) by default.
+        sampling: How many images, which, and how their labels are read; seed 0 and all (at most `EVALUATION_LIMIT`) by
+            default.
 
     Yields:
         How far it is; the last result is the ImageSets.
@@ -97,7 +107,7 @@ def load_image_sets_steps(source: str | Path, model: "Model", sampling: Sampling
         count = len(sets.calibration) + len(sets.evaluation)
         yield Progress(count, count, f"{count} digits", sets)
         return
-    prepared = yield from prepared_steps(where, model)
+    prepared = yield from prepared_steps(where, model, sampling)
     names = [entry.name for entry in prepared.entries]
     separate = prepared.calibration != prepared.evaluation
 
@@ -129,6 +139,7 @@ def load_image_sets_steps(source: str | Path, model: "Model", sampling: Sampling
         reading.images(calibration, "calibration"),
         reading.images(evaluation, "evaluation"),
         sample,
+        sampling,
     )
     count = len(calibration) + len(evaluation)
     yield Progress(count, count, f"{count} images", sets)
@@ -195,7 +206,7 @@ def _digit_sets(model: "Model", sampling: Sampling) -> ImageSets:
             drawn = draw_evaluation(evaluation.names, labels, order, sampling.evaluation, sampling.seed)
             evaluation, how = evaluation.reordered(drawn.chosen), drawn.how
     sample = Sample(len(calibration) + len(evaluation), (), True, 10, how, sampling.seed, ())
-    return ImageSets(calibration, evaluation, sample)
+    return ImageSets(calibration, evaluation, sample, sampling)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mixqvit.errors import ImageError
 from mixqvit.images.images import check_limit
+from mixqvit.images.labels import LABEL_ORDERS
 
 __all__ = [
     "CALIBRATION_LIMIT",
@@ -37,16 +38,19 @@ _CANDIDATES = 10  # every tenth image of a list is a candidate for calibration
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which images to take.
+    """Which images to take, and how their labels are read.
 
     Attributes:
         evaluation: Images to evaluate on; None for all of them, but of a source other than the digits at most
             `EVALUATION_LIMIT`.
         seed: Another seed, other images.
+        label_order: What labels mean that are no names of the model's classes, one of `labels.LABEL_ORDERS`; None
+            where that is certain, otherwise they are refused.
     """
 
     evaluation: int | None = None
     seed: int = 0
+    label_order: str | None = None
 
     def __post_init__(self) -> None:
         """Raise ImageError where a value is not possible."""
@@ -54,6 +58,8 @@ class Sampling:
             check_limit(self.evaluation)
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ImageError(f"the seed of a sample is a whole number of 0 or more, not {self.seed!r}")
+        if self.label_order is not None and self.label_order not in LABEL_ORDERS:
+            raise ImageError(f"there is no order of labels {self.label_order!r}; choose {', '.join(LABEL_ORDERS)}")
 
 
 @dataclass(frozen=True)

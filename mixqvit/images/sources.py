@@ -13,6 +13,7 @@ from mixqvit.images.folder import Folder
 from mixqvit.images.huggingface import PREFIX, HubDataset
 from mixqvit.images.listing import Entry, Listing, Source, arranged, is_image_name, shown
 from mixqvit.images.parquet import Parquet, parquet_files
+from mixqvit.images.sampling import Sampling
 from mixqvit.images.table import Table
 from mixqvit.images.tars import TarArchive
 from mixqvit.images.zips import ZipArchive
@@ -49,8 +50,13 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepared_steps(where: str, model: "Model") -> Generator[Progress, None, Prepared]:
+def prepared_steps(where: str, model: "Model", sampling: Sampling) -> Generator[Progress, None, Prepared]:
     """List a source's images and match their labels; yields how far that is, returns the result.
+
+    Args:
+        where: The source.
+        model: Whose classes the labels are.
+        sampling: How the labels are read; what is drawn is not decided here.
 
     Raises:
         ImageError: The source is unknown, cannot be read, holds no images, or does not fit the model.
@@ -69,7 +75,7 @@ def prepared_steps(where: str, model: "Model") -> Generator[Progress, None, Prep
     if 0 < labelled < len(used):
         skipped += [(entry.name, "it has no label") for entry in used if entry.label is None]
         used = [entry for entry in used if entry.label is not None]
-    labels = _class_labels(used, listing, model, where, notes)
+    labels = _class_labels(used, listing, model, where, sampling, notes)
     positions = {entry: position for position, entry in enumerate(used)}
 
     def places(entries: Sequence[Entry]) -> tuple[int, ...]:
@@ -162,29 +168,14 @@ def _by_split(entries: Sequence[Entry], notes: list[str]) -> tuple[Sequence[Entr
 
 
 def _class_labels(
-    entries: Sequence[Entry], listing: Listing, model: "Model", where: str, notes: list[str]
+    entries: Sequence[Entry], listing: Listing, model: "Model", where: str, sampling: Sampling, notes: list[str]
 ) -> tuple[int | None, ...]:
     labels = {entry.label for entry in entries}
     if labels <= {None}:
         notes.append("the images have no labels: agreement with the full-precision model takes the place of accuracy")
         return (None,) * len(entries)
-    texts = {label for label in labels if isinstance(label, str)}
-    numbers = labels - texts
-    classes = ClassNames(model)
-    plain = listing.kind == "label" and not listing.class_names and not all(map(classes.knows, texts))
-    if plain and all(text.isascii() and text.isdigit() and len(text) < 10 for text in texts):
-        numbers, texts = labels, set()  # in a table they are indices, unless they are the names of classes
-    indices: dict[str | int | None, int] = {}
-    if texts:
-        found, note = class_indices(texts, model, where, listing.kind, listing.class_names)
-        indices.update(found)
-        if note:
-            notes.append(note)
-    indices.update({number: int(number) for number in numbers})
-    outside = sorted({index for index in indices.values() if not 0 <= index < len(model.class_names)})
-    if outside:
-        raise ImageError(
-            f"the label {outside[0]} of {where} is no class of {model.name}, whose classes are 0 to "
-            f"{len(model.class_names) - 1}"
-        )
-    return tuple(indices[entry.label] for entry in entries)
+    names = {str(label) for label in labels}
+    indices, note = class_indices(names, model, where, listing.kind, listing.class_names, sampling.label_order)
+    if note:
+        notes.append(note)
+    return tuple(indices[str(entry.label)] for entry in entries)

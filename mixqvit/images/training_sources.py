@@ -17,6 +17,7 @@ from mixqvit.images.listing import Entry, Source, UnreadableImage, shown
 from mixqvit.images.loading import ImageSets
 from mixqvit.images.parquet import Parquet
 from mixqvit.images.random_views import CROP_AREA, FLIP_PROBABILITY, JITTER
+from mixqvit.images.sampling import Sampling
 from mixqvit.images.sources import Prepared, is_compressed, prepared_steps
 from mixqvit.images.table import Table
 from mixqvit.images.tars import TarArchive
@@ -90,7 +91,8 @@ def _digits(model: "Model") -> TrainingDigits:
 
 
 def _pictures_steps(where: str, model: "Model", sets: ImageSets | None) -> Generator[Progress, None, TrainingPictures]:
-    prepared = yield from prepared_steps(where, model)
+    own = Sampling() if sets is None else sets.sampling
+    prepared = yield from prepared_steps(where, model, own)
     held = _NOTHING_HELD if sets is None else (yield from _held_steps(where, prepared, model, sets))
     choice = yield from _choice_steps(where, prepared, held)
     entries = tuple(prepared.entries[position] for position in choice.positions)
@@ -139,7 +141,7 @@ def _held_steps(where: str, prepared: Prepared, model: "Model", sets: ImageSets)
     if other == "digits":
         return _NOTHING_HELD
     is_own = _is_same(where, other)
-    study = prepared if is_own else (yield from prepared_steps(other, model))
+    study = prepared if is_own else (yield from prepared_steps(other, model, sets.sampling))
     names = [*sets.calibration.names, *sets.evaluation.names]
     by_name = {entry.name: entry for entry in study.entries}
     digests, sizes = set(), set()

@@ -101,7 +101,7 @@ class StudyBase:
         if source is None:
             raise ImageError(f"Say which images to use with {self.model.name}: a folder with one sub-folder per class.")
         if not isinstance(source, ImageSets):
-            sampling = Sampling(self.settings.evaluation_images, self.settings.sampling_seed)
+            sampling = Sampling(self.settings.evaluation_images, self.settings.sampling_seed, self.settings.label_order)
             source = load_image_sets(source, self.model, sampling)
         self.image_sets = source
         self.calibration_images = source.calibration.shuffled(self.settings.calibration_seed)

@@ -24,6 +24,8 @@ class Settings:
         calibration_seed: Which of the calibration images come first: another seed, another choice where there are
             more than are used.
         sampling_seed: Which images of a source are for calibration and which for evaluation.
+        label_order: What labels mean that are no names of the model's classes, one of `labels.LABEL_ORDERS`; None where
+            that is certain, otherwise such images are refused.
         within_classes: Whether top-1 and agreement look only at the classes that occur among the images, such as ten of
             ImageNet's thousand; by default at all classes.
         outlier_factor: Amplification of outlier channels; 1 leaves the model as it is.
@@ -40,6 +42,7 @@ class Settings:
     evaluation_images: int | None = None
     calibration_seed: int = 0
     sampling_seed: int = 0
+    label_order: str | None = None
     within_classes: bool = False
     outlier_factor: float = 1.0
     outlier_channels: int = 2

@@ -7,6 +7,7 @@ import streamlit as st
 from mixqvit.errors import ImageError, ModelError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 from mixqvit.files.uploads import keep_upload
+from mixqvit.images.labels import LABEL_ORDERS
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.models.catalogue import CATALOGUE
 from mixqvit.models.preprocessing import CROP_MODES, INTERPOLATIONS
@@ -209,7 +210,7 @@ def _preprocessing() -> dict:
 
 
 def _sampling() -> dict:
-    with st.grid(3, min_column_width=190):
+    with st.grid(4, min_column_width=190):
         values = {
             "evaluation_images": st.number_input(
                 "Evaluation images",
@@ -222,6 +223,15 @@ def _sampling() -> dict:
             ),
             "sampling_seed": st.number_input(
                 "Seed of the sample", 0, 10**6, 0, key="sampling seed", help="Another seed draws other images."
+            ),
+            "label_order": st.selectbox(
+                "Order of labels",
+                LABEL_ORDERS,
+                index=None,
+                key="label order",
+                placeholder="refused where not certain",
+                help="What labels such as numbers mean that name no classes of the model:\n\n"
+                + "\n".join(f"- **{name}**: {words}" for name, words in LABEL_ORDERS.items()),
             ),
         }
         within = st.checkbox(

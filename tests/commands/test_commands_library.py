@@ -13,8 +13,8 @@ from mixqvit.commands import main
 from mixqvit.commands.parser import parser
 from mixqvit.commands.studies import description_of
 from mixqvit.models.loading import load_model
-from mixqvit.study.library import forget_study, known_studies
 from mixqvit.study.settings import Settings
+from mixqvit.study.library import StudyDescription, forget_study, keep_study, known_studies
 from mixqvit.study.store import Store
 
 
@@ -142,6 +142,14 @@ def test_another_folder_of_the_same_name_is_another_study(document, own, tmp_pat
     other = document("analyze", *own[:-1], tmp_path / "photos")["study"]
     assert [first, other] == ["digits_swin on photos", "digits_swin on photos (2)"]
     assert list(known_studies(Store())) == [first, other]
+
+
+def test_the_order_of_labels_is_a_setting_also_of_a_saved_study():
+    options = parser().parse_args(["analyze", "--model", "digits_swin", "--label-order", "torchvision"])
+    assert description_of(options).settings == {"label_order": "torchvision"}
+    keep_study(Store(), "kept", StudyDescription("digits_swin", settings={"sampling_seed": 3}))
+    options = parser().parse_args(["evaluate", "--model", "kept", "--label-order", "number"])
+    assert description_of(options).settings == {"sampling_seed": 3, "label_order": "number"}
 
 
 @pytest.mark.parametrize(

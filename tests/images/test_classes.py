@@ -1,7 +1,13 @@
+import re
+from collections.abc import Iterable
+
 import pytest
+from timm.utils.misc import natural_key
 
 from mixqvit.errors import ImageError
 from mixqvit.images.classes import class_indices
+from mixqvit.images.labels import LABEL_ORDERS
+from mixqvit.images.sampling import Sampling
 from mixqvit.models.model import Model
 from tests.images.files import imagenet_model, tiny_model
 
@@ -74,10 +80,78 @@ def test_order_decides_where_no_name_is_known() -> None:
     assert matched(["bee"], model, order=["cow", "bee", "ant"]) == {"bee": 1}
 
 
-def test_numbers_are_indices_not_words() -> None:
-    model = tiny_model(12)
+def labels_matched(names: list[str], classes: int, **options: object) -> list[int]:
+    """The classes of labels of a table, in the order given."""
+    indices, _ = class_indices(names, tiny_model(classes), "photos.csv", "label", **options)
+    return [indices[name] for name in names]
+
+
+def test_labels_that_are_all_numbers_from_0_on_are_indices_not_words() -> None:
     names = [str(number) for number in range(12)]
-    assert matched(names, model) == {name: int(name) for name in names}
+    assert labels_matched(names, 12) == list(range(12))
+    assert "class indices, counted from 0" in class_indices(names, tiny_model(12), "photos.csv", "label")[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "why"),
+    [
+        (range(1, 13), 12, "12 number(s) from 1 to 12"),  # a list that counts from 1, or ILSVRC's own numbers
+        (range(7), 1000, "7 number(s) from 0 to 6"),  # a set's own numbers
+        ([3, 207, 999], 1000, "3 number(s) from 3 to 999"),
+    ],
+)
+def test_labels_that_are_other_numbers_are_asked_about(names: Iterable[int], classes: int, why: str) -> None:
+    with pytest.raises(
+        ImageError, match=f"not certain: tiny has {classes} classes, and they are {re.escape(why)}.*--label-order"
+    ):
+        labels_matched([str(number) for number in names], classes)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_folders_of_numbers_are_asked_about_where_text_sorts_otherwise(first: int) -> None:
+    names, model = [str(number) for number in range(first, first + 12)], tiny_model(12)
+    with pytest.raises(ImageError, match=r"sorted as text 1\d is class \d, sorted by number 2.*--label-order"):
+        matched(names, model)
+    by_number = matched(names, model, label_order="number")
+    assert [by_number[name] for name in sorted(names, key=natural_key)] == list(range(12))
+    as_text = matched(names, model, label_order="torchvision")
+    assert [as_text[name] for name in sorted(names)] == list(range(12))
+    padded = [f"{number:02d}" for number in range(first, first + 12)]
+    assert matched(padded, model) == {name: place for place, name in enumerate(padded)}
+
+
+def test_folders_with_numbers_and_capitals_in_their_names_are_asked_about_too() -> None:
+    for names in (["kind10", "kind2", "kind1"], ["Zebra", "ant", "cow"]):
+        with pytest.raises(ImageError, match="--label-order"):
+            matched(names, tiny_model(3))
+        by_number = matched(names, tiny_model(3), label_order="number")
+        assert sorted(names, key=by_number.get) == sorted(names, key=natural_key)
+        as_text = matched(names, tiny_model(3), label_order="torchvision")
+        assert sorted(names, key=as_text.get) == sorted(names)
+
+
+def test_what_the_order_of_labels_says() -> None:
+    assert labels_matched(["1", "2", "3"], 3, label_order="number") == [0, 1, 2]
+    assert labels_matched(["3", "207"], 1000, label_order="number") == [3, 207]
+    with pytest.raises(ImageError, match=r"label 1000 of photos\.csv is no class of tiny, whose classes are 0 to 999"):
+        labels_matched(["3", "1000"], 1000, label_order="number")
+    with pytest.raises(ImageError, match=r"2 different labels, tiny has 1000 classes: an order says"):
+        labels_matched(["3", "207"], 1000, label_order="torchvision")
+    with pytest.raises(ImageError, match=r"2 different labels, tiny has 2 classes: name the labels"):
+        labels_matched(["0", "1"], 2, label_order="names")
+    named = tiny_model(["1", "2", "0"])
+    for label_order in (None, *LABEL_ORDERS):
+        assert matched(["0", "1", "2"], named, label_order=label_order) == {"1": 0, "2": 1, "0": 2}
+    with pytest.raises(ImageError, match="no order of labels 'size'"):
+        Sampling(label_order="size")
+
+
+@pytest.mark.parametrize("names", [["train", "other"], ["dev"], ["cat"], ["bird", "car"]])
+def test_common_words_are_no_misspelt_classes(imagenet: Model, names: list[str]) -> None:
+    with pytest.raises(ImageError, match="to measure without labels, put all images into one folder") as error:
+        matched(names, imagenet)
+    assert "name the sub-folders by the model's classes" in str(error.value)
+    assert "closest" not in str(error.value)
 
 
 def test_another_number_of_names_says_so() -> None:

@@ -114,7 +114,7 @@ def test_tables_that_other_programs_wrote(tmp_path: Path, kind: str) -> None:
 
 
 def rows_of_paths(paths: list[str]) -> pa.Table:
-    return pa.table({"image": [{"bytes": None, "path": path} for path in paths], "label": [0] * len(paths)})
+    return pa.table({"image": [{"bytes": None, "path": path} for path in paths], "label": ["ant"] * len(paths)})
 
 
 def test_rows_that_name_files_read_them_inside_the_folder_only(tmp_path: Path) -> None:

@@ -83,12 +83,18 @@ def test_preprocessing_and_sampling_are_part_of_the_study(page: AppTest):
     at.text_input(key="mean").set_value("0.25")
     at.number_input(key="evaluation images").set_value(20)
     at.number_input(key="sampling seed").set_value(5)
+    at.selectbox(key="label order").select("number")
     at.checkbox(key="within classes").check()
     at.button(key="open").click().run()
     assert not errors(at)
     (found,) = known_studies(Store()).values()
     assert tuple(found.preprocessing["mean"]) == (0.25,)
-    assert found.settings == {"evaluation_images": 20, "sampling_seed": 5, "within_classes": True}
+    assert found.settings == {
+        "evaluation_images": 20,
+        "sampling_seed": 5,
+        "label_order": "number",
+        "within_classes": True,
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from mixqvit.errors import AccessError, ImageError, ModelError
 from mixqvit.files.uploads import uploads_folder
 from mixqvit.study import open_studies
-from mixqvit.study.library import StudyDescription
+from mixqvit.study.library import StudyDescription, find_study, keep_study
 from mixqvit.study.open_studies import OpenStudies, open_study, settings_from
 from mixqvit.study.store import Store
 from mixqvit.study.study import Study
@@ -49,6 +50,25 @@ def test_a_model_without_images_asks_for_them(tmp_path: Path):
     assert open_study(StudyDescription("digits_swin", str(path)), store=Store(tmp_path)).model.images == "digits"
     with pytest.raises(ImageError, match="neither"):
         open_study(StudyDescription("digits_swin", images=str(tmp_path / "nothing")), store=Store(tmp_path))
+
+
+def test_what_numbers_mean_is_part_of_the_study(tmp_path: Path):
+    for number in range(20):
+        Image.new("L", (32, 32), number).save(tmp_path / f"{number:02}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{number:02}.png,{number % 10 + 1}\n" for number in range(20)))
+    described = StudyDescription("digits_swin", images=str(table))
+    with pytest.raises(ImageError, match="--label-order"):
+        open_study(described, store=Store(tmp_path))
+    keep_study(Store(tmp_path), "counted from 1", replace(described, settings={"label_order": "number"}))
+    kept = find_study(Store(tmp_path), "counted from 1")
+    study = open_study(kept, store=Store(tmp_path))
+    assert study.settings.label_order == study.image_sets.sampling.label_order == "number"
+    labels = dict(zip(study.evaluation_images.names, study.evaluation_images.labels.tolist(), strict=True))
+    assert all(int(name[:2]) % 10 == label for name, label in labels.items())
+    assert Study(study.model, str(table), study.settings, Store(tmp_path)).evaluation_images.labels.tolist() == list(
+        labels.values()
+    )
 
 
 def test_a_removed_upload_says_so():
