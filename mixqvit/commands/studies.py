@@ -75,7 +75,8 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     saved = known_studies(Store()).get(options.model)
     if saved is None:
         checkpoint, images = (absolute(path) for path in (options.checkpoint, options.images))
-        return StudyDescription(_absolute_folder(options.model), checkpoint, images, preprocessing, settings)
+        model = _absolute_folder(options.model)
+        return StudyDescription(model, checkpoint, images, preprocessing, settings, follow_links=images is not None)
     if options.checkpoint or options.images or preprocessing:
         raise ModelError(
             f"{options.model} is a saved study, which has its checkpoint, images and preprocessing. Leave those "

@@ -30,6 +30,7 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
     study, bits = _study_and_bits(options)
     source = absolute(options.training_images)
     _check_saved(study, bits, settings, source, options)
+    finish(study.training_images_steps(source, follow_links=True))  # the study keeps what the owner may read
     run = finish(study.training_steps(bits, settings, source))
     found = {
         "full precision": finish(study.evaluate_steps(FULL_PRECISION)),

@@ -5,7 +5,8 @@ import unicodedata
 from pathlib import Path, PurePosixPath
 
 from mixqvit.errors import ImageError
-from mixqvit.images.listing import MAX_FILE_BYTES, Entry, is_hidden, is_image_name, shown
+from mixqvit.images.kinds import is_image_name, is_validation_list, unread_name
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, is_hidden, shown
 
 __all__ = [
     "ARCHIVE_SUFFIXES",
@@ -35,11 +36,12 @@ ARCHIVE_SUFFIXES = frozenset(
 
 
 class Members:
-    """Collects the members of an archive that are images, and says of all others why not."""
+    """Collects the members of an archive that are images or lists of classes, and says of all others why not."""
 
     def __init__(self, archive: Path) -> None:
         self.archive = archive
         self.entries: list[Entry] = []
+        self.lists: list[Entry] = []
         self.skipped: list[tuple[str, str]] = []
         self._names: set[str] = set()
         self._count = 0
@@ -55,12 +57,19 @@ class Members:
             raise ImageError(f"the archive {self.archive} has more than {MAX_MEMBERS:,} members; give a part of it")
         return self._count
 
+    def listing(self, notes: tuple[str, ...] = ()) -> Listing:
+        """Return what was collected."""
+        return Listing(tuple(self.entries), skipped=tuple(self.skipped), notes=notes, lists=tuple(self.lists))
+
     def refuse(self, name: str, reason: str) -> None:
         """Note a member that is not read."""
         self.skipped.append((shown(name), reason))
 
     def add(self, name: str, size: int, key: object) -> bool:
-        """Take an ordinary member where it is an image with a harmless name of its own; returns whether it was."""
+        """Take an ordinary member where it is an image, or a list of classes, with a harmless name of its own.
+
+        Returns whether it was.
+        """
         clean = name.replace("\\", "/").removeprefix("./")
         problem = _name_problem(name, clean)
         if problem:
@@ -71,7 +80,11 @@ class Members:
         if PurePosixPath(clean).suffix.lower() in ARCHIVE_SUFFIXES:
             self.refuse(name, "it is an archive inside the archive, which is not opened")
             return False
-        if not is_image_name(clean):
+        if reason := unread_name(clean):
+            self.refuse(name, reason)
+            return False
+        is_list = is_validation_list(clean)
+        if not is_list and not is_image_name(clean):
             return False
         unique = unicodedata.normalize("NFC", clean)
         if unique in self._names:
@@ -81,7 +94,7 @@ class Members:
         if not 0 < size <= MAX_FILE_BYTES:
             self.refuse(name, "it is empty" if size == 0 else f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
             return False
-        self.entries.append(Entry(shown(clean, 4096), key=key))
+        (self.lists if is_list else self.entries).append(Entry(shown(clean, 4096), key=key))
         return True
 
 

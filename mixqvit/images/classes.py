@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mixqvit.errors import ImageError
 from mixqvit.images.labels import LABEL_ORDERS
-from mixqvit.images.listing import shown, split_of
+from mixqvit.images.listing import few, shown, split_word
 
 if TYPE_CHECKING:
     from mixqvit.models.model import Model
@@ -90,11 +90,11 @@ def _meaningless(unknown: Sequence[str], everything: Sequence[str], labels: "_La
         return (
             f"{labels.where} has {len(everything)} {_PLURALS[labels.kind]}, {labels.model} has {labels.classes} "
             f"classes: name the {labels.kind}s by the model's classes (WordNet ids or names for ImageNet-1k), or have "
-            f"one for every class in the order of the classes (found: {_few(unknown)}); {unlabelled}"
+            f"one for every class in the order of the classes (found: {few(unknown)}); {unlabelled}"
         )
     return (
         f"{len(unknown)} of {len(everything)} {_PLURALS[labels.kind]} of {labels.where} mean no class of "
-        f"{labels.model}: {_few(unknown)}{hints}; rename or remove them; {unlabelled}"
+        f"{labels.model}: {few(unknown)}{hints}; rename or remove them; {unlabelled}"
     )
 
 
@@ -181,10 +181,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(len(part) if place % 2 else 0, part) for place, part in enumerate(digits)]
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(shown(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def _plain(name: str) -> str:
     return re.sub(r"[\s_\-]+", "", name.casefold())
 
@@ -221,7 +217,7 @@ class ClassNames:
     def closest(self, name: str) -> str | None:
         """Return the class of which a name looks like a misspelling, in words."""
         plain = _plain(name)
-        if len(plain) < _LEAST_MISSPELT or split_of(name):
+        if len(plain) < _LEAST_MISSPELT or split_word(name):
             return None
         for level in self.levels:
             close = difflib.get_close_matches(plain, level, n=1, cutoff=_MISSPELT)

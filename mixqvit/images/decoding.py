@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mixqvit.images.kinds import heif_is_read, is_heif, unread_content
 from mixqvit.images.listing import UnreadableImage
 from mixqvit.models.preprocessing import Preprocessing
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "MAX_ASPECT", "MAX_PIXELS", "MAX_RESIZED_PIXELS", "decoder", "upright"]
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 """What is opened, by Pillow's names: plain pictures. Never formats that start other programs, as PostScript does."""
 
 MAX_PIXELS = 64 * 10**6
@@ -67,6 +68,8 @@ def upright(data: bytes, mode: str) -> "Picture":
     if not data:
         raise UnreadableImage("it is empty")
     Image.init()
+    if is_heif(data):
+        heif_is_read()
     try:
         with Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
             _check_size(*picture.size)
@@ -75,7 +78,7 @@ def upright(data: bytes, mode: str) -> "Picture":
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UnreadableImage("it is damaged, or no image of a kind that is read") from error
+        raise UnreadableImage(unread_content(data) or "it is damaged, or no image of a kind that is read") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"it has more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to

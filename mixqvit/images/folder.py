@@ -6,22 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mixqvit.errors import ImageError
-from mixqvit.images.listing import (
-    MAX_FILE_BYTES,
-    Entry,
-    Listing,
-    Steps,
-    UnreadableImage,
-    is_hidden,
-    is_image_name,
-    shown,
-)
+from mixqvit.images.kinds import is_image_name, is_validation_list, unread_name
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage, few, is_hidden, shown
 from mixqvit.progress import Progress
 
-__all__ = ["MAX_FILES", "Folder", "is_inside", "read_limited"]
+__all__ = ["LINK_OUT", "MAX_FILES", "Folder", "followed_note", "is_inside", "read_limited"]
 
 MAX_FILES = 2_000_000
 """Files and folders that are looked at: ImageNet's training set has 1.3 million."""
+
+LINK_OUT = "it is a link that leads out of the folder; such links are followed on the command line only"
 
 _REPORT_EVERY = 2000
 
@@ -29,14 +23,17 @@ _REPORT_EVERY = 2000
 class Folder:
     """A folder with one sub-folder per class, or with images straight inside."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, follow_links: bool = False) -> None:
         self.path = path
+        self.follow_links = follow_links
 
     def listing_steps(self) -> Steps:
-        """List the image files in all sub-folders; links are followed as long as they stay inside the folder."""
+        """List the image files in all sub-folders; links out of the folder are followed only if the folder says so."""
         root = self.path.resolve()
         entries: list[Entry] = []
         skipped: list[tuple[str, str]] = []
+        lists: list[Entry] = []
+        followed: list[str] = []
         waiting = [(self.path, "", (root,))]
         seen = 0
         while waiting:
@@ -60,29 +57,37 @@ class Folder:
                     continue
                 path = Path(item.path)
                 try:
-                    if item.is_symlink() or _is_junction(item):
-                        target = path.resolve()
-                        if not is_inside(target, root):
-                            skipped.append((shown(name), "it is a link that leads out of the folder"))
+                    if (item.is_symlink() or _is_junction(item)) and not is_inside(path.resolve(), root):
+                        if not self.follow_links:
+                            skipped.append((shown(name), LINK_OUT))
                             continue
+                        followed.append(name)
                     if item.is_dir():
                         real = path.resolve()
                         if real not in ancestors:
                             waiting.append((path, f"{name}/", (*ancestors, real)))
-                    elif is_image_name(item.name):
+                    elif reason := unread_name(item.name):
+                        skipped.append((shown(name), reason))
+                    elif is_image_name(item.name) or is_validation_list(item.name):
                         if item.is_file():
-                            entries.append(Entry(shown(name, 4096), key=path))
+                            kept = lists if is_validation_list(item.name) else entries
+                            kept.append(Entry(shown(name, 4096), key=path))
                         else:
                             skipped.append((shown(name), "it is no file, or a link that leads nowhere"))
                 except (OSError, RuntimeError) as error:  # a link that leads to itself
                     skipped.append((shown(name), f"it cannot be looked at ({error})"))
-        return Listing(tuple(entries), skipped=tuple(skipped))
+        return Listing(tuple(entries), (), tuple(skipped), followed_note(followed), lists=tuple(lists))
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
         """Read files one at a time."""
-        root = self.path.resolve()
+        root = None if self.follow_links else self.path.resolve()
         for entry in entries:
             yield entry, read_limited(entry.key, root)
+
+
+def followed_note(links: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on links that lead out of a folder and are followed."""
+    return (f"{len(links)} link(s) that lead out of the folder are followed: {few(links)}",) if links else ()
 
 
 def is_inside(path: Path, root: Path) -> bool:
@@ -90,10 +95,15 @@ def is_inside(path: Path, root: Path) -> bool:
     return path == root or root in path.parents
 
 
-def read_limited(path: Path, root: Path) -> bytes | UnreadableImage:
-    """Return a file's content where it is an ordinary file inside a resolved folder and not too large."""
+def read_limited(path: Path, root: Path | None) -> bytes | UnreadableImage:
+    """Return a file's content where it is an ordinary file inside a resolved folder and not too large.
+
+    Args:
+        path: The file.
+        root: The folder; None where links may lead out of it.
+    """
     try:
-        if not is_inside(path.resolve(), root):
+        if root is not None and not is_inside(path.resolve(), root):
             return UnreadableImage("it leads out of the folder")
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
             return UnreadableImage("it is no file")

@@ -10,7 +10,6 @@ from mixqvit.errors import ImageError
 from mixqvit.progress import Progress
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "MAX_FILE_BYTES",
     "Entry",
     "Listing",
@@ -18,31 +17,12 @@ __all__ = [
     "Steps",
     "UnreadableImage",
     "arranged",
+    "few",
     "is_hidden",
-    "is_image_name",
     "shown",
     "split_of",
+    "split_word",
 ]
-
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".avif",
-    ]
-)
 
 MAX_FILE_BYTES = 64 * 2**20
 """Bytes of one image file: a photograph of the largest admitted size takes less than half of it."""
@@ -56,6 +36,7 @@ _SPLITS = {
     "validation": "validation",
     "test": "test",
     "testing": "test",
+    "dev": "validation",
 }
 
 
@@ -91,6 +72,7 @@ class Listing:
         skipped: Name and reason of what is not even listed, such as links out of a folder.
         notes: Sentences on how the source was understood.
         kind: What a label is called in messages: `sub-folder` or `label`.
+        lists: Files beside the images that say the classes of some, see `validation_list`.
     """
 
     entries: tuple[Entry, ...]
@@ -98,6 +80,7 @@ class Listing:
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     kind: str = "label"
+    lists: tuple[Entry, ...] = ()
 
 
 Steps = Generator[Progress, None, Listing]
@@ -130,19 +113,24 @@ def shown(name: str, length: int = 120) -> str:
     return printable if len(printable) <= length else f"{printable[: length - 3]}..."
 
 
-def is_image_name(name: str) -> bool:
-    """Return whether a file name ends as an image's does."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
 def is_hidden(name: str) -> bool:
     """Return whether some part of a path is hidden, or is what an operating system leaves beside files."""
     return any(part.startswith(".") or part.lower() in _MACHINE_FILES for part in name.split("/"))
 
 
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names, safe to print, and dots where there are more."""
+    return ", ".join(map(shown, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def split_word(name: str) -> str | None:
+    """Return `train`, `validation` or `test` where a name is a word for it."""
+    return _SPLITS.get(name.lower())
+
+
 def split_of(name: str) -> str | None:
     """Return `train`, `validation` or `test` where a folder or a file such as `test-00000-of-00001` says so."""
-    return _SPLITS.get(re.split(r"[-_.]", name.lower())[0]) or _SPLITS.get(name.lower())
+    return _SPLITS.get(re.split(r"[-_.]", name.lower())[0]) or split_word(name)
 
 
 def arranged(listing: Listing, where: str, is_class: Callable[[str], bool], wrapped: bool) -> Listing:
@@ -163,40 +151,66 @@ def arranged(listing: Listing, where: str, is_class: Callable[[str], bool], wrap
             f"{where} holds no images{reasons}; it needs one sub-folder per class with image files inside, or image "
             "files without classes"
         )
-    entries = {entry: PurePosixPath(entry.name).parts for entry in listing.entries}
+    paths = {entry: PurePosixPath(entry.name).parts for entry in listing.entries}
     notes = list(listing.notes)
-    entries = _unwrapped(entries, is_class, wrapped)
-    tops = {parts[0] for parts in entries.values() if len(parts) > 1}
-    splits = {top: _SPLITS.get(top.lower()) for top in tops}
-    flat = [entry for entry, parts in entries.items() if len(parts) == 1]
-    if tops and all(splits.values()) and not flat and not all(map(is_class, tops)):
+    paths = _unwrapped(paths, is_class, wrapped)
+    tops = {parts[0] for parts in paths.values() if len(parts) > 1}
+    splits = {top: split_word(top) for top in tops}
+    in_splits = all(splits.values()) and not any(len(parts) == 1 for parts in paths.values())
+    split: dict[Entry, str | None] = dict.fromkeys(paths)
+    if tops and in_splits and not all(map(is_class, tops)):
         if len(tops) > 1:
             notes.append(f"the sub-folders {', '.join(sorted(tops))} are taken as splits, not as classes")
-        split = {entry: splits[parts[0]] if len(tops) > 1 else None for entry, parts in entries.items()}
-        entries = {entry: parts[1:] for entry, parts in entries.items()}
-        flat = [entry for entry, parts in entries.items() if len(parts) == 1]
-    else:
-        split = dict.fromkeys(entries)
-    if len(flat) == len(entries):
-        labelled = [replace(entry, split=split[entry]) for entry in entries]
-        return replace(listing, entries=tuple(labelled), notes=tuple(notes), kind="sub-folder")
-    if flat:
-        notes.append(f"{len(flat)} image(s) beside the sub-folders have no class and are left out")
-    labelled = [
-        replace(entry, label=parts[0], split=split[entry]) for entry, parts in entries.items() if len(parts) > 1
-    ]
-    return replace(listing, entries=tuple(labelled), notes=tuple(notes), kind="sub-folder")
+        split = {entry: splits[parts[0]] for entry, parts in paths.items()}
+        paths = {entry: parts[1:] for entry, parts in paths.items()}
+        if len(tops) == 1:
+            paths = _unwrapped(paths, is_class, wrapped)
+    classed = {split[entry] for entry, parts in paths.items() if len(parts) > 1}
+    kept = {entry: parts for entry, parts in paths.items() if len(parts) > 1 or split[entry] not in classed}
+    if len(kept) < len(paths):
+        notes.append(f"{len(paths) - len(kept)} image(s) beside the sub-folders have no class and are left out")
+    labelled = tuple(
+        replace(entry, label=parts[0] if len(parts) > 1 else None, split=split[entry]) for entry, parts in kept.items()
+    )
+    if classed:
+        notes += _empty_classes({entry: parts for entry, parts in kept.items() if len(parts) > 1}, listing.skipped)
+    return replace(listing, entries=labelled, notes=tuple(notes), kind="sub-folder")
 
 
 def _unwrapped(
     entries: dict[Entry, tuple[str, ...]], is_class: Callable[[str], bool], wrapped: bool
 ) -> dict[Entry, tuple[str, ...]]:
-    """Returns paths without the single folders around everything that are no classes."""
+    """Returns paths without the single folders around everything that are neither classes nor splits."""
     while True:
         tops = {parts[0] for parts in entries.values()}
         nested = any(len(parts) > 2 for parts in entries.values())
         flat = any(len(parts) == 1 for parts in entries.values())
         top = next(iter(tops))
-        if len(tops) != 1 or flat or is_class(top) or not (nested or wrapped):
+        if len(tops) != 1 or flat or is_class(top) or split_word(top) or not (nested or wrapped):
             return entries
         entries = {entry: parts[1:] for entry, parts in entries.items()}
+
+
+def _empty_classes(entries: dict[Entry, tuple[str, ...]], skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """Returns a note on the class folders of which nothing is left.
+
+    Args:
+        entries: What follows the splits and the folders around everything in the paths of the images of classes.
+        skipped: Names and reasons of what is not listed; a name without an ending is taken for a folder's.
+    """
+    found = {parts[0] for parts in entries.values()}
+    entry, parts = next(iter(entries.items()))
+    level = entry.name.count("/") + 1 - len(parts)
+    left_out = (PurePosixPath(name) for name, _ in skipped)
+    empty = sorted(
+        {
+            path.parts[level]
+            for path in left_out
+            if len(path.parts) > level + 1 or (len(path.parts) == level + 1 and not path.suffix)
+        }
+        - found
+    )
+    if not empty:
+        return []
+    everything = len(empty) + len(found)
+    return [f"{len(empty)} of {everything} sub-folders have no image that is read and are left out: {few(empty)}"]

@@ -13,9 +13,9 @@ from mixqvit.errors import ImageError
 from mixqvit.images.decoding import decoder
 from mixqvit.images.digits import load_digits
 from mixqvit.images.images import Images, check_limit, normalized
-from mixqvit.images.listing import UnreadableImage
+from mixqvit.images.listing import UnreadableImage, few
 from mixqvit.images.sampling import EVALUATION_LIMIT, Drawn, Sampling, draw_calibration, draw_evaluation, in_order
-from mixqvit.images.sources import Prepared, check_source, prepared_steps
+from mixqvit.images.sources import Prepared, check_source, left_out_notes, prepared_steps
 from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
@@ -280,12 +280,13 @@ class _Reading:
 
     def notes(self) -> tuple[str, ...]:
         """Returns what a person should know about the reading."""
-        if not self.repeated:
-            return ()
-        return (
-            f"{len(self.repeated)} image(s) that are also among the calibration images are left out of the "
-            f"evaluation: {', '.join(self.repeated[:3])}{', ...' if len(self.repeated) > 3 else ''}",
-        )
+        notes = left_out_notes(self.skipped)
+        if self.repeated:
+            notes.append(
+                f"{len(self.repeated)} image(s) that are also among the calibration images are left out of the "
+                f"evaluation: {few(self.repeated)}"
+            )
+        return tuple(notes)
 
     def images(self, decoded: Sequence[tuple[int, Tensor]], split: str) -> Images:
         """Returns decoded images as a model reads them."""

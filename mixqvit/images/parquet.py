@@ -26,10 +26,11 @@ _IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "png")
 _LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category", "cls")
 
 
-def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files in a folder and its sub-folders, sorted; none that a link leads out to."""
+def parquet_files(folder: Path, follow_links: bool = False) -> list[Path]:
+    """Return the parquet files in a folder and its sub-folders, sorted; by default none that a link leads out to."""
     root = folder.resolve()
-    files = [path for path in folder.rglob("*.parquet") if path.is_file() and is_inside(path.resolve(), root)]
+    found = (path for path in folder.rglob("*.parquet") if path.is_file())
+    files = [path for path in found if follow_links or is_inside(path.resolve(), root)]
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 

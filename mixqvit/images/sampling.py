@@ -46,11 +46,13 @@ class Sampling:
         seed: Another seed, other images.
         label_order: What labels mean that are no names of the model's classes, one of `labels.LABEL_ORDERS`; None
             where that is certain, otherwise they are refused.
+        follow_links: Whether links that lead out of a folder are followed, as its owner may want; never for a browser.
     """
 
     evaluation: int | None = None
     seed: int = 0
     label_order: str | None = None
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         """Raise ImageError where a value is not possible."""

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from mixqvit.errors import ImageError
 from mixqvit.images.archives import Members, check_ratio
-from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Steps, UnreadableImage
 from mixqvit.progress import Progress
 
 __all__ = ["TarArchive"]
@@ -59,7 +59,7 @@ class TarArchive:
                 raise
             except Exception as error:  # tarfile, and what unpacks, raise all kinds for a damaged archive
                 raise _damaged(self.path, error) from error
-        return Listing(tuple(members.entries), skipped=tuple(members.skipped), notes=notes)
+        return members.listing(notes)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
         """Read members in the order in which they lie in the archive."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from mixqvit.images.loading import ImageSets
 from mixqvit.images.parquet import Parquet
 from mixqvit.images.random_views import CROP_AREA, FLIP_PROBABILITY, JITTER
 from mixqvit.images.sampling import Sampling
-from mixqvit.images.sources import Prepared, is_compressed, prepared_steps
+from mixqvit.images.sources import Prepared, is_compressed, prepared_steps, source_path
 from mixqvit.images.table import Table
 from mixqvit.images.tars import TarArchive
 from mixqvit.images.training_images import TrainingDigits, TrainingImages, TrainingPictures
@@ -40,13 +40,17 @@ _MISSING = "cannot be read"
 _REPORT_EVERY = 500
 
 
-def load_training_images(source: str | Path, model: "Model", sets: ImageSets | None = None) -> TrainingImages:
+def load_training_images(
+    source: str | Path, model: "Model", sets: ImageSets | None = None, follow_links: bool = False
+) -> TrainingImages:
     """Loads images to train on; see `load_training_images_steps`."""
-    *_, last = load_training_images_steps(source, model, sets)
+    *_, last = load_training_images_steps(source, model, sets, follow_links)
     return last.result
 
 
-def load_training_images_steps(source: str | Path, model: "Model", sets: ImageSets | None = None) -> Iterator[Progress]:
+def load_training_images_steps(
+    source: str | Path, model: "Model", sets: ImageSets | None = None, follow_links: bool = False
+) -> Iterator[Progress]:
     """Loads images to train on, with progress. Files are listed and compared, but read only for a batch.
 
     The digits have training images of their own. Of another source they are all images, of one with splits those of
@@ -56,7 +60,9 @@ def load_training_images_steps(source: str | Path, model: "Model", sets: ImageSe
     Args:
         source: `digits`, or any other source of `load_image_sets_steps`.
         model: Whose preprocessing and classes to use.
-        sets: The images that calibrate and evaluate; None where there are none to leave out.
+        sets: The images that calibrate and evaluate; None where there are none to leave out. What they say about the
+            order of labels counts for these as well.
+        follow_links: Whether links that lead out of a folder are followed, where the source is not that of `sets`.
 
     Yields:
         How far it is; the last result is the TrainingImages.
@@ -70,7 +76,7 @@ def load_training_images_steps(source: str | Path, model: "Model", sets: ImageSe
         images: TrainingImages = _digits(model)
     else:
         try:
-            images = yield from _pictures_steps(where, model, sets)
+            images = yield from _pictures_steps(where, model, sets, follow_links)
         except OSError as error:
             raise ImageError(f"{shown(where)} cannot be read ({error.strerror or error})") from error
     yield Progress(len(images), len(images), f"{len(images):,} training images", images)
@@ -90,9 +96,13 @@ def _digits(model: "Model") -> TrainingDigits:
     )
 
 
-def _pictures_steps(where: str, model: "Model", sets: ImageSets | None) -> Generator[Progress, None, TrainingPictures]:
-    own = Sampling() if sets is None else sets.sampling
-    prepared = yield from prepared_steps(where, model, own)
+def _pictures_steps(
+    where: str, model: "Model", sets: ImageSets | None, follow_links: bool
+) -> Generator[Progress, None, TrainingPictures]:
+    sampling = Sampling() if sets is None else sets.sampling
+    if sets is None or not _is_same(where, sets.evaluation.source):
+        sampling = replace(sampling, follow_links=follow_links)
+    prepared = yield from prepared_steps(where, model, sampling)
     held = _NOTHING_HELD if sets is None else (yield from _held_steps(where, prepared, model, sets))
     choice = yield from _choice_steps(where, prepared, held)
     entries = tuple(prepared.entries[position] for position in choice.positions)
@@ -167,7 +177,7 @@ def _held_steps(where: str, prepared: Prepared, model: "Model", sets: ImageSets)
 def _is_same(where: str, other: str) -> bool:
     if where == other or where.startswith(PREFIX) or other.startswith(PREFIX):
         return where == other
-    return Path(where).resolve() == Path(other).resolve()
+    return source_path(where).resolve() == source_path(other).resolve()
 
 
 @dataclass(frozen=True)

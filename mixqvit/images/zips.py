@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from mixqvit.errors import ImageError
 from mixqvit.images.archives import MAX_MEMBERS, Members, check_ratio
-from mixqvit.images.listing import Entry, Listing, Steps, UnreadableImage
+from mixqvit.images.listing import Entry, Steps, UnreadableImage
 from mixqvit.progress import Progress
 
 __all__ = ["ZipArchive"]
@@ -60,7 +60,7 @@ class ZipArchive:
                 check_ratio(self.path, info.file_size, info.compress_size)
                 expanded, compressed = expanded + info.file_size, compressed + info.compress_size
                 check_ratio(self.path, expanded, compressed)
-        return Listing(tuple(members.entries), skipped=tuple(members.skipped))
+        return members.listing()
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
         """Read members one at a time."""

@@ -48,6 +48,8 @@ class StudyDescription:
         images: What `load_image_sets` is called with; None for the images that belong to the model.
         preprocessing: Values that differ from the model's own, see `Preprocessing.overridden`.
         settings: Values of `Settings` that differ from the defaults, by name.
+        follow_links: Whether links that lead out of a folder of images are followed: in a study that the owner of this
+            machine described on the command line, never in one that a browser did.
         study_file: Name of an imported file in `studies_folder`, from which model and images are read; None if they are
             read from where they lie.
     """
@@ -58,6 +60,7 @@ class StudyDescription:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     study_file: str | None = None
+    follow_links: bool = False
 
 
 def embedded_description(name: str) -> StudyDescription:

@@ -94,7 +94,9 @@ def open_study_steps(
     source = description.images or model.images
     if source is None:
         raise ModelError(f"Say which images to use with {model.name}: a folder with one sub-folder per class, say.")
-    sampling = Sampling(settings.evaluation_images, settings.sampling_seed, settings.label_order)
+    sampling = Sampling(
+        settings.evaluation_images, settings.sampling_seed, settings.label_order, description.follow_links
+    )
     for step in load_image_sets_steps(source, model, sampling):
         yield replace(step, result=None)
     yield Progress(1, 1, "open", Study(model, step.result, settings, store))

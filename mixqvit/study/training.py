@@ -99,11 +99,12 @@ class TrainingStages(AllocationStages):
         inner = [layer for layer in self.layers if not _is_first_or_last(layer)]
         return sum(layer.parameters * bits[layer.name][0] for layer in inner) / sum(layer.parameters for layer in inner)
 
-    def training_images_steps(self, source: str | None = None) -> Iterator[Progress]:
-        """Load the images to train on; the last result is the `TrainingImages`.
+    def training_images_steps(self, source: str | None = None, follow_links: bool = False) -> Iterator[Progress]:
+        """Load the images to train on, once; the last result is the `TrainingImages`.
 
         Args:
             source: As for `load_image_sets`; None for the study's own, without those that calibrate or evaluate.
+            follow_links: Whether links that lead out of a folder are followed; the study's own say it themselves.
 
         Raises:
             ImageError: There are none, or they cannot be read.
@@ -111,7 +112,7 @@ class TrainingStages(AllocationStages):
         name = ("training images", source)
         if name not in self._memory:
             own = self.image_sets.evaluation.source
-            for step in load_training_images_steps(source or own, self.model, self.image_sets):
+            for step in load_training_images_steps(source or own, self.model, self.image_sets, follow_links):
                 yield step
             self._memory[name] = step.result
         count = len(self._memory[name])

@@ -6,6 +6,8 @@ import torch
 
 from mixqvit.errors import ImageError
 from mixqvit.images.loading import load_image_sets, load_images
+from mixqvit.images.sampling import Sampling
+from mixqvit.images.training_sources import load_training_images
 from tests.images.files import ANIMALS, class_folders, imagenet_model, numbers, png, tiny_model, tree, write_image
 
 
@@ -94,7 +96,7 @@ def test_images_beside_class_folders_are_left_out_and_said(tmp_path: Path) -> No
     assert any("1 image(s) beside the sub-folders" in note for note in sets.sample.notes)
 
 
-@pytest.mark.parametrize("held_out", ["val", "Validation", "test"])
+@pytest.mark.parametrize("held_out", ["val", "Validation", "test", "dev"])
 def test_train_calibrates_and_the_other_split_evaluates(tmp_path: Path, held_out: str) -> None:
     class_folders(tmp_path / "train")
     for name in ANIMALS:
@@ -154,6 +156,61 @@ def test_links_are_followed_inside_the_folder_only(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_out_of_the_folder_are_followed_for_its_owner(tmp_path: Path) -> None:
+    outside = class_folders(tmp_path / "elsewhere")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ANIMALS:
+        (folder / name).symlink_to(outside / name)
+    (folder / "ant" / "back").symlink_to(folder)
+    with pytest.raises(ImageError, match="holds no images; ant: it is a link that leads out of the folder"):
+        load_image_sets(folder, tiny_model(ANIMALS))
+    sets = load_image_sets(folder, tiny_model(ANIMALS), Sampling(follow_links=True))
+    assert sets.sample.found == 33
+    assert "3 link(s) that lead out of the folder are followed: ant, bee, cow" in sets.sample.notes
+    expected = load_image_sets(outside, tiny_model(ANIMALS))
+    assert sets.evaluation.fingerprint == expected.evaluation.fingerprint
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_classes_behind_links_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    folder = class_folders(tmp_path / "photos")
+    for number in range(4):
+        (folder / f"dog{number}").symlink_to(tmp_path)
+    notes = load_image_sets(folder, tiny_model(ANIMALS)).sample.notes
+    assert "4 of 7 sub-folders have no image that is read and are left out: dog0, dog1, dog2, ..." in notes
+    assert any(note.startswith("4 left out (dog0, dog1, dog2, ...): it is a link") for note in notes)
+
+
+def test_the_home_folder_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "photos")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    sets = load_image_sets("~/photos", tiny_model(ANIMALS))
+    assert sets.sample.found == 33
+    images = load_training_images(
+        tmp_path / "photos",
+        tiny_model(ANIMALS),
+        load_image_sets("~/photos", tiny_model(ANIMALS), Sampling(evaluation=5)),
+    )
+    assert "that calibrate" in images.how, "both are the same source"
+    with pytest.raises(ImageError, match="unknown images '~nobody-of-this-name/photos'"):
+        load_image_sets("~nobody-of-this-name/photos", tiny_model(ANIMALS))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_smallest_folders(tmp_path: Path, count: int) -> None:
+    for number in range(count):
+        write_image(tmp_path / f"{number}.png", number)
+    if count == 1:
+        with pytest.raises(ImageError, match=r"holds only 1 image\(s\), none left for evaluation; add more images"):
+            load_image_sets(tmp_path, tiny_model(3))
+        return
+    sets = load_image_sets(tmp_path, tiny_model(3))
+    assert (len(sets.calibration), len(sets.evaluation)) == (1, count - 1)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     class_folders(tmp_path)
@@ -201,8 +258,6 @@ def test_mistakes_say_what_to_do(tmp_path: Path) -> None:
 
 
 def test_another_seed_is_another_choice(tmp_path: Path) -> None:
-    from mixqvit.images.sampling import Sampling
-
     class_folders(tmp_path, each=30)
     model = tiny_model(3)
     sets = {seed: load_image_sets(tmp_path, model, Sampling(evaluation=12, seed=seed)) for seed in (0, 1, 1)}

@@ -74,15 +74,17 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
     assert "train 00000020" in sets.calibration.names
 
 
-def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
+def test_a_test_split_without_labels_is_asked_about(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", table())
     unlabelled = table(10, 1000).to_dict()
     unlabelled["label"] = [-1] * 10
     write(tmp_path / "test.parquet", datasets.Dataset.from_dict(unlabelled, features=table().features))
-    sets = loaded(tmp_path)
+    with pytest.raises(ImageError, match="only those of the split train have classes, those of test have none"):
+        loaded(tmp_path)
+    sets = loaded(tmp_path / "train.parquet")
     assert sets.sample.labelled
     assert sorted(numbers(sets.calibration.pixels) + numbers(sets.evaluation.pixels)) == list(range(33))
-    assert "the split test has no labels and is left out" in sets.sample.notes
+    assert any("all images are training images" in note for note in sets.sample.notes)
 
 
 def test_only_the_rows_of_the_sample_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

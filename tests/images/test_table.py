@@ -5,7 +5,9 @@ import pytest
 
 from mixqvit.errors import ImageError
 from mixqvit.images import table
+from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS
 from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.sampling import Sampling
 from tests.images.files import (
     ANIMALS,
     class_files,
@@ -118,8 +120,37 @@ def test_files_outside_the_folder_are_refused(folder: Path, name: str) -> None:
 def test_links_out_of_the_folder_are_refused(folder: Path) -> None:
     write_image(folder.parent / "secret.png", 1)
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
-    with pytest.raises(ImageError, match=r"names link\.png, which is not inside"):
+    with pytest.raises(ImageError, match=r"names link\.png, but it is a link that leads out of the folder"):
         loaded(folder, rows() + "\nlink.png,ant")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_out_of_the_folder_are_followed_for_its_owner(folder: Path) -> None:
+    write_image(folder.parent / "other" / "a.png", 700)
+    (folder / "link.png").symlink_to(folder.parent / "other" / "a.png")
+    (folder / "links").symlink_to(folder.parent / "other")
+    (folder / "images.csv").write_text(rows() + "\nlink.png,ant\nlinks/a.png,ant")
+    sets = load_image_sets(folder / "images.csv", tiny_model(ANIMALS), Sampling(follow_links=True))
+    assert (numbers(sets.calibration.pixels) + numbers(sets.evaluation.pixels)).count(700) == 2
+    assert "2 link(s) that lead out of the folder are followed: link.png, links/a.png" in sets.sample.notes
+    (folder / "images.csv").write_text(rows() + "\n../other/a.png,ant")
+    with pytest.raises(ImageError, match="not inside the table's folder"):
+        load_image_sets(folder / "images.csv", tiny_model(ANIMALS), Sampling(follow_links=True))
+
+
+def test_paths_that_lead_back_inside_are_inside(folder: Path) -> None:
+    expected = load_image_sets(folder, tiny_model(ANIMALS))
+    for name in (lambda name: f"{folder}/{name}", lambda name: f"bee/../{name}", lambda name: f"../data/{name}"):
+        sets = loaded(folder, "\n".join(f"{name(file)},{file[:3]}" for file in FILES))
+        assert sets.evaluation.fingerprint == expected.evaluation.fingerprint
+        assert sets.evaluation.names == expected.evaluation.names
+
+
+def test_the_columns_that_are_known_are_listed(folder: Path) -> None:
+    for text in ("name,kind\nant/00.png,ant", "file,species\nant/00.png,ant"):
+        with pytest.raises(ImageError) as error:
+            loaded(folder, text)
+        assert all(column in str(error.value) for column in (*FILE_COLUMNS, *LABEL_COLUMNS))
 
 
 def test_the_same_row_twice_counts_once_and_two_labels_are_refused(folder: Path) -> None:
@@ -167,5 +198,5 @@ def test_rows_are_counted_while_they_are_read(folder: Path, monkeypatch: pytest.
 def test_a_folder_that_is_a_link_out_is_refused(folder: Path) -> None:
     write_image(folder.parent / "secrets" / "a.png", 1)
     (folder / "link").symlink_to(folder.parent / "secrets")
-    with pytest.raises(ImageError, match=r"names link/a\.png, which is not inside"):
+    with pytest.raises(ImageError, match=r"names link/a\.png, but it is a link that leads out"):
         loaded(folder, rows() + "\nlink/a.png,ant")
