@@ -77,7 +77,8 @@ def unread_name(name: str) -> str | None:
 
 def unread_content(data: bytes) -> str | None:
     """Return the same for the content of a file, whatever its name is."""
-    return next((kind.reason for kind in _KINDS if kind.is_content(data)), None)
+    kind = next((kind for kind in _KINDS if kind.is_content(data)), None)
+    return None if kind is None or (kind is _HEIF and heif_is_read()) else kind.reason
 
 
 def _suffix(name: str) -> str:

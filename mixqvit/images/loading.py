@@ -133,7 +133,7 @@ def load_image_sets_steps(source: str | Path, model: "Model", sampling: Sampling
         classes=len(set(prepared.labels) - {None}),
         how=drawn.how,
         seed=sampling.seed,
-        notes=(*prepared.notes, *reading.notes()),
+        notes=(*prepared.notes, *reading.notes(evaluation)),
     )
     sets = ImageSets(
         reading.images(calibration, "calibration"),
@@ -278,9 +278,17 @@ class _Reading:
     def _first_three(self) -> str:
         return "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
 
-    def notes(self) -> tuple[str, ...]:
-        """Returns what a person should know about the reading."""
+    def notes(self, evaluation: Sequence[tuple[int, Tensor]]) -> tuple[str, ...]:
+        """Returns what a person should know about the reading, which ended with these evaluation images."""
         notes = left_out_notes(self.skipped)
+        labels = self.prepared.labels
+        measured = {labels[position] for position, _ in evaluation}
+        dropped = sorted({labels[position] for position in self.failed} - measured - {None})
+        if dropped:
+            notes.append(
+                f"{len(dropped)} class(es) are not measured, as their images cannot be read: "
+                f"{few([self.model.class_names[label] for label in dropped])}"
+            )
         if self.repeated:
             notes.append(
                 f"{len(self.repeated)} image(s) that are also among the calibration images are left out of the "

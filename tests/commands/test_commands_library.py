@@ -144,6 +144,14 @@ def test_another_folder_of_the_same_name_is_another_study(document, own, tmp_pat
     assert list(known_studies(Store())) == [first, other]
 
 
+def test_the_owner_follows_links_and_a_saved_study_is_as_it_was_described(own):
+    assert description_of(parser().parse_args(["layers", *map(str, own)])).follow_links
+    for follow_links in (False, True):
+        kept = StudyDescription("digits_swin", images="photos", follow_links=follow_links)
+        keep_study(Store(), "kept", kept)
+        assert description_of(parser().parse_args(["layers", "--model", "kept"])) == kept
+
+
 def test_the_order_of_labels_is_a_setting_also_of_a_saved_study():
     options = parser().parse_args(["analyze", "--model", "digits_swin", "--label-order", "torchvision"])
     assert description_of(options).settings == {"label_order": "torchvision"}

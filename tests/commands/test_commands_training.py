@@ -1,11 +1,15 @@
 """The command that trains: what it prints and writes, and what it refuses."""
 
 import json
+import os
 
 import pytest
+from PIL import Image
 
 from mixqvit.commands import main
+from mixqvit.errors import TrainingError
 from mixqvit.packing.model import load_packed
+from mixqvit.study.study import Study
 from tests.training.digits import few_training_digits
 
 STUDY = ["train", "--model", "digits_swin", "--evaluation-images", "40"]
@@ -36,6 +40,23 @@ def test_train_measures_writes_keeps_and_goes_on(tmp_path, capfd):
     text = capfd.readouterr().out
     assert "kept: epoch 1" in text and "post-training" in text
     assert main(["layers", "--model", "my model"]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_out_of_the_folder_of_training_images_are_followed(tmp_path, capfd, monkeypatch):
+    def counted(study, bits, settings, source):
+        *_, last = study.training_images_steps(source)
+        raise TrainingError(f"it would train on {len(last.result)}")
+
+    monkeypatch.setattr(Study, "training_steps", counted)
+    (tmp_path / "linked").mkdir()
+    for number in range(10):
+        path = tmp_path / "elsewhere" / str(number) / "image.png"
+        path.parent.mkdir(parents=True)
+        Image.effect_noise((32, 32), number + 1).save(path)
+        (tmp_path / "linked" / str(number)).symlink_to(path.parent)
+    assert main([*STUDY, "--bits", "8", "--training-images", str(tmp_path / "linked")]) == 2
+    assert "it would train on 10" in capfd.readouterr().err
 
 
 @pytest.mark.slow

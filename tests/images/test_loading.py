@@ -64,6 +64,16 @@ def test_too_many_unreadable_images_are_an_error_that_names_three(tmp_path: Path
         load_image_sets(tmp_path, tiny_model(3))
 
 
+def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
+    class_folders(tmp_path, ["ant", "bee"], each=20)
+    for number in range(3):
+        write_image(tmp_path / "cow" / f"{number}.png", 500)
+        (tmp_path / "cow" / f"{number}.png").write_bytes(b"words")
+    notes = load_image_sets(tmp_path, tiny_model(ANIMALS)).sample.notes
+    assert "1 class(es) are not measured, as their images cannot be read: cow" in notes
+    assert any(note.startswith("3 left out (cow/") and "no image of a kind" in note for note in notes)
+
+
 def test_a_tenth_may_be_unreadable(tmp_path: Path) -> None:
     class_folders(tmp_path, each=40)
     for number in range(1, 10):

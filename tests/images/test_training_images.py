@@ -173,6 +173,38 @@ def test_copies_are_found_in_another_source(tmp_path: Path) -> None:
     assert len(load_training_images(other, model, digits)) == 60, "digits have no files to be copies of"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_are_followed_where_the_study_or_the_call_says_so(tmp_path: Path) -> None:
+    model = tiny_model(ANIMALS)
+    for name in ("study", "other"):
+        class_folders(tmp_path / f"elsewhere {name}")
+        (tmp_path / name).mkdir()
+        for animal in ANIMALS:
+            (tmp_path / name / animal).symlink_to(tmp_path / f"elsewhere {name}" / animal)
+    sets = load_image_sets(tmp_path / "study", model, Sampling(evaluation=10, follow_links=True))
+    own = load_training_images(tmp_path / "study", model, sets)
+    assert len(own) == 33 - 10 - len(sets.calibration)
+    assert trained_names(own) == sorted(own.names), "worker processes follow them too"
+    with pytest.raises(ImageError, match="link that leads out"):
+        load_training_images(tmp_path / "other", model, sets)
+    assert len(load_training_images(tmp_path / "other", model, sets, follow_links=True)) == len(own)
+
+
+def test_the_order_of_labels_is_the_studys(tmp_path: Path) -> None:
+    model = tiny_model(3)
+    for name in ("study", "other"):
+        rows = "".join(f"{name}{file},{1 + ANIMALS.index(file[:3])}\n" for file in class_files())
+        (tmp_path / f"{name}.csv").write_text("file,label\n" + rows)
+    for file, content in class_files().items():
+        write_image(tmp_path / f"study{file}", 0)
+        write_image(tmp_path / f"other{file}", 0)
+        (tmp_path / f"study{file}").write_bytes(content)
+        (tmp_path / f"other{file}").write_bytes(content + b"other")
+    sets = load_image_sets(tmp_path / "study.csv", model, Sampling(evaluation=5, label_order="number"))
+    images = load_training_images(tmp_path / "other.csv", model, sets)
+    assert [ANIMALS[label] for label in images.labels] == [name[5:8] for name in images.names]
+
+
 def test_of_splits_it_is_train(tmp_path: Path) -> None:
     model = tiny_model(ANIMALS)
     class_folders(tmp_path / "train", each=60)

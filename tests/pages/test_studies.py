@@ -69,6 +69,7 @@ def test_a_checkpoint_on_photographs_becomes_the_open_study(page: AppTest):
     assert not errors(at)
     assert opened(at) == "my study"
     assert find_study(Store(), "my study").images.endswith("photos")
+    assert not find_study(Store(), "my study").follow_links
     at.session_state.study = "my study"
     at.run()
     assert not errors(at)

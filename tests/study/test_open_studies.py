@@ -1,5 +1,6 @@
 """Opening studies: from descriptions, once for all sessions, within a bound of memory."""
 
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -69,6 +70,24 @@ def test_what_numbers_mean_is_part_of_the_study(tmp_path: Path):
     assert Study(study.model, str(table), study.settings, Store(tmp_path)).evaluation_images.labels.tolist() == list(
         labels.values()
     )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_are_followed_in_a_study_that_its_owner_described(tmp_path: Path):
+    for number in range(20):
+        path = tmp_path / "elsewhere" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), number).save(path)
+    (tmp_path / "linked").mkdir()
+    for number in range(10):
+        (tmp_path / "linked" / str(number)).symlink_to(tmp_path / "elsewhere" / str(number))
+    described = StudyDescription("digits_swin", images=str(tmp_path / "linked"))
+    with pytest.raises(ImageError, match="link that leads out"):
+        open_study(described, store=Store(tmp_path))
+    keep_study(Store(tmp_path), "owned", replace(described, follow_links=True))
+    study = open_study(find_study(Store(tmp_path), "owned"), store=Store(tmp_path))
+    assert study.image_sets.sample.found == 20
+    assert any("10 link(s) that lead out of the folder are followed" in note for note in study.image_sets.sample.notes)
 
 
 def test_a_removed_upload_says_so():
