@@ -139,7 +139,9 @@ class _Labels:
         choices = "; ".join(f"{name} ({words})" for name, words in LABEL_ORDERS.items())
         raise ImageError(
             f"what the {self.kind}s of {self.where} mean is not certain: {self.model} has {self.classes} classes, and "
-            f"they {what}. Say it with --label-order (from Python: Sampling(label_order=...)): {choices}"
+            f"they {what}. Say it with --label-order (on the page, Order of labels; from Python, "
+            f"Sampling(label_order=...)): {choices}; or name the {self.kind}s by the classes. Take 1 off numbers of "
+            "some classes that count from 1"
         )
 
     def numbered(self) -> tuple[dict[str, int], str]:

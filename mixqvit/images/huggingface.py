@@ -118,6 +118,7 @@ class HubDataset:
     def _kept(self, unreachable: str) -> tuple[str, dict[str, int]]:
         """Returns the same as `_found`, of what earlier downloads left."""
         from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import LocalEntryNotFoundError
 
         for revision in ("main", _CONVERTED):
             try:
@@ -130,7 +131,7 @@ class HubDataset:
                         local_files_only=True,
                     )
                 )
-            except Exception:  # nothing is kept; the hub's errors differ between versions
+            except LocalEntryNotFoundError:  # nothing is kept of this revision
                 continue
             paths = sorted(folder.rglob("*.parquet"))
             if paths:

@@ -201,7 +201,8 @@ def _empty_classes(entries: dict[Entry, tuple[str, ...]], skipped: Sequence[tupl
     found = {parts[0] for parts in entries.values()}
     entry, parts = next(iter(entries.items()))
     level = entry.name.count("/") + 1 - len(parts)
-    left_out = (PurePosixPath(name) for name, _ in skipped)
+    paths = (PurePosixPath(name) for name, _ in skipped)
+    left_out = [path for path in paths if not path.is_absolute() and ".." not in path.parts]
     empty = sorted(
         {
             path.parts[level]

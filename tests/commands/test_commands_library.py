@@ -12,6 +12,7 @@ from PIL import Image
 from mixqvit.commands import main
 from mixqvit.commands.parser import parser
 from mixqvit.commands.studies import description_of
+from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS, LABEL_ORDERS
 from mixqvit.models.loading import load_model
 from mixqvit.study.settings import Settings
 from mixqvit.study.library import StudyDescription, forget_study, keep_study, known_studies
@@ -150,6 +151,12 @@ def test_the_owner_follows_links_and_a_saved_study_is_as_it_was_described(own):
         kept = StudyDescription("digits_swin", images="photos", follow_links=follow_links)
         keep_study(Store(), "kept", kept)
         assert description_of(parser().parse_args(["layers", "--model", "kept"])) == kept
+
+
+def test_help_lists_the_columns_of_a_table_and_the_orders_of_labels(run):
+    code, out, _ = run("analyze", "--help")
+    assert code == 0
+    assert all(word in out for word in (*FILE_COLUMNS, *LABEL_COLUMNS, *LABEL_ORDERS))
 
 
 def test_the_order_of_labels_is_a_setting_also_of_a_saved_study():

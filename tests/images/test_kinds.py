@@ -121,4 +121,6 @@ def test_classes_of_which_nothing_is_left_are_named(tmp_path: Path) -> None:
         (tmp_path / "dog" / f"{number}.jp2").write_bytes(b"x")
     (tmp_path / "cover.jp2").write_bytes(b"x")
     notes = load_image_sets(tmp_path, tiny_model(ANIMALS)).sample.notes
+    outside = write_archive(tmp_path / "dog", {**class_files(), "../cat/a.png": png(1), "/fox/b.png": png(2)}, "zip")
+    assert "sub-folders" not in " ".join(load_image_sets(outside, tiny_model(ANIMALS)).sample.notes)
     assert "1 of 4 sub-folders have no image that is read and are left out: dog" in notes
