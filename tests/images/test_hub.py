@@ -139,7 +139,7 @@ def test_names_that_are_none(source: str) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.datasets.files import ANIMALS, numbers, tiny_model
+from tests.images.files import ANIMALS, numbers, tiny_model
 from mixqvit.images.loading import load_image_sets
 from mixqvit.errors import ImageError
 
