@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import os
 import re
 import zipfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
+from mixqvit.documents import finite
 from mixqvit.errors import ReportError
 from mixqvit.report.sections import FLIP_ROWS, Section
 
@@ -153,7 +153,7 @@ def bundle(parts: Sequence[Section], document: Mapping[str, Any]) -> bytes:
     content = io.BytesIO()
     names: set[str] = set()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("report.json"), json.dumps(_finite(document), indent=2) + "\n")
+        archive.writestr(zipfile.ZipInfo("report.json"), json.dumps(finite(document), indent=2) + "\n")
         for part in parts:
             for name, frame in part.tables.items():
                 stem = re.sub(r"[^\w.-]+", "_", name).strip("_").lower() or "table"
@@ -177,6 +177,7 @@ def document_of(title: str, study: "Study", found: "Findings", settings: Mapping
             "calibration_images": study.calibration_images.fingerprint,
             "evaluation_images": study.evaluation_images.fingerprint,
         },
+        "notes": [asdict(note) for note in study.notes],
         "images": asdict(study.image_sets.sample),
         "layers": [asdict(layer) for layer in study.layers],
         "request": dict(found.request),
@@ -205,12 +206,3 @@ def document_of(title: str, study: "Study", found: "Findings", settings: Mapping
             if point.allocation is not None
         ],
     }
-
-
-def _finite(value: Any) -> Any:
-    """Return a document with null for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,6 +21,7 @@ from mixqvit.engines import Engine, ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
 from mixqvit.graph import Graph
 from mixqvit.layers import Layer
+from mixqvit.notes import Note
 from mixqvit.packing import storage
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.records import Progress, Settings
@@ -29,6 +30,7 @@ from mixqvit.relevance.methods import find_method
 from mixqvit.relevance.propagation import in_precision
 from mixqvit.sensitivity.metrics import find_metric
 from mixqvit.store import Store, code_version, fingerprint
+from mixqvit.study.notes import study_notes
 from mixqvit.tracing import trace
 from mixqvit.zoo import Model, load_model
 
@@ -162,6 +164,11 @@ class StudyBase:
         if not self.settings.within_classes or any(values is None for values in labels):
             return None
         return tuple(sorted({index for values in labels for index in values.tolist()}))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What to know beside every number of this study: what was assumed, left out or measured on too little."""
+        return self._remembered("notes", lambda: study_notes(self))
 
     @property
     def _double_precision_graph(self) -> Graph:

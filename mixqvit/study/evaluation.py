@@ -16,7 +16,16 @@ from mixqvit.comparison import OperandComparison, compare_quantizers
 from mixqvit.devices import images_at_once, in_parts
 from mixqvit.engines import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, PackingError
-from mixqvit.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended, top1
+from mixqvit.evaluation import (
+    BATCH_SIZE,
+    Evaluation,
+    ReferenceAnswers,
+    evaluate_steps,
+    extended,
+    reference_answers,
+    top1,
+)
+from mixqvit.notes import Note
 from mixqvit.packing import Packed, load_packed, packed, packed_source
 from mixqvit.quantization import Calibration, LayerCalibration, QuantizedModel, calibrate_steps, quantize
 from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
@@ -260,6 +269,20 @@ class EvaluationStages(SensitivityStages):
             self._memory["reference"] = logits
         return self._memory["reference"]
 
+    @property
+    def _reference_answers(self) -> ReferenceAnswers:
+        logits = self._reference_logits()
+        labels, among = self.evaluation_images.labels, self.class_subset
+        return self._remembered("reference answers", lambda: reference_answers(logits, labels, among))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What to know beside every number of this study: what was assumed, left out or measured on too little.
+
+        What the answers in full precision tell is among them once the evaluation images have been run.
+        """
+        return (*super().notes, *(self._reference_answers.notes if "reference" in self._memory else ()))
+
     def _full_precision_logits(self) -> Tensor:
         graph, pixels = self._device_graph, self.evaluation_images.pixels
 
@@ -297,7 +320,7 @@ class EvaluationStages(SensitivityStages):
         images, total = self.evaluation_images, len(self.evaluation_images)
         expected = self.reference_predictions
         labels = None if images.labels is None else images.labels.tolist()
-        found = Evaluation(0, total, None if labels is None else 0, 0, 0.0)
+        found = Evaluation(0, total, None if labels is None else 0, 0, 0.0, reference=self._reference_answers)
         for item, part in batches.items():
             row = rows[item]
             truth = None if labels is None else labels[part]

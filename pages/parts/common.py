@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
+from mixqvit import notes
 from mixqvit.cards import EMBEDDED, list_models
 from mixqvit.engines.choice import ENGINES, EngineChoice, find_engine
 from mixqvit.errors import MixQViTError, ModelError
@@ -74,11 +75,7 @@ def errors() -> Iterator[None]:
 
 def as_sentence(message: str) -> str:
     """Return a message as a sentence of its own, without marks that would make a name in it a link or a picture."""
-    plain = re.sub(r"([\\\[\]$<>!#~|])", r"\\\1", message.strip())
-    first = plain.split(" ", 1)[0]
-    if first.isalpha() and first.islower():  # not the name of a file or a model
-        plain = plain[0].upper() + plain[1:]
-    return plain if plain.endswith((".", "?")) else f"{plain}."
+    return re.sub(r"([\\\[\]$<>!#~|])", r"\\\1", notes.as_sentence(message))
 
 
 def sidebar() -> None:
