@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from mixqvit.bits import BIT_WIDTHS
 from mixqvit.costs import Cost
 from mixqvit.figures.accuracy import AGREEMENT, TOP1
-from mixqvit.figures.overview import megabytes, percent
+from mixqvit.figures.overview import megabytes, nats, percent
 from mixqvit.figures.style import finish
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _measured_hover(point: Point) -> str:
     return (
         _cost_words(point)
         + "".join(lines)
-        + f"KL divergence {found.kl:.3g} nats"
+        + f"KL divergence {nats(found.kl)}"
         + ("" if isnan(point.harm) else f"<br>predicted harm {point.harm:.3g}")
     )
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mixqvit.costs import Cost
 from mixqvit.figures.accuracy import AGREEMENT, Accuracy, accuracy_columns
-from mixqvit.figures.overview import megabytes, percent
+from mixqvit.figures.overview import interval_text, megabytes, nats, percent
 from mixqvit.figures.style import finish
 from mixqvit.figures.training import COLOURS
 from mixqvit.layers import Layer
@@ -212,14 +212,14 @@ def _add_full_precision(figure: go.Figure, drawn: Sequence[Setting], accuracy: A
 
 def _hover(found: Setting, accuracy: Accuracy) -> str:
     measured = found.evaluation
-    low, high = accuracy.interval(measured)
+    ends = interval_text(accuracy.interval(measured))
     agreement = "" if accuracy is AGREEMENT else f"{AGREEMENT.word} {percent(measured.agreement)}, "
     trained = ""
     if found.run is not None:
         trained = f"<br>{len(found.run.epochs)} epochs, seed {found.run.settings.seed}"
     return (
         f"<b>{found.title}</b><br>{accuracy.word} {percent(accuracy.value(measured))}, 95 % interval "
-        f"{100 * low:.1f} to {percent(high)}<br>{agreement}KL divergence {measured.kl:.3g} nats<br>"
+        f"{ends}<br>{agreement}KL divergence {nats(measured.kl)}<br>"
         f"{megabytes(found.cost.size_bytes)}, {found.cost.bitops / 1e9:.3f} G BitOps, {found.average_bits:.2f} average "
         f"bits{trained}"
     )
@@ -230,7 +230,7 @@ def setting_words(settings: Sequence[Setting], accuracy: Accuracy) -> str:
     shown = [found for found in settings if found.is_shown and found.evaluation is not None]
     trained = next((found for found in shown if found.stage == "trained"), None)
     post = next((found for found in shown if found.stage == "post-training"), None)
-    if trained is None or post is None:
+    if trained is None or post is None or not post.evaluation.has_choice:
         return ""
     values = [accuracy.value(found.evaluation) for found in (post, trained)]
     (low, high), (post_low, post_high) = (accuracy.interval(found.evaluation) for found in (trained, post))

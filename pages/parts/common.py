@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import PurePath
@@ -76,6 +76,19 @@ def errors() -> Iterator[None]:
 def as_sentence(message: str) -> str:
     """Return a message as a sentence of its own, without marks that would make a name in it a link or a picture."""
     return re.sub(r"([\\\[\]$<>!#~|])", r"\\\1", notes.as_sentence(message))
+
+
+def warned(told: Sequence[notes.Note]) -> list[str]:
+    """Show the warnings among notes; returns the texts of the others."""
+    for note in told:
+        if note.is_warning:
+            st.warning(as_sentence(note.text), icon=":material/warning:")
+    return [note.text for note in told if not note.is_warning]
+
+
+def bullets(messages: Sequence[str]) -> None:
+    """Show messages as a list."""
+    st.markdown("\n".join(f"- {as_sentence(message)}" for message in messages))
 
 
 def sidebar() -> None:
