@@ -17,7 +17,7 @@ from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any
 
 from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
-from mixqvit.documents import finite
+from mixqvit.documents import finite, measurement
 from mixqvit.errors import AllocationError, RecipeError
 from mixqvit.notes import Note
 from mixqvit.strategies import find_strategy
@@ -66,26 +66,26 @@ def recipe_document(
         evaluation: What was measured; None if nothing was.
         notes: Those of the study.
     """
-    document = {
-        "mixqvit_recipe": RECIPE_VERSION,
-        "model": model,
-        "recipe": settings.recipe,
-        "settings": asdict(settings),
-        "request": dict(request),
-        "bits": {name: list(pair) for name, pair in allocation.bits.items()},
-        "predicted_harm": allocation.harm,
-        "cost": asdict(allocation.cost) | {"size_bytes": allocation.cost.size_bytes},
-        "measured": evaluation
-        and {
-            "images": evaluation.images,
-            "top1": evaluation.top1,
-            "top1_interval": evaluation.interval,
-            "agreement": evaluation.agreement,
-            "kl": evaluation.kl,
-        },
-        "notes": [note.text for note in notes],
-    }
-    return finite(document)
+    return finite(
+        {
+            "mixqvit_recipe": RECIPE_VERSION,
+            "model": model,
+            "recipe": settings.recipe,
+            "settings": asdict(settings),
+            "request": dict(request),
+            "bits": {name: list(pair) for name, pair in allocation.bits.items()},
+            "predicted_harm": allocation.harm,
+            "cost": asdict(allocation.cost) | {"size_bytes": allocation.cost.size_bytes},
+            "measured": evaluation and _measured(evaluation),
+            "notes": [note.text for note in notes],
+        }
+    )
+
+
+def _measured(evaluation: "Evaluation") -> dict[str, Any]:
+    found = measurement(evaluation)
+    interval = found["top1_interval_95"]
+    return {name: found[name] for name in ("images", "top1", "agreement", "kl")} | {"top1_interval": interval}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["finite"]
+if TYPE_CHECKING:
+    from mixqvit.evaluation import Evaluation
+
+__all__ = ["finite", "measurement"]
 
 
 def finite(value: Any) -> Any:
@@ -14,3 +17,16 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def measurement(evaluation: "Evaluation") -> dict[str, Any]:
+    """Return what was measured: fractions from 0 to 1 with their intervals, KL in nats; NaN where it means nothing."""
+    has_choice = evaluation.has_choice
+    return {
+        "images": evaluation.images,
+        "top1": evaluation.top1,
+        "top1_interval_95": evaluation.interval if has_choice else None,
+        "agreement": evaluation.agreement,
+        "agreement_interval_95": evaluation.agreement_interval if has_choice else None,
+        "kl": evaluation.kl,
+    }

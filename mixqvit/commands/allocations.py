@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixqvit.allocation_recipe import recipe_document
-from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
+from mixqvit.commands.printing import Document, measured_columns, percent, table
 from mixqvit.commands.studies import allocation_request, finish, has_ceiling, score, study_of_recipe
 from mixqvit.commands.studies import study as open_study
+from mixqvit.documents import measurement
 from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, RecipeError
 
 if TYPE_CHECKING:

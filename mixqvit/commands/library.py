@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from mixqvit.commands.printing import Document, measured_columns, measurement, table
+from mixqvit.commands.printing import Document, measured_columns, table
 from mixqvit.commands.studies import description_of, finish, opened
 from mixqvit.commands.studies import study as open_study
+from mixqvit.documents import measurement
 from mixqvit.errors import StudyFileError, UnsupportedOperationError
 from mixqvit.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
 from mixqvit.store import Store

@@ -2,28 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mixqvit.evaluation import Evaluation
-
-__all__ = ["Document", "measured_columns", "measurement", "percent", "table"]
+__all__ = ["Document", "measured_columns", "percent", "table"]
 
 Document = dict[str, Any]
 
 _NOTHING = "–"
-
-
-def measurement(evaluation: "Evaluation") -> Document:
-    """Return what was measured as a document; NaN, which JSON has as null, is what means nothing."""
-    return {
-        "images": evaluation.images,
-        "top1": evaluation.top1,
-        "top1_interval_95": evaluation.interval,
-        "agreement": evaluation.agreement,
-        "agreement_interval_95": evaluation.agreement_interval,
-        "kl": evaluation.kl,
-    }
 
 
 def measured_columns(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:

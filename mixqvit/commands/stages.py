@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 from mixqvit.cards import list_models
 from mixqvit.catalogue import CATALOGUE
-from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
+from mixqvit.commands.printing import Document, measured_columns, percent, table
 from mixqvit.commands.studies import finish
 from mixqvit.commands.studies import study as open_study
+from mixqvit.documents import measurement
 from mixqvit.library import known_studies
 from mixqvit.store import Store
 
@@ -71,7 +72,7 @@ def sensitivity(options: argparse.Namespace) -> tuple[Document, str]:
         {name: {str(bits): value for bits, value in row.items()} for name, row in found.items()}
         for found in (harms, intervals)
     )
-    return document | {"harm": harm, "interval_95": spread}, table(
+    return document | {"harm": harm, "interval_95": spread or None}, table(
         ("layer", *(f"{bits} bits" for bits in widths)), rows
     )
 

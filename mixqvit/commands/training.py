@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mixqvit.bits import FULL_PRECISION
-from mixqvit.commands.printing import Document, measured_columns, measurement, table
+from mixqvit.commands.printing import Document, measured_columns, table
 from mixqvit.commands.studies import absolute, description_of, finish, score, study_of_recipe
 from mixqvit.commands.studies import study as open_study
 from mixqvit.costs import cost
+from mixqvit.documents import measurement
 from mixqvit.errors import BitWidthError, TrainingError
 from mixqvit.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings

@@ -176,7 +176,7 @@ def _ring(average_bits: float, height: float, first: bool) -> go.Scatter:
 
 def _add_full_precision(figure: go.Figure, full: "Evaluation | None", measure: Measure) -> None:
     level = None if full is None or measure.interval is None else getattr(full, measure.value)
-    if level is None:
+    if level is None or isnan(level):
         return
     figure.add_hline(
         measure.factor * level,

@@ -286,7 +286,7 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
             "%{customdata[2]:.1f})<extra></extra>",
         )
     full = found.get("full precision")
-    if full is not None and full.top1 is not None:
+    if full is not None and full.top1 is not None and full.has_choice:
         figure.add_vline(
             100 * full.top1,
             line={"color": _LINE, "dash": "dash", "width": 1.5},

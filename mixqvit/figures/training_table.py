@@ -198,7 +198,7 @@ def _add_gains(figure: go.Figure, drawn: Sequence[Setting], accuracy: Accuracy) 
 
 def _add_full_precision(figure: go.Figure, drawn: Sequence[Setting], accuracy: Accuracy) -> None:
     for found in drawn:
-        if found.stage == "full precision":
+        if found.stage == "full precision" and found.evaluation.has_choice:
             low, high = accuracy.interval(found.evaluation)
             level = 100 * accuracy.value(found.evaluation)
             figure.add_hrect(100 * low, 100 * high, fillcolor=_LINES, opacity=0.15, line_width=0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from mixqvit.documents import finite
+from mixqvit.documents import finite, measurement
 from mixqvit.errors import ReportError
 from mixqvit.report.sections import FLIP_ROWS, Section
 
@@ -177,29 +177,19 @@ def document_of(title: str, study: "Study", found: "Findings", settings: Mapping
             "calibration_images": study.calibration_images.fingerprint,
             "evaluation_images": study.evaluation_images.fingerprint,
         },
-        "notes": [asdict(note) for note in study.notes],
+        "notes": [note.text for note in study.notes],
         "images": asdict(study.image_sets.sample),
         "layers": [asdict(layer) for layer in study.layers],
         "request": dict(found.request),
         "bits": {name: list(pair) for name, pair in found.bits.items()},
         "measured": {
-            name: {
-                "images": one.images,
-                "top1": one.top1,
-                "top1_interval_95": one.interval,
-                "agreement": one.agreement,
-                "agreement_interval_95": one.agreement_interval,
-                "kl": one.kl,
-            }
-            | {"cost": asdict(found.costs[name]) | {"size_bytes": found.costs[name].size_bytes}}
+            name: measurement(one) | {"cost": asdict(found.costs[name]) | {"size_bytes": found.costs[name].size_bytes}}
             for name, one in found.measured.items()
         },
         "importance": None if found.importance is None else found.importance.mean,
         "importance_refused": found.refused or None,
         "sensitivity": {name: {str(b): v for b, v in row.items()} for name, row in study.sensitivity().items()},
-        "sensitivity_interval_95": {
-            name: {str(b): list(v) for b, v in row.items()} for name, row in study.sensitivity_intervals().items()
-        },
+        "sensitivity_interval_95": study.sensitivity_intervals() or None,
         "frontier": [
             {"average_bits": point.average_bits, "bits": {n: list(p) for n, p in point.allocation.bits.items()}}
             for point in found.frontier
