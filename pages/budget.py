@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError, UnsupportedOperationError
-from mixqvit.figures import allocation_strip
-from mixqvit.figures import budget as figures
-from mixqvit.figures.allocation_words import LayerFacts, changes, is_tied
-from mixqvit.strategies import STRATEGIES
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.views import allocation_strip
+from mixqvit.views import budget as figures
+from mixqvit.views.allocation_words import LayerFacts, changes, is_tied
 from pages.parts import (
     budget_compare,
     budget_controls,

@@ -1,10 +1,10 @@
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.channels import CLIPS, OUTLIER_TIMES, VARIANTS
-from mixqvit.figures import outlier_errors, outlier_tokens
-from mixqvit.figures import outliers as figures
-from mixqvit.figures.maps import thumbnail
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.quantization.channels import CLIPS, OUTLIER_TIMES, VARIANTS
+from mixqvit.views import outlier_errors, outlier_tokens
+from mixqvit.views import outliers as figures
+from mixqvit.views.maps import thumbnail
 from pages.parts import common, measuring, outlier_texts
 
 DEFAULTS = {

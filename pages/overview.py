@@ -4,10 +4,10 @@ from functools import partial
 
 import streamlit as st
 
-from mixqvit.bits import FULL_PRECISION, uniform
-from mixqvit.costs import cost
+from mixqvit.allocation.costs import cost
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.figures import overview
+from mixqvit.network.bits import FULL_PRECISION, uniform
+from mixqvit.views import overview
 from pages.parts import common, measuring
 
 SMALL_SIDE = 64  # pixels; larger images are photographs

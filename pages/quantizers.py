@@ -1,8 +1,8 @@
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.figures import quantizers as figures
-from mixqvit.figures.quantizer_words import OPERANDS, QUANTIZERS
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.views import quantizers as figures
+from mixqvit.views.quantizer_words import OPERANDS, QUANTIZERS
 from pages.parts import common, measuring
 
 DEFAULT_BITS = 4

@@ -1,7 +1,7 @@
 import streamlit as st
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.figures import relevance as figures
+from mixqvit.views import relevance as figures
 from pages.parts import common, measuring, relevance_comparison, relevance_images, relevance_texts
 
 DEFAULTS = {"relevance_view": "grid", "relevance_order": "network", "relevance_layer": None}

@@ -1,7 +1,7 @@
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.figures import sensitivity as figures
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.views import sensitivity as figures
 from pages.parts import common
 
 OPERANDS = ("both", "weights", "activations")

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.figures import overview
-from mixqvit.figures import training as figures
+from mixqvit.views import overview
+from mixqvit.views import training as figures
 from pages.parts import budget_measure, common, measuring, training_results, training_texts, training_work
 from pages.parts.training_controls import Chosen, chosen_bits, controls
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mixqvit
-from tests.models import TRANSFORMERS, small_transformer
+from tests.tiny_models import TRANSFORMERS, small_transformer
 
 
 @pytest.mark.parametrize("name", sorted(TRANSFORMERS))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mixqvit
-from mixqvit.relevance import propagate
+from mixqvit.relevance.propagation import propagate
 
 pytestmark = pytest.mark.slow
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import floor, inf
 
-from mixqvit.bits import BitsPerLayer, uniform
-from mixqvit.costs import Cost, Storage, cost, uniform_bitops
+from mixqvit.allocation.costs import Cost, Storage, cost, uniform_bitops
 from mixqvit.errors import AllocationError
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BitsPerLayer, uniform
+from mixqvit.network.layers import Layer
 
 __all__ = [
     "Allocation",

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import isfinite
 
-from mixqvit.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
 from mixqvit.errors import AllocationError
-from mixqvit.layers import Layer
+from mixqvit.network.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.layers import Layer
 
 __all__ = [
     "ChoiceHarms",

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mixqvit.allocation.budget import Allocation, Budget, check_budget
 from mixqvit.allocation.choices import ChoiceHarms, Harms, tied_choices, weighted
+from mixqvit.allocation.costs import Storage
 from mixqvit.allocation.infeasible import why_infeasible
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
-from mixqvit.bits import Bits
-from mixqvit.costs import Storage
 from mixqvit.errors import InfeasibleBudgetError
-from mixqvit.layers import Layer
+from mixqvit.network.bits import Bits
+from mixqvit.network.layers import Layer
 
 __all__ = ["allocate", "best_allocation", "frontier_steps"]
 

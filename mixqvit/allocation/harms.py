@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mixqvit.allocation.choices import ChoiceHarms, independent_choices, tied_choices, weighted
-from mixqvit.bits import BIT_WIDTHS, Bits
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BIT_WIDTHS, Bits
+from mixqvit.network.layers import Layer
 
 __all__ = ["importance_only", "inverse_harms", "random_harms"]
 

@@ -11,8 +11,8 @@ from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.restrictions import Restrictions, single_restrictions
 from mixqvit.allocation.solver import least_harm
 from mixqvit.allocation.table import ChoiceTable
-from mixqvit.bits import PATCH_EMBED_INPUT_BITS
 from mixqvit.errors import AllocationError
+from mixqvit.network.bits import PATCH_EMBED_INPUT_BITS
 
 __all__ = ["smallest_value", "why_infeasible"]
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from mixqvit.allocation.budget import Allocation, Budget, check_budget, is_within
+from mixqvit.allocation.costs import Storage, cost
 from mixqvit.allocation.harms import importance_only
 from mixqvit.allocation.infeasible import why_infeasible
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
-from mixqvit.bits import BIT_WIDTHS, Bits
-from mixqvit.costs import Storage, cost
 from mixqvit.errors import InfeasibleBudgetError
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BIT_WIDTHS, Bits
+from mixqvit.network.layers import Layer
 
 __all__ = ["uniform_allocation"]
 

@@ -18,16 +18,16 @@ import numpy as np
 from mixqvit.allocation.budget import Allocation, Budget, check_budget
 from mixqvit.allocation.choices import ChoiceHarms, total_harm
 from mixqvit.allocation.convexity import convex_split
+from mixqvit.allocation.costs import Storage
 from mixqvit.allocation.frank_wolfe import relax
 from mixqvit.allocation.infeasible import why_infeasible
 from mixqvit.allocation.local_search import improved, marginal_harm, quadratic_harm
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.solver import least_harm, least_with
 from mixqvit.allocation.table import ChoiceTable, choice_table
-from mixqvit.bits import Bits
-from mixqvit.costs import Storage
 from mixqvit.errors import AllocationError, InfeasibleBudgetError
-from mixqvit.layers import Layer
+from mixqvit.network.bits import Bits
+from mixqvit.network.layers import Layer
 
 __all__ = ["PairHarms", "PairwiseAllocation", "best_pairwise_allocation", "pairwise_harm"]
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits, resolve_bits
 from mixqvit.errors import AllocationError, BitWidthError
-from mixqvit.layers import KINDS, Layer
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits, resolve_bits
+from mixqvit.network.layers import KINDS, Layer
 
 __all__ = ["Restrictions", "allowed_bits", "single_restrictions"]
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from mixqvit.allocation.budget import Allocation, Budget, bitops_ceiling, is_within, weight_bits_ceiling
 from mixqvit.allocation.choices import ChoiceHarms
+from mixqvit.allocation.costs import Storage, bitops, cost, layer_bytes
 from mixqvit.allocation.restrictions import Restrictions, allowed_bits
 from mixqvit.allocation.solver import least_harm
-from mixqvit.bits import FULL_PRECISION, Bits
-from mixqvit.costs import Storage, bitops, cost, layer_bytes
 from mixqvit.errors import AllocationError
-from mixqvit.layers import Layer
+from mixqvit.network.bits import FULL_PRECISION, Bits
+from mixqvit.network.layers import Layer
 
 __all__ = ["ChoiceTable", "choice_table"]
 

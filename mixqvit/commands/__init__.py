@@ -9,8 +9,8 @@ from typing import TextIO
 
 from mixqvit.commands.parser import BAD_INPUT, parser
 from mixqvit.commands.studies import say_notes
-from mixqvit.documents import finite
 from mixqvit.errors import MixQViTError
+from mixqvit.files.documents import finite
 
 __all__ = ["main"]
 

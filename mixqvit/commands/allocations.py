@@ -7,17 +7,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.allocation_recipe import recipe_document
 from mixqvit.commands.printing import Document, measured_columns, percent, table
 from mixqvit.commands.studies import allocation_request, finish, has_ceiling, score, study_of_recipe
 from mixqvit.commands.studies import study as open_study
-from mixqvit.documents import measurement
 from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, RecipeError
+from mixqvit.files.allocation_document import recipe_document
+from mixqvit.files.documents import measurement
 
 if TYPE_CHECKING:
-    from mixqvit.allocation import Allocation
-    from mixqvit.bits import BitsPerLayer
-    from mixqvit.study import Study
+    from mixqvit.allocation.budget import Allocation
+    from mixqvit.network.bits import BitsPerLayer
+    from mixqvit.study.study import Study
 
 __all__ = ["allocate", "chosen_setting", "evaluate", "frontier", "pack", "strategies"]
 
@@ -153,7 +153,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
     if options.packed is not None:
         if is_name:
             raise CalibrationError("--recipe goes with --bits; a packed file is quantized already.")
-        from mixqvit.packing import packed_source
+        from mixqvit.packing.model import packed_source
 
         options.model = options.model or packed_source(options.packed).model
         study = open_study(options)

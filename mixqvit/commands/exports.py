@@ -6,18 +6,18 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixqvit.allocation_recipe import recipe_document
 from mixqvit.commands.allocations import chosen_setting
 from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document, percent, table
 from mixqvit.commands.studies import allocation_request, finish
 from mixqvit.errors import ExportError, UnsupportedOperationError
-from mixqvit.export.formats import FORMATS, Exported, exported, find_format
+from mixqvit.files.allocation_document import recipe_document
+from mixqvit.files.export.formats import FORMATS, Exported, exported, find_format
 
 if TYPE_CHECKING:
-    from mixqvit.allocation import Allocation
-    from mixqvit.bits import BitsPerLayer
-    from mixqvit.study import Study
+    from mixqvit.allocation.budget import Allocation
+    from mixqvit.network.bits import BitsPerLayer
+    from mixqvit.study.study import Study
 
 __all__ = ["CHECKED_IMAGES", "DESCRIPTION", "add_export", "export"]
 
@@ -55,7 +55,7 @@ def export(options: argparse.Namespace) -> tuple[Document, str]:
     Raises:
         ExportError: The format cannot hold this model, or the file cannot be written.
     """
-    from mixqvit.export.library_config import write_file
+    from mixqvit.files.export.library_config import write_file
 
     if options.check and options.format != "onnx":
         raise ExportError("--check runs an ONNX model; give it with --format onnx.")
@@ -83,9 +83,9 @@ def export(options: argparse.Namespace) -> tuple[Document, str]:
 
 def _recipe(study: "Study", setting: "Allocation | BitsPerLayer", options: argparse.Namespace) -> Exported:
     """Return this program's own recipe; bits that nothing was solved for have no predicted harm."""
-    from mixqvit.allocation import Allocation
-    from mixqvit.costs import cost
-    from mixqvit.export.library_config import json_content
+    from mixqvit.allocation.budget import Allocation
+    from mixqvit.allocation.costs import cost
+    from mixqvit.files.export.library_config import json_content
 
     if isinstance(setting, Allocation):
         allocation, request = setting, allocation_request(options)
@@ -126,7 +126,7 @@ def _stored_widths(bits: "BitsPerLayer", stored: dict[str, int]) -> str:
 
 
 def _check(study: "Study", bits: "BitsPerLayer", found: Exported) -> Document:
-    from mixqvit.export.onnx_check import check_onnx
+    from mixqvit.files.export.onnx_check import check_onnx
 
     pixels = study.evaluation_images.pixels[:CHECKED_IMAGES]
     checked = check_onnx(found.files[FORMATS["onnx"].suffix], study.quantized(bits), pixels)

@@ -9,10 +9,10 @@ from typing import Any
 from mixqvit.commands.printing import Document, measured_columns, table
 from mixqvit.commands.studies import description_of, finish, opened
 from mixqvit.commands.studies import study as open_study
-from mixqvit.documents import measurement
 from mixqvit.errors import StudyFileError, UnsupportedOperationError
-from mixqvit.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
-from mixqvit.store import Store
+from mixqvit.files.documents import measurement
+from mixqvit.study.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
+from mixqvit.study.store import Store
 
 __all__ = ["analyze", "saved"]
 
@@ -67,8 +67,8 @@ def _list(options: argparse.Namespace) -> tuple[Document, str]:
 
 
 def _export(options: argparse.Namespace) -> tuple[Document, str]:
-    from mixqvit.open_studies import open_study_steps
-    from mixqvit.study_file import write_study_file_steps
+    from mixqvit.files.study_file import write_study_file_steps
+    from mixqvit.study.open_studies import open_study_steps
 
     store = Store()
     description = find_study(store, options.name)
@@ -84,7 +84,7 @@ def _export(options: argparse.Namespace) -> tuple[Document, str]:
 
 
 def _import(options: argparse.Namespace) -> tuple[Document, str]:
-    from mixqvit.study_file import import_study_file
+    from mixqvit.files.study_file import import_study_file
 
     name, study, count = import_study_file(Store(), options.file, options.name)
     opened(study, options)

@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
-from mixqvit.bits import FULL_PRECISION
 from mixqvit.commands import allocations, exports, library, reports, stages, training
+from mixqvit.commands.explanations import EXPLANATIONS
 from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.engines.choice import ENGINES, EngineChoice
-from mixqvit.strategies import STRATEGIES
+from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 
 __all__ = ["BAD_INPUT", "parser"]
@@ -82,11 +83,12 @@ def parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str):
         examples = "\n".join(f"  python -m mixqvit {name} {rest}".rstrip() for rest in _EXAMPLES[name])
+        explained = [EXPLANATIONS[name]] if name in EXPLANATIONS else []
         added = commands.add_parser(
             name,
             help=description,
             description=f"{description[0].upper()}{description[1:]}.",
-            epilog=f"examples:\n{examples}",
+            epilog="\n\n".join([*explained, f"examples:\n{examples}"]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--json", action="store_true", help="print one JSON document and nothing else")

@@ -26,7 +26,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def report(options: argparse.Namespace) -> tuple[Document, str]:
     """Write the report of a study: one page, and its tables in a zip beside it."""
-    from mixqvit.report import report_steps
+    from mixqvit.report.steps import report_steps
 
     if not options.output.resolve().parent.is_dir():
         raise ReportError(f"The folder of {options.output} does not exist; make it first.")

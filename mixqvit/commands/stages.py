@@ -3,14 +3,14 @@
 import argparse
 from dataclasses import asdict
 
-from mixqvit.cards import list_models
-from mixqvit.catalogue import CATALOGUE
 from mixqvit.commands.printing import Document, measured_columns, percent, table
 from mixqvit.commands.studies import finish
 from mixqvit.commands.studies import study as open_study
-from mixqvit.documents import measurement
-from mixqvit.library import known_studies
-from mixqvit.store import Store
+from mixqvit.files.documents import measurement
+from mixqvit.models.cards import list_models
+from mixqvit.models.catalogue import CATALOGUE
+from mixqvit.study.library import known_studies
+from mixqvit.study.store import Store
 
 __all__ = ["layers", "models", "recipes", "relevance", "sensitivity"]
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.allocation_recipe import read_recipe, recipe_bits, settings_of
 from mixqvit.commands.paths import path_of
+from mixqvit.criteria.strategies import find_strategy
 from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import (
     AllocationError,
@@ -20,13 +20,14 @@ from mixqvit.errors import (
     RecipeError,
     UnsupportedOperationError,
 )
-from mixqvit.library import StudyDescription, known_studies
-from mixqvit.store import Store
-from mixqvit.strategies import find_strategy
+from mixqvit.files.allocation_document import read_recipe, recipe_bits, settings_of
+from mixqvit.study.library import StudyDescription, known_studies
+from mixqvit.study.store import Store
 
 if TYPE_CHECKING:
-    from mixqvit.bits import BitsPerLayer
-    from mixqvit.study import Progress, Study
+    from mixqvit.network.bits import BitsPerLayer
+    from mixqvit.progress import Progress
+    from mixqvit.study.study import Study
 
 __all__ = [
     "absolute",
@@ -47,7 +48,7 @@ SECONDS_BETWEEN_LINES = 5
 
 def study(options: argparse.Namespace) -> "Study":
     """Open the study that the options name."""
-    from mixqvit.open_studies import open_study_steps, settings_from
+    from mixqvit.study.open_studies import open_study_steps, settings_from
 
     description = description_of(options)
     names = {"importance": "method", "metric": "metric", "baseline": "baseline"}
@@ -58,7 +59,7 @@ def study(options: argparse.Namespace) -> "Study":
 
 def study_of_recipe(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
     """Open the study that a recipe file was made with; model, checkpoint and images may be given beside it."""
-    from mixqvit.open_studies import open_study_steps
+    from mixqvit.study.open_studies import open_study_steps
 
     if options.outliers != 1:
         raise RecipeError("--outliers cannot be changed beside a recipe file: the recipe says it.")

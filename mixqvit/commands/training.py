@@ -6,19 +6,19 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mixqvit.bits import FULL_PRECISION
+from mixqvit.allocation.costs import cost
 from mixqvit.commands.printing import Document, measured_columns, table
 from mixqvit.commands.studies import absolute, description_of, finish, score, study_of_recipe
 from mixqvit.commands.studies import study as open_study
-from mixqvit.costs import cost
-from mixqvit.documents import measurement
 from mixqvit.errors import BitWidthError, TrainingError
-from mixqvit.trained_study import keep_trained
+from mixqvit.files.documents import measurement
+from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.study.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from mixqvit.bits import BitsPerLayer
-    from mixqvit.study import Study
+    from mixqvit.network.bits import BitsPerLayer
+    from mixqvit.study.study import Study
 
 __all__ = ["train", "train_embedded"]
 

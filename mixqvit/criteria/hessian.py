@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixqvit.bits import Bits
 from mixqvit.criteria.perturbation import Perturbation
 from mixqvit.criteria.shared import batch_size, batch_starts, part_of, random_signs
-from mixqvit.devices import images_at_once, in_parts
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.bits import Bits
+from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.operations import convolution_arguments
 
 __all__ = ["LayerTraces", "Trace", "TraceBatch", "hawq_harms", "hessian_trace_steps", "mean_traces"]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixqvit.bits import BIT_WIDTHS, PATCH_EMBED_INPUT_BITS, Bits
-from mixqvit.devices import images_at_once, in_parts
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BIT_WIDTHS, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.operations import convolution_arguments
 from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.schedule import learning_rate_factor

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.bits import Bits
 from mixqvit.criteria.shared import batch_size, batch_starts, random_signs, tied_bits
-from mixqvit.devices import images_at_once, in_parts
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.bits import Bits
+from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operation
 
 __all__ = ["LossChangeBatch", "loss_change_steps", "mean_loss_changes"]

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixqvit.batching import repeat_values
-from mixqvit.bits import BIT_WIDTHS, Bits
 from mixqvit.criteria.shared import tied_bits
-from mixqvit.devices import halving, images_at_once
-from mixqvit.evaluation import kl_divergence
-from mixqvit.graph import Graph, Values
-from mixqvit.layers import Layer
+from mixqvit.network.batching import repeat_values
+from mixqvit.network.bits import BIT_WIDTHS, Bits
+from mixqvit.network.devices import halving, images_at_once
+from mixqvit.network.graph import Graph, Values
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.tasks.evaluation import kl_divergence
 
 __all__ = ["Pair", "PairTerms", "all_pairs", "block_pairs", "pair_cost", "pair_steps"]
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.bits import BIT_WIDTHS
 from mixqvit.criteria.shared import tied_bits
-from mixqvit.devices import halving, images_at_once
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.network.devices import halving, images_at_once
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, prepare_weight
 from mixqvit.quantization.operands import roles
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer

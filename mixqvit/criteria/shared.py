@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixqvit.bits import BIT_WIDTHS, Bits, uniform
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BIT_WIDTHS, Bits, uniform
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 
 __all__ = ["batch_size", "batch_starts", "part_of", "random_signs", "tied_bits"]
 

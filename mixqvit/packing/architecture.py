@@ -9,13 +9,14 @@ import timm
 import torch
 from torch import nn
 
-from mixqvit.cards import EMBEDDED, read_card
 from mixqvit.errors import PackingError
-from mixqvit.graph import Graph
-from mixqvit.query_key import merge_query_key
-from mixqvit.tracing import trace
-from mixqvit.zoo import Model, build_architecture
-from mixqvit.zoo.architectures import build
+from mixqvit.models.architectures import build
+from mixqvit.models.cards import EMBEDDED, read_card
+from mixqvit.models.embedded import build_architecture
+from mixqvit.models.model import Model
+from mixqvit.network.graph import Graph
+from mixqvit.network.query_key import merge_query_key
+from mixqvit.network.tracing import trace
 
 __all__ = ["build_described", "describe", "fingerprint", "keeps_statistics", "rebuild", "unquantized_parameters"]
 

@@ -20,15 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixqvit.bits import FULL_PRECISION, Bits
-from mixqvit.costs import OPERAND_BYTES, Cost, Storage, cost
+from mixqvit.allocation.costs import OPERAND_BYTES, Cost, Storage, cost
 from mixqvit.errors import PackingError
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.models.model import Model
+from mixqvit.network.bits import FULL_PRECISION, Bits
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
+from mixqvit.network.query_key import is_merged
 from mixqvit.packing import architecture, container
 from mixqvit.packing.codes import dequantized, pack_codes, unpack_codes, weight_codes
 from mixqvit.packing.parameters import decode_quantizer, encode_quantizer
-from mixqvit.quantization import QuantizedModel
+from mixqvit.quantization.model import QuantizedModel
 from mixqvit.quantization.operations import (
     PreparedWeight,
     QuantizedLayer,
@@ -37,8 +39,6 @@ from mixqvit.quantization.operations import (
     convolution_arguments,
 )
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer, UniformQuantizer
-from mixqvit.query_key import is_merged
-from mixqvit.zoo import Model
 
 __all__ = ["Packed", "PackedSource", "load_packed", "pack", "packed", "packed_source", "storage"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixqvit.costs import OPERAND_BYTES
+from mixqvit.allocation.costs import OPERAND_BYTES
 from mixqvit.errors import PackingError, StoreError
 from mixqvit.quantization.quantizers import ActivationQuantizer
 from mixqvit.quantization.saving import quantizer_from_tensors, quantizer_to_tensors

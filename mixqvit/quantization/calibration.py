@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
-from mixqvit.devices import moved, named_out_of_memory
 from mixqvit.errors import CalibrationError
-from mixqvit.graph import Graph, Values
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.devices import moved, named_out_of_memory
+from mixqvit.network.graph import Graph, Values
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.fisher import Fisher, fisher_diagonals
 from mixqvit.quantization.fits import OperandQuantizers
 from mixqvit.quantization.operands import operands_of

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mixqvit.bits import BitsPerLayer
-from mixqvit.graph import Graph, Operation, Values
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BitsPerLayer
+from mixqvit.network.graph import Graph, Operation, Values
+from mixqvit.network.layers import Layer
 
 __all__ = [
     "Checkpoint",

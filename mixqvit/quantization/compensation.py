@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixqvit.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.graph import Graph, Values, operation_name
-from mixqvit.layers import Layer
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.network.graph import Graph, Values, operation_name
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.checkpoints import (
     Checkpoint,
     Checkpoints,

@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mixqvit.devices import images_at_once, in_parts
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 
 __all__ = ["Fisher", "fisher_diagonals"]
 

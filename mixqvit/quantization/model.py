@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mixqvit.bits import Bits, BitsPerLayer, resolve_bits
-from mixqvit.devices import moved, named_out_of_memory
 from mixqvit.errors import CalibrationError
-from mixqvit.graph import Graph
+from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
+from mixqvit.network.devices import moved, named_out_of_memory
+from mixqvit.network.graph import Graph
 from mixqvit.quantization.calibration import Calibration, layer_operation
 from mixqvit.quantization.checkpoints import Checkpoints
 from mixqvit.quantization.compensation import compensate

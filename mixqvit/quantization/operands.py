@@ -6,8 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.fisher import Fisher
 
 __all__ = ["ROLES", "Operand", "operands_of", "roles", "sampled_rows"]

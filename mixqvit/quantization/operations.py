@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 from mixqvit.quantization.quantizers import ActivationQuantizer, UniformQuantizer
 
 __all__ = ["PreparedWeight", "QuantizedLayer", "QuantizedMatmul", "QuantizedOperation", "convolution_arguments"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mixqvit.bits import PATCH_EMBED_INPUT_BITS, Bits
 from mixqvit.errors import CalibrationError
+from mixqvit.network.bits import PATCH_EMBED_INPUT_BITS, Bits
 from mixqvit.quantization import fits, ranges
 from mixqvit.quantization.fits import Fit, OperandQuantizers
 from mixqvit.quantization.operands import ROLES, Operand

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.graph import Graph, depends_on_images, operation_name
+from mixqvit.network.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.propagation import BATCH_SIZE, in_precision, propagate_steps
 from mixqvit.relevance.result import Relevance
 

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mixqvit.devices import halving, images_at_once
 from mixqvit.errors import MixQViTError
-from mixqvit.graph import Graph, Layer
+from mixqvit.network.devices import halving, images_at_once
+from mixqvit.network.graph import Graph, Layer
 from mixqvit.relevance.propagation import explained_classes, in_precision, propagate_steps
 from mixqvit.relevance.result import MEASURES, LayerTotals
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.graph import Graph, depends_on_images, operation_name
+from mixqvit.network.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.attribution import attention_evidence, class_token_attentions, rollout
 from mixqvit.relevance.propagation import in_precision, propagate, token_grid
 from mixqvit.relevance.result import Relevance

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mixqvit.errors import MixQViTError
-from mixqvit.graph import Graph
+from mixqvit.network.graph import Graph
 from mixqvit.relevance import captum_methods, propagation
 from mixqvit.relevance.captum_methods import STEPS, layer_attribution_steps
 from mixqvit.relevance.propagation import propagate_steps

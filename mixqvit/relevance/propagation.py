@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixqvit.devices import images_at_once, in_parts
 from mixqvit.errors import ImageError, MixQViTError, UnsupportedOperationError
-from mixqvit.graph import Graph, depends_on_images, operation_name
+from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.network.graph import Graph, depends_on_images, operation_name
 from mixqvit.relevance.residuals import Residual, residuals
 from mixqvit.relevance.result import MEASURES, Relevance, merge
 from mixqvit.relevance.rules import RULE_SETS, RuleSet

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.devices import in_parts
 from mixqvit.errors import MixQViTError
-from mixqvit.graph import Graph
+from mixqvit.network.devices import in_parts
+from mixqvit.network.graph import Graph
 from mixqvit.relevance.methods import METHODS, find_method
 from mixqvit.relevance.propagation import BATCH_SIZE, explained_classes, in_precision, propagate
 from mixqvit.relevance.rules import RULE_SETS

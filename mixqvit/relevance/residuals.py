@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mixqvit.graph import Graph, operation_name
+from mixqvit.network.graph import Graph, operation_name
 
 __all__ = ["Residual", "residuals"]
 

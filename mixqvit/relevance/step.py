@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixqvit.graph import Graph
+from mixqvit.network.graph import Graph
 
 __all__ = [
     "ATTENTION_BIAS",

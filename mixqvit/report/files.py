@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from mixqvit.documents import finite, measurement
 from mixqvit.errors import ReportError
+from mixqvit.files.documents import finite, measurement
 from mixqvit.report.sections import FLIP_ROWS, Section
 
 if TYPE_CHECKING:
     from mixqvit.report.steps import Findings
-    from mixqvit.study import Study
+    from mixqvit.study.study import Study
 
 __all__ = ["REPORT_VERSION", "Report", "bundle", "document_of", "page_of"]
 

@@ -10,8 +10,8 @@ import pandas as pd
 import plotly
 import plotly.graph_objects as go
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.figures import (
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.views import (
     accuracy,
     allocation_strip,
     budget,
@@ -27,13 +27,13 @@ from mixqvit.figures import (
     strategies,
     studies,
 )
-from mixqvit.figures import training as training_figures
-from mixqvit.figures.allocation_words import LayerFacts, is_tied
+from mixqvit.views import training as training_figures
+from mixqvit.views.allocation_words import LayerFacts, is_tied
 
 if TYPE_CHECKING:
-    from mixqvit.evaluation import Evaluation
     from mixqvit.report.steps import Findings
-    from mixqvit.study import Study
+    from mixqvit.study.study import Study
+    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = ["Figure", "Section", "sections"]
 

@@ -5,17 +5,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.allocation import Allocation
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
-from mixqvit.costs import Cost, cost
+from mixqvit.allocation.budget import Allocation
+from mixqvit.allocation.costs import Cost, cost
 from mixqvit.errors import AllocationError, UnsupportedOperationError
-from mixqvit.evaluation import Evaluation
-from mixqvit.records import FrontierPoint, Importance, MethodComparison, Progress, StrategyComparison
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
+from mixqvit.progress import Progress
+from mixqvit.relevance.records import Importance
 from mixqvit.report.files import Report, bundle, document_of, page_of
 from mixqvit.report.sections import sections
+from mixqvit.study.records import FrontierPoint, MethodComparison, StrategyComparison
+from mixqvit.tasks.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from mixqvit.study import Study
+    from mixqvit.study.study import Study
 
 __all__ = ["Findings", "report_steps"]
 

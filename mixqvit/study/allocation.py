@@ -5,39 +5,34 @@ from typing import Any
 
 import numpy as np
 
-from mixqvit.allocation import (
-    Allocation,
-    Budget,
+from mixqvit.allocation.budget import Allocation, Budget, bitops_ceiling, largest_uniform
+from mixqvit.allocation.choices import (
     ChoiceHarms,
     Harms,
-    Restrictions,
-    best_allocation,
-    best_pairwise_allocation,
-    bitops_ceiling,
-    frontier_steps,
-    importance_only,
     independent_choices,
-    inverse_harms,
-    largest_uniform,
     monotone_choices,
     monotone_envelope,
-    random_harms,
     tied_choices,
-    uniform_allocation,
     weighted,
 )
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
-from mixqvit.costs import cost
-from mixqvit.criteria import tied_bits
+from mixqvit.allocation.costs import cost
+from mixqvit.allocation.exact import best_allocation, frontier_steps
+from mixqvit.allocation.harms import importance_only, inverse_harms, random_harms
+from mixqvit.allocation.near_uniform import uniform_allocation
+from mixqvit.allocation.quadratic import best_pairwise_allocation
+from mixqvit.allocation.restrictions import Restrictions
+from mixqvit.criteria.shared import tied_bits
+from mixqvit.criteria.strategies import STRATEGIES, find_strategy
 from mixqvit.errors import AllocationError
-from mixqvit.layers import Layer
-from mixqvit.records import FrontierPoint, Progress
-from mixqvit.store import KEPT, fingerprint
-from mixqvit.strategies import STRATEGIES, find_strategy
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
+from mixqvit.network.layers import Layer
+from mixqvit.progress import Progress
 from mixqvit.study.claims import seconds_spent
 from mixqvit.study.criteria import CriteriaStages
 from mixqvit.study.evaluation import EvaluationStages
+from mixqvit.study.records import FrontierPoint
 from mixqvit.study.relevance import RelevanceStages
+from mixqvit.study.store import KEPT, fingerprint
 
 __all__ = ["AllocationStages"]
 

@@ -12,47 +12,51 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mixqvit import outliers
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.costs import Storage
-from mixqvit.datasets import Images, ImageSets, Sampling, load_image_sets
-from mixqvit.devices import choose_device, describe
-from mixqvit.engines import Engine, ThisProcess
+from mixqvit.allocation.costs import Storage
+from mixqvit.criteria.sensitivity.metrics import find_metric
+from mixqvit.engines.base import Engine
+from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.images.images import Images
+from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.sampling import Sampling
+from mixqvit.models.loading import load_model
+from mixqvit.models.model import Model
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.network.devices import choose_device, describe
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
+from mixqvit.network.tracing import trace
 from mixqvit.notes import Note
-from mixqvit.packing import storage
+from mixqvit.packing.model import storage
+from mixqvit.progress import Progress
+from mixqvit.quantization import outliers
 from mixqvit.quantization.recipes import find_recipe
-from mixqvit.records import Progress, Settings
-from mixqvit.relevance import MEASURES
 from mixqvit.relevance.methods import find_method
 from mixqvit.relevance.propagation import in_precision
-from mixqvit.sensitivity.metrics import find_metric
-from mixqvit.store import Store, code_version, fingerprint
+from mixqvit.relevance.result import MEASURES
 from mixqvit.study.notes import study_notes
-from mixqvit.tracing import trace
-from mixqvit.zoo import Model, load_model
+from mixqvit.study.settings import Settings
+from mixqvit.study.store import Store, code_version, fingerprint
 
 __all__ = ["StudyBase"]
 
 Result = TypeVar("Result")
 
 # A stage's results are found again only by the very code that made them.
-_SHARED_CODE = ("study/base.py", "graph.py", "tracing.py", "layer_table.py", "layers.py", "bits.py")
+_SHARED_CODE = ("study/base.py", "network")
 _CODE = {
     "relevance": ("study/relevance.py", "relevance"),
     "calibration": ("study/sensitivity.py", "quantization"),
-    "sensitivity": ("study/sensitivity.py", "quantization", "sensitivity", "batching.py", "evaluation.py"),
+    "sensitivity": ("study/sensitivity.py", "quantization", "criteria/sensitivity", "tasks/evaluation.py"),
     "criteria": (
         "study/criteria.py",
         "study/sensitivity.py",
         "criteria",
         "quantization",
-        "batching.py",
-        "evaluation.py",
+        "tasks/evaluation.py",
     ),
-    "training": ("study/training.py", "training", "quantization", "datasets/augmentation.py", "evaluation.py"),
+    "training": ("study/training.py", "training", "quantization", "images/augmentation.py", "tasks/evaluation.py"),
     "indicators": (
         "study/criteria.py",
         "criteria/indicators.py",
@@ -60,7 +64,7 @@ _CODE = {
         "training/schedule.py",
         "training/step_sizes.py",
     ),
-    "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "evaluation.py"),
+    "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "tasks/evaluation.py"),
 }
 
 

@@ -6,14 +6,21 @@ from functools import cached_property, lru_cache
 
 from torch import Tensor
 
-from mixqvit import outliers
-from mixqvit.channels import CLIPS, ChannelDistribution, ChannelRanges, ChannelStatistics, ClipCurve, TokenMap
-from mixqvit.datasets import Images
 from mixqvit.errors import ImageError, MixQViTError
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
-from mixqvit.outliers import LayerInput
-from mixqvit.records import Progress
+from mixqvit.images.images import Images
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
+from mixqvit.progress import Progress
+from mixqvit.quantization import outliers
+from mixqvit.quantization.channels import (
+    CLIPS,
+    ChannelDistribution,
+    ChannelRanges,
+    ChannelStatistics,
+    ClipCurve,
+    TokenMap,
+)
+from mixqvit.quantization.outliers import LayerInput
 
 __all__ = ["ChannelStudy"]
 

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 
-from mixqvit.records import Progress
-from mixqvit.store import Store
+from mixqvit.progress import Progress
+from mixqvit.study.store import Store
 
 __all__ = ["WORK", "once", "seconds_spent"]
 

@@ -4,30 +4,15 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits
-from mixqvit.criteria import (
-    INDICATOR_PASSES,
-    Indicators,
-    IndicatorState,
-    LossChangeBatch,
-    Pair,
-    Perturbation,
-    TraceBatch,
-    all_pairs,
-    block_pairs,
-    hawq_harms,
-    hessian_trace_steps,
-    indicator_harms,
-    indicator_steps,
-    loss_change_steps,
-    mean_loss_changes,
-    mean_traces,
-    pair_cost,
-    squared_perturbations,
-    tied_bits,
-)
-from mixqvit.layers import Layer
-from mixqvit.records import Progress
+from mixqvit.criteria.hessian import TraceBatch, hawq_harms, hessian_trace_steps, mean_traces
+from mixqvit.criteria.indicators import INDICATOR_PASSES, Indicators, IndicatorState, indicator_harms, indicator_steps
+from mixqvit.criteria.loss_change import LossChangeBatch, loss_change_steps, mean_loss_changes
+from mixqvit.criteria.pairwise import Pair, all_pairs, block_pairs, pair_cost
+from mixqvit.criteria.perturbation import Perturbation, squared_perturbations
+from mixqvit.criteria.shared import tied_bits
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits
+from mixqvit.network.layers import Layer
+from mixqvit.progress import Progress
 from mixqvit.study.claims import once
 from mixqvit.study.sensitivity import SensitivityStages
 from mixqvit.study.workers import pair_worker

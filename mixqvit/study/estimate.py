@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mixqvit.bits import FULL_PRECISION
+from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.study.evaluation import COMPENSATION_LAYER_SECONDS, COMPENSATION_PASSES, QUANTIZED_PASS
 
 if TYPE_CHECKING:
-    from mixqvit.study import Study
+    from mixqvit.study.study import Study
 
 __all__ = ["Estimate", "estimate", "in_words"]
 
@@ -28,7 +28,7 @@ RELEVANCE_PASSES: Mapping[str, float] = {
 }
 """Passes that an image takes, by method; chefer 14.4 (digits_vit), 8.5 (digits_swin) and 13.8 (DeiT-Tiny).
 
-The README's multiples for relevance are of an image that runs alone; these are of one among four.
+The multiples for relevance in tests/benchmarks/RESULTS.md are of an image that runs alone; these are of one among four.
 """
 
 CALIBRATION: Mapping[str, tuple[float, float]] = {

@@ -10,13 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixqvit.allocation import Allocation
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
-from mixqvit.comparison import OperandComparison, compare_quantizers
-from mixqvit.devices import images_at_once, in_parts
-from mixqvit.engines import ThisProcess
+from mixqvit.allocation.budget import Allocation
+from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, PackingError
-from mixqvit.evaluation import (
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
+from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.notes import Note
+from mixqvit.packing.model import Packed, load_packed, packed, packed_source
+from mixqvit.progress import Progress
+from mixqvit.quantization.calibration import Calibration, LayerCalibration, calibrate_steps
+from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
+from mixqvit.quantization.fisher import fisher_diagonals
+from mixqvit.quantization.model import QuantizedModel, quantize
+from mixqvit.quantization.operands import roles
+from mixqvit.quantization.quantizer_comparison import OperandComparison, compare_quantizers
+from mixqvit.quantization.recipes import RECIPES, find_recipe
+from mixqvit.study.claims import WORK, once
+from mixqvit.study.sensitivity import SensitivityStages
+from mixqvit.study.store import fingerprint
+from mixqvit.study.workers import EvaluationPart, evaluator
+from mixqvit.tasks.evaluation import (
     BATCH_SIZE,
     Evaluation,
     ReferenceAnswers,
@@ -25,18 +38,6 @@ from mixqvit.evaluation import (
     reference_answers,
     top1,
 )
-from mixqvit.notes import Note
-from mixqvit.packing import Packed, load_packed, packed, packed_source
-from mixqvit.quantization import Calibration, LayerCalibration, QuantizedModel, calibrate_steps, quantize
-from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
-from mixqvit.quantization.fisher import fisher_diagonals
-from mixqvit.quantization.operands import roles
-from mixqvit.quantization.recipes import RECIPES, find_recipe
-from mixqvit.records import Progress
-from mixqvit.store import fingerprint
-from mixqvit.study.claims import WORK, once
-from mixqvit.study.sensitivity import SensitivityStages
-from mixqvit.study.workers import EvaluationPart, evaluator
 
 __all__ = ["EvaluationStages"]
 
@@ -51,7 +52,7 @@ QUICK_MACS = 10**11
 
 QUANTIZED_PASS, COMPENSATION_PASSES = 1.3, 10.6
 """Time of a quantized pass, and of error compensation over the calibration images, in full-precision passes (measured
-on DeiT-Tiny, README)."""
+on DeiT-Tiny, tests/benchmarks/RESULTS.md)."""
 
 COMPENSATION_LAYER_SECONDS = 0.005
 """Time of error compensation for each layer beside its passes (one thread; digits_vit and digits_swin)."""

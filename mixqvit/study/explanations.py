@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixqvit.datasets import Images
 from mixqvit.errors import ImageError, MixQViTError
-from mixqvit.graph import Graph
-from mixqvit.records import ImageRelevance
-from mixqvit.relevance import RULE_SETS
+from mixqvit.images.images import Images
+from mixqvit.network.graph import Graph
 from mixqvit.relevance.explanation import explain
+from mixqvit.relevance.records import ImageRelevance
+from mixqvit.relevance.rules import RULE_SETS
 
 __all__ = ["Explanations"]
 

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from scipy.stats import spearmanr
 
-from mixqvit.allocation import Allocation, Budget
-from mixqvit.bits import BIT_WIDTHS
+from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.evaluation import Evaluation
-from mixqvit.records import MethodComparison, MethodResult, Progress
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.progress import Progress
 from mixqvit.study.parts import PART, Parts
+from mixqvit.study.records import MethodComparison, MethodResult
+from mixqvit.tasks.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from mixqvit.study import Study
+    from mixqvit.study.study import Study
 
 __all__ = ["compare_methods_steps", "rank_correlation"]
 

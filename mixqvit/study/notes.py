@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mixqvit.evaluation import wilson_interval
 from mixqvit.notes import Note, as_sentence
+from mixqvit.tasks.evaluation import wilson_interval
 
 if TYPE_CHECKING:
     from mixqvit.datasets import Sample

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from mixqvit.records import Progress
+from mixqvit.progress import Progress
 
 __all__ = ["PART", "Parts"]
 

@@ -5,8 +5,8 @@ from math import inf
 
 import torch
 
-from mixqvit.devices import precise_device
-from mixqvit.graph import Graph
+from mixqvit.network.devices import precise_device
+from mixqvit.network.graph import Graph
 from mixqvit.relevance.propagation import in_precision
 from mixqvit.study.base import StudyBase
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixqvit.graph import Graph
-from mixqvit.records import BranchShare, ImageRelevance, Importance, Progress
-from mixqvit.relevance import RULE_SETS, LayerTotals, Relevance
+from mixqvit.network.graph import Graph
+from mixqvit.progress import Progress
 from mixqvit.relevance.methods import METHODS, find_method, importance_steps
 from mixqvit.relevance.quality import attribution_quality_steps
+from mixqvit.relevance.records import BranchShare, ImageRelevance, Importance
+from mixqvit.relevance.result import LayerTotals, Relevance
+from mixqvit.relevance.rules import RULE_SETS
 from mixqvit.study.claims import once
 from mixqvit.study.explanations import Explanations
 from mixqvit.study.placement import Placement

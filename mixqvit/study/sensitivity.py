@@ -9,21 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.devices import moved
-from mixqvit.layers import Layer
-from mixqvit.quantization import Calibration, LayerCalibration, calibrate_steps
+from mixqvit.criteria.sensitivity.metrics import METRICS, Effect, find_metric, harm, intervals
+from mixqvit.criteria.sensitivity.sweep import SensitivityCell, cell_bits
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.network.devices import moved
+from mixqvit.network.layers import Layer
+from mixqvit.progress import Progress
+from mixqvit.quantization.calibration import Calibration, LayerCalibration, calibrate_steps
 from mixqvit.quantization.saving import from_tensors, to_tensors
-from mixqvit.records import Progress
-from mixqvit.sensitivity import (
-    METRICS,
-    Effect,
-    SensitivityCell,
-    cell_bits,
-    find_metric,
-    harm,
-    intervals,
-)
 from mixqvit.study.claims import once
 from mixqvit.study.placement import Placement
 from mixqvit.study.workers import Rebuilt, sweep_worker

@@ -6,14 +6,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError, InfeasibleBudgetError, UnsupportedOperationError
-from mixqvit.records import Progress, StrategyComparison, StrategyResult
-from mixqvit.strategies import STRATEGIES
+from mixqvit.progress import Progress
 from mixqvit.study.parts import PART, Parts
+from mixqvit.study.records import StrategyComparison, StrategyResult
 
 if TYPE_CHECKING:
-    from mixqvit.allocation import Allocation
-    from mixqvit.study import Study
+    from mixqvit.allocation.budget import Allocation
+    from mixqvit.study.study import Study
 
 __all__ = ["compare_strategies_steps"]
 

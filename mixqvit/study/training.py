@@ -9,18 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer
-from mixqvit.costs import Cost, bitops, cost
-from mixqvit.datasets import TrainingImages, load_training_images_steps
+from mixqvit.allocation.costs import Cost, bitops, cost
 from mixqvit.errors import BitWidthError, TrainingError
-from mixqvit.evaluation import Evaluation
-from mixqvit.packing import Packed, packed, storage
-from mixqvit.quantization import QuantizedModel
-from mixqvit.query_key import is_merged, merge_query_key, original_layer
-from mixqvit.records import Progress
+from mixqvit.images.training_images import TrainingImages
+from mixqvit.images.training_sources import load_training_images_steps
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer
+from mixqvit.network.query_key import is_merged, merge_query_key, original_layer
+from mixqvit.packing.model import Packed, packed, storage
+from mixqvit.progress import Progress
+from mixqvit.quantization.model import QuantizedModel
 from mixqvit.study.allocation import AllocationStages
 from mixqvit.study.claims import once
 from mixqvit.study.evaluation import Predictor
+from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.training.machine import Machine, open_machine
 from mixqvit.training.quantization_aware import Checkpoint, Step, TrainingData, restored, run_of, train_steps
 from mixqvit.training.settings import StepSizes, TrainingRun, TrainingSettings

@@ -7,15 +7,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mixqvit.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.criteria import Pair, PairTerms, pair_steps
-from mixqvit.devices import choose_device, images_at_once, in_parts
-from mixqvit.engines import InOrder
-from mixqvit.evaluation import BATCH_SIZE, kl_divergence, top1
-from mixqvit.graph import Graph
-from mixqvit.quantization import Calibration, LayerCalibration, quantize
-from mixqvit.sensitivity import SensitivityCell, sensitivity_steps
-from mixqvit.tracing import trace
+from mixqvit.criteria.pairwise import Pair, PairTerms, pair_steps
+from mixqvit.criteria.sensitivity.sweep import SensitivityCell, sensitivity_steps
+from mixqvit.engines.in_order import InOrder
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.network.devices import choose_device, images_at_once, in_parts
+from mixqvit.network.graph import Graph
+from mixqvit.network.tracing import trace
+from mixqvit.quantization.calibration import Calibration, LayerCalibration
+from mixqvit.quantization.model import quantize
+from mixqvit.tasks.evaluation import BATCH_SIZE, kl_divergence, top1
 
 __all__ = ["EvaluationPart", "MeasuredPart", "Rebuilt", "evaluator", "pair_worker", "sweep_worker"]
 

@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mixqvit.cards import ASSETS, EMBEDDED, card_path, checkpoint_path
-from mixqvit.datasets import DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD, Images, load_images
-from mixqvit.datasets.augmentation import augment
 from mixqvit.errors import ModelError
+from mixqvit.images.augmentation import augment
+from mixqvit.images.digits import DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD
+from mixqvit.images.images import Images
+from mixqvit.images.loading import load_images
+from mixqvit.models.cards import ASSETS, EMBEDDED, card_path, checkpoint_path
+from mixqvit.models.embedded import build_architecture, load_embedded
 from mixqvit.training.schedule import learning_rate_factor
-from mixqvit.zoo import build_architecture, load_embedded
 
 __all__ = ["EpochResult", "Recipe", "build_seeded", "mix", "top1", "train", "train_embedded"]
 

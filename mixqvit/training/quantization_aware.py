@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from mixqvit.bits import BitsPerLayer
-from mixqvit.datasets import Images, TrainingBatch, TrainingImages
-from mixqvit.devices import images_at_once, in_parts, named_out_of_memory
 from mixqvit.errors import TrainingError
-from mixqvit.evaluation import top1
-from mixqvit.graph import Graph
+from mixqvit.images.images import Images
+from mixqvit.images.training_images import TrainingBatch, TrainingImages
+from mixqvit.network.bits import BitsPerLayer
+from mixqvit.network.devices import images_at_once, in_parts, named_out_of_memory
+from mixqvit.network.graph import Graph
 from mixqvit.quantization.model import QuantizedModel
+from mixqvit.tasks.evaluation import top1
 from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.machine import Machine
 from mixqvit.training.schedule import learning_rate_factor

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixqvit.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
+from mixqvit.network.query_key import merge_query_key, original_layer
 from mixqvit.quantization.model import QuantizedModel
 from mixqvit.quantization.operations import (
     PreparedWeight,
@@ -17,7 +18,6 @@ from mixqvit.quantization.operations import (
     QuantizedOperation,
     convolution_arguments,
 )
-from mixqvit.query_key import merge_query_key, original_layer
 from mixqvit.training.settings import StepSizes
 from mixqvit.training.statistics import StatisticalStep
 from mixqvit.training.step_sizes import LearnedStep

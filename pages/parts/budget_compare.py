@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from mixqvit.figures import budget as budget_figures
-from mixqvit.figures import flips as figures
-from mixqvit.figures import overview
-from mixqvit.figures.allocation_strip import difference_strip
+from mixqvit.views import budget as budget_figures
+from mixqvit.views import flips as figures
+from mixqvit.views import overview
+from mixqvit.views.allocation_strip import difference_strip
 from pages.parts import common, measuring
 from pages.parts.budget_measure import setting
 

@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.figures import budget as figures
-from mixqvit.strategies import STRATEGIES
+from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.views import budget as figures
 from pages.parts import budget_url
 from pages.parts.budget_request import (
     DEFAULTS,

@@ -4,9 +4,9 @@ import json
 
 import streamlit as st
 
-from mixqvit.allocation_recipe import parse_recipe, recipe_bits, recipe_document, request_of, settings_of
 from mixqvit.errors import MixQViTError
-from mixqvit.figures import overview
+from mixqvit.files.allocation_document import parse_recipe, recipe_bits, recipe_document, request_of, settings_of
+from mixqvit.views import overview
 from pages.parts import budget_controls
 from pages.parts.budget_request import is_tied_everywhere
 

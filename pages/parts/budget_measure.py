@@ -6,11 +6,11 @@ from math import nan
 
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.costs import cost
+from mixqvit.allocation.costs import cost
 from mixqvit.errors import AllocationError
-from mixqvit.figures import frontier as figures
-from mixqvit.figures import overview
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.views import frontier as figures
+from mixqvit.views import overview
 from pages.parts import common, measuring
 from pages.parts.memory import key
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
-from mixqvit.figures.allocation_words import is_tied
-from mixqvit.layers import Layer
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.layers import Layer
+from mixqvit.views.allocation_words import is_tied
 
 TIED, INDEPENDENT = "tied", "independent"
 DEFAULTS = {

@@ -2,9 +2,9 @@
 
 import streamlit as st
 
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError
-from mixqvit.figures import strategies as figures
-from mixqvit.strategies import STRATEGIES
+from mixqvit.views import strategies as figures
 from pages.parts import common, measuring
 from pages.parts.measuring import duration
 

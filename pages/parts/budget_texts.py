@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from mixqvit.figures.sensitivity import rising
+from mixqvit.views.sensitivity import rising
 from pages.parts import budget_compare, budget_controls
 
 STEPS = (

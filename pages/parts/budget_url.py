@@ -7,7 +7,7 @@ Compact and readable: `pinned=head-8~blocks.0.attn.qkv-4.6` (weight and input bi
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from pages.parts.budget_request import RANGES, RESTRICTIONS, can_pin
 
 BETWEEN, BEFORE_BITS, BETWEEN_BITS = "~", "-", "."

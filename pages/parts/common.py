@@ -13,17 +13,18 @@ import pandas as pd
 import streamlit as st
 
 from mixqvit import notes
-from mixqvit.cards import EMBEDDED, list_models
 from mixqvit.engines.choice import ENGINES, EngineChoice, find_engine
 from mixqvit.errors import MixQViTError, ModelError
-from mixqvit.figures.studies import estimate_words
-from mixqvit.library import StudyDescription, find_study, known_studies
-from mixqvit.open_studies import OpenStudies
-from mixqvit.store import Store
-from mixqvit.uploads import remove_old_uploads
+from mixqvit.files.uploads import remove_old_uploads
+from mixqvit.models.cards import EMBEDDED, list_models
+from mixqvit.study.library import StudyDescription, find_study, known_studies
+from mixqvit.study.open_studies import OpenStudies
+from mixqvit.study.store import Store
+from mixqvit.views.studies import estimate_words
 
 if TYPE_CHECKING:
-    from mixqvit.study import Progress, Study
+    from mixqvit.progress import Progress
+    from mixqvit.study.study import Study
 
 SECONDS_BETWEEN_UPDATES = 0.1
 SECONDS_WITHOUT_ASKING = 30

@@ -3,8 +3,8 @@
 import streamlit as st
 
 from mixqvit.errors import MixQViTError
-from mixqvit.export.formats import FORMATS, Exported, exported
-from mixqvit.figures import overview
+from mixqvit.files.export.formats import FORMATS, Exported, exported
+from mixqvit.views import overview
 from pages.parts import measuring
 from pages.parts.memory import key
 

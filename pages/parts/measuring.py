@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from mixqvit.channels import CLIPS
-from mixqvit.figures.accuracy import Accuracy, accuracy_for, among_words
+from mixqvit.quantization.channels import CLIPS
+from mixqvit.views.accuracy import Accuracy, accuracy_for, among_words
 from pages.parts import common
 
 SECONDS_WITHOUT_ASKING = 20

@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.figures import importance_methods as figures
-from mixqvit.figures.relevance import clicked_layer
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.views import importance_methods as figures
+from mixqvit.views.relevance import clicked_layer
 from pages.parts import common, measuring
 
 DEFAULTS = {"comparison_bits": 3.0, "comparison_harm_bits": 3}

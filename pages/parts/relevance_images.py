@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from mixqvit.figures import class_names, maps
-from mixqvit.figures import explained_images as figures
-from mixqvit.figures import image_rows as rows
+from mixqvit.views import class_names, maps
+from mixqvit.views import explained_images as figures
+from mixqvit.views import image_rows as rows
 from pages.parts import common
 
 SAMPLES = 8

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from mixqvit.report import report_steps
+from mixqvit.report.steps import report_steps
 from pages.parts import common, measuring
 
 MADE = "report"

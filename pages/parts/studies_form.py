@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from mixqvit.access import ROOTS_VARIABLE, allowed_path, data_roots
-from mixqvit.cards import EMBEDDED
-from mixqvit.catalogue import CATALOGUE
 from mixqvit.errors import ImageError, ModelError
-from mixqvit.library import StudyDescription
-from mixqvit.preprocessing import CROP_MODES, INTERPOLATIONS
-from mixqvit.uploads import keep_upload
+from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
+from mixqvit.files.uploads import keep_upload
+from mixqvit.models.cards import EMBEDDED
+from mixqvit.models.catalogue import CATALOGUE
+from mixqvit.models.preprocessing import CROP_MODES, INTERPOLATIONS
+from mixqvit.study.library import StudyDescription
 
 MODEL_SOURCES = {"timm": "From timm", "file": "A checkpoint", "embedded": "Embedded"}
 IMAGE_SOURCES = {"path": "On this machine", "upload": "Upload", "hub": "Hugging Face", "digits": "Digits"}

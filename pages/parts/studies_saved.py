@@ -2,12 +2,12 @@
 
 import streamlit as st
 
-from mixqvit.cards import EMBEDDED
 from mixqvit.errors import MixQViTError
-from mixqvit.figures.studies import saved_frame
-from mixqvit.library import find_study, forget_study, keep_study, known_studies
-from mixqvit.store import Store
-from mixqvit.uploads import keep_upload
+from mixqvit.files.uploads import keep_upload
+from mixqvit.models.cards import EMBEDDED
+from mixqvit.study.library import find_study, forget_study, keep_study, known_studies
+from mixqvit.study.store import Store
+from mixqvit.views.studies import saved_frame
 from pages.parts import common
 
 SAID = "said about saved studies"
@@ -68,13 +68,13 @@ def _export_button(name: str) -> None:
 
 def _file_of(study, name: str) -> bytes:
     """Return the study as the content of a file."""
-    from mixqvit.study_file import study_file_content
+    from mixqvit.files.study_file import study_file_content
 
     return study_file_content(study, name)
 
 
 def _import(uploaded) -> None:
-    from mixqvit.study_file import import_study_file
+    from mixqvit.files.study_file import import_study_file
 
     with st.spinner("Checking the file …"):
         uploaded.seek(0)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from mixqvit.access import ROOTS_VARIABLE, allowed_path, data_roots
-from mixqvit.bits import BIT_WIDTHS
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.figures.training_table import bits_words
-from mixqvit.strategies import STRATEGIES
+from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
+from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
+from mixqvit.views.training_table import bits_words
 from pages.parts import common
 
 UNIFORM, MIXED = "uniform", "mixed"

@@ -2,13 +2,13 @@
 
 import streamlit as st
 
-from mixqvit.bits import FULL_PRECISION, uniform
-from mixqvit.costs import cost
+from mixqvit.allocation.costs import cost
 from mixqvit.errors import MixQViTError, StoreError
-from mixqvit.figures import overview, training_steps, training_table
-from mixqvit.library import find_study
-from mixqvit.store import Store
-from mixqvit.trained_study import keep_trained
+from mixqvit.network.bits import FULL_PRECISION, uniform
+from mixqvit.study.library import find_study
+from mixqvit.study.store import Store
+from mixqvit.study.trained_study import keep_trained
+from mixqvit.views import overview, training_steps, training_table
 from pages.parts import common, measuring
 from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen

@@ -4,9 +4,9 @@ from functools import partial
 
 import streamlit as st
 
-from mixqvit.bits import FULL_PRECISION
 from mixqvit.errors import MixQViTError
-from mixqvit.figures.training import counted
+from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.views.training import counted
 from pages.parts import common, measuring
 from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen

@@ -4,9 +4,9 @@ from itertools import product
 
 import numpy as np
 
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.costs import Storage, cost, uniform_bitops
-from mixqvit.layers import Layer
+from mixqvit.allocation.costs import Storage, cost, uniform_bitops
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.network.layers import Layer
 
 REST = Storage("mix-qvit", 400, 600)
 

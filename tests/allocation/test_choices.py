@@ -1,21 +1,19 @@
 import pytest
 
-from mixqvit.allocation import (
-    Budget,
-    best_allocation,
-    importance_only,
+from mixqvit.allocation.budget import Budget
+from mixqvit.allocation.choices import (
     independent_choices,
-    inverse_harms,
     monotone_envelope,
     predicted_harm,
-    random_harms,
     tied_choices,
     total_harm,
     weighted,
 )
-from mixqvit.bits import BIT_WIDTHS, uniform
-from mixqvit.costs import cost
+from mixqvit.allocation.costs import cost
+from mixqvit.allocation.exact import best_allocation
+from mixqvit.allocation.harms import importance_only, inverse_harms, random_harms
 from mixqvit.errors import AllocationError
+from mixqvit.network.bits import BIT_WIDTHS, uniform
 from tests.allocation.problems import REST, layer, table, transformer
 
 

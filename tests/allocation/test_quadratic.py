@@ -5,19 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixqvit.allocation import (
-    Budget,
-    Restrictions,
-    best_allocation,
-    best_pairwise_allocation,
-    independent_choices,
-    pairwise_harm,
-    quadratic,
-    tied_choices,
-)
+from mixqvit.allocation import quadratic
+from mixqvit.allocation.budget import Budget
+from mixqvit.allocation.choices import independent_choices, tied_choices
 from mixqvit.allocation.convexity import convex_split
+from mixqvit.allocation.exact import best_allocation
 from mixqvit.allocation.local_search import improved, quadratic_harm
-from mixqvit.allocation.quadratic import _matrix, _Search
+from mixqvit.allocation.quadratic import _matrix, _Search, best_pairwise_allocation, pairwise_harm
+from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.solver import least_harm
 from mixqvit.allocation.table import choice_table
 from mixqvit.errors import AllocationError, InfeasibleBudgetError

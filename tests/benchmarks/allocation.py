@@ -1,4 +1,4 @@
-"""Print how long allocations take: `python -m tests.benchmarks.allocation`.
+"""Print how long allocations take (RESULTS.md, "Speed: allocation"): `python -m tests.benchmarks.allocation`.
 
 Medians and maxima over 15 budgets, from harms by layer to the checked allocation. Plain HiGHS is the same problem given
 to `scipy.optimize.milp` at gap 0. Sensitivities are random: they fall by a factor of 2.5 to 6 per bit.
@@ -8,15 +8,11 @@ import time
 
 import numpy as np
 
-from mixqvit.allocation import (
-    Budget,
-    best_allocation,
-    best_pairwise_allocation,
-    frontier_steps,
-    independent_choices,
-    tied_choices,
-)
+from mixqvit.allocation.budget import Budget
+from mixqvit.allocation.choices import independent_choices, tied_choices
+from mixqvit.allocation.exact import best_allocation, frontier_steps
 from mixqvit.allocation.integer_program import solve_integer_program
+from mixqvit.allocation.quadratic import best_pairwise_allocation
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
 from tests.allocation.problems import REST, sensitivities, table, transformer

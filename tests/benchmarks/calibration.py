@@ -1,4 +1,6 @@
-"""Print the speed table of the README: `python -m tests.benchmarks.calibration CHECKPOINT IMAGES`, with a DeiT-Tiny.
+"""Print how long calibration and quantized passes take (RESULTS.md, "Speed: calibration and quantized passes").
+
+`python -m tests.benchmarks.calibration CHECKPOINT IMAGES`, with a DeiT-Tiny.
 
 Everything is timed in one run and stated as a multiple of one full-precision pass of the timm model over the same 32
 images. The literal algorithm is the tests' oracle of RepQ-ViT, one pass over the images for every quantizer.

@@ -1,4 +1,6 @@
-"""Measure sweeps and evaluations of DeiT-Tiny on every engine: speed-up of two workers, start, overhead per cell.
+"""Measure sweeps and evaluations of DeiT-Tiny on every engine (RESULTS.md, "Engines").
+
+Speed-up of two workers, start, overhead per cell.
 
 Run from the project's root, with the real model of the reference data beside it:
 `OMP_NUM_THREADS=1 python -m tests.benchmarks.engines`.
@@ -14,11 +16,13 @@ from pathlib import Path
 import torch
 
 from mixqvit import Settings, Store, Study
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.engines import Processes, RayCluster, ThisProcess
-from mixqvit.library import StudyDescription
-from mixqvit.open_studies import open_study
+from mixqvit.engines.processes import Processes
+from mixqvit.engines.ray_cluster import RayCluster
+from mixqvit.engines.this_process import ThisProcess
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.study.evaluation import PART_IMAGES
+from mixqvit.study.library import StudyDescription
+from mixqvit.study.open_studies import open_study
 from mixqvit.study.workers import EvaluationPart, evaluator, sweep_worker
 
 

@@ -1,4 +1,4 @@
-"""Print the comparison of importance methods of the README: which predicts what quantization really costs?
+"""Print which importance predicts what quantization really costs (RESULTS.md, "Which importance ...").
 
 `python -m tests.benchmarks.importance_methods` measures the embedded models; with `CHECKPOINT IMAGES` a DeiT-Tiny.
 Results are saved in the cache folder, so a second run only prints.
@@ -9,8 +9,9 @@ from itertools import product
 from statistics import median
 
 import mixqvit
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.relevance import MEASURES, RULE_SETS
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.relevance.result import MEASURES
+from mixqvit.relevance.rules import RULE_SETS
 from mixqvit.study.method_comparison import rank_correlation
 
 AVERAGE_BITS = 3.0

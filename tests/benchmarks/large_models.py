@@ -1,4 +1,6 @@
-"""Print the memory table of the README: `python -m tests.benchmarks.large_models IMAGES [MODEL ...]`.
+"""Print the memory that stages take (RESULTS.md, "Memory: large models").
+
+`python -m tests.benchmarks.large_models IMAGES [MODEL ...]`.
 
 Every stage runs in a process of its own, so that its peak is its own, on models of the full size with random weights:
 32 calibration images, the same 32 for analysis, 16 for evaluation. A stage of which only a part is run says so; what
@@ -21,12 +23,16 @@ import timm
 import torch
 
 import mixqvit
-from mixqvit.criteria import block_pairs, loss_change_steps, pair_steps, squared_perturbations
-from mixqvit.packing import packed
-from mixqvit.quantization import Calibration, calibrate, calibrate_steps, quantize
+from mixqvit.criteria.loss_change import loss_change_steps
+from mixqvit.criteria.pairwise import block_pairs, pair_steps
+from mixqvit.criteria.perturbation import squared_perturbations
+from mixqvit.criteria.sensitivity.sweep import sensitivity_steps
+from mixqvit.packing.model import packed
+from mixqvit.quantization.calibration import Calibration, calibrate, calibrate_steps
+from mixqvit.quantization.model import quantize
 from mixqvit.quantization.saving import from_tensors, to_tensors
-from mixqvit.sensitivity import sensitivity_steps
-from mixqvit.study import Settings, Study
+from mixqvit.study.settings import Settings
+from mixqvit.study.study import Study
 
 MODELS = ("deit_base_patch16_224", "swin_base_patch4_window7_224")
 SETTINGS = Settings(calibration_images=32, analysis_images=32, evaluation_images=16)

@@ -1,12 +1,12 @@
-"""Prints the README's table: mixed and uniform bits on every embedded model, measured.
+"""Print what mixed and uniform bits measure on every embedded model (RESULTS.md, "Mixed beside uniform bits").
 
 Run from the project's root: `python -m tests.benchmarks.mixed_against_uniform`.
 """
 
 import mixqvit
-from mixqvit.allocation import Allocation
-from mixqvit.evaluation import Evaluation
-from mixqvit.study import Study
+from mixqvit.allocation.budget import Allocation
+from mixqvit.study.study import Study
+from mixqvit.tasks.evaluation import Evaluation
 
 BUDGETS = (3, 4)
 COLUMNS = ("model", "bits", "size MB", "BitOps G", "predicted harm", "top-1 % (95 % interval)", "agreement %", "KL")

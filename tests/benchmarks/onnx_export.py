@@ -1,4 +1,4 @@
-"""Measure the ONNX exports in onnxruntime: file size, agreement with the quantized model here, time.
+"""Measure the ONNX exports in onnxruntime: file size, agreement, time (RESULTS.md, "ONNX in onnxruntime").
 
 Run from the project's root; DeiT-Tiny is measured too where the reference data lies beside it:
 `OMP_NUM_THREADS=1 python -m tests.benchmarks.onnx_export`.
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import mixqvit
-from mixqvit.datasets import ImageSets
-from mixqvit.export.onnx_check import check_onnx
-from mixqvit.export.onnx_model import exported_full_precision, exported_onnx
-from mixqvit.zoo import Model
+from mixqvit.files.export.onnx_check import check_onnx
+from mixqvit.files.export.onnx_model import exported_full_precision, exported_onnx
+from mixqvit.images.loading import ImageSets
+from mixqvit.models.model import Model
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
 DEIT_TINY = "deit_tiny_patch16_224"

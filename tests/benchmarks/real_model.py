@@ -1,4 +1,4 @@
-"""Prints the README's table of recipes on a real model at uniform bits.
+"""Print what every recipe measures on a real model at uniform bits (RESULTS.md, "Recipes on DeiT-Tiny").
 
 Run from the project's root: `python -m tests.benchmarks.real_model CHECKPOINT IMAGES`, with a DeiT-Tiny checkpoint and
 a folder of ImageNet photographs with one sub-folder per class.

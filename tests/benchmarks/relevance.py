@@ -1,8 +1,9 @@
-"""Print the speed table of relevance in the README: `python -m tests.benchmarks.relevance`, on DeiT-Tiny's shapes.
+"""Print how long relevance takes on DeiT-Tiny's shapes (RESULTS.md, "Speed and accuracy: relevance").
 
-Everything is timed in one run, in double precision, and stated per image as a multiple of one image's full-precision
-pass. The literal implementations are the tests' oracles: one image at a time, equation by equation, and in the manner
-of the published code. Peak memory is that of a process that does nothing else.
+Run it as `python -m tests.benchmarks.relevance`. Everything is timed in one run, in double precision, and stated per
+image as a multiple of one image's full-precision pass. The literal implementations are the tests' oracles: one image at
+a time, equation by equation, and in the manner of the published code. Peak memory is that of a process that does
+nothing else.
 """
 
 import subprocess
@@ -14,9 +15,9 @@ from pathlib import Path
 import timm
 import torch
 
-from mixqvit.graph import Graph
-from mixqvit.relevance import BATCH_SIZE, propagate_steps
-from mixqvit.tracing import trace
+from mixqvit.network.graph import Graph
+from mixqvit.network.tracing import trace
+from mixqvit.relevance.propagation import BATCH_SIZE, propagate_steps
 from tests.relevance.literal_chefer import AutogradChefer, LiteralChefer
 
 MODEL = "deit_tiny_patch16_224"

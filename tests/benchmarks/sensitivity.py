@@ -1,4 +1,6 @@
-"""Print how fast a sensitivity sweep is: partial execution and shared runs against one full pass per cell.
+"""Print how fast a sweep is against one full pass per cell (RESULTS.md, "Speed: the sensitivity sweep").
+
+Measured are partial execution and runs that bit-widths share.
 
 `python -m tests.benchmarks.sensitivity CHECKPOINT IMAGES [LAYERS]` measures a DeiT-Tiny on 8 photographs, at every
 LAYERS-th layer (default 1, all); without arguments the embedded models. All ways use the same quantizers and the same
@@ -12,9 +14,11 @@ from itertools import islice
 import torch
 
 import mixqvit
-from mixqvit.bits import BIT_WIDTHS
+from mixqvit.criteria.sensitivity import sweep
+from mixqvit.criteria.sensitivity.metrics import effect
+from mixqvit.criteria.sensitivity.sweep import cell_bits, sensitivity_steps
+from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.calibration import Calibration, layer_operation
-from mixqvit.sensitivity import cell_bits, effect, sensitivity_steps, sweep
 
 IMAGES = 8
 

@@ -1,5 +1,7 @@
 """Print what moving the budget slider costs: solving, and measuring from the first layer that changed.
 
+RESULTS.md, "Speed: the slider".
+
 `python -m tests.benchmarks.slider` moves the slider of every embedded model from 3 to 4 average bits and back by
 tenths, once with paused runs of earlier positions and once without.
 """
@@ -12,8 +14,9 @@ from statistics import median
 import torch
 
 import mixqvit
-from mixqvit.quantization import Calibration, quantize
+from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
+from mixqvit.quantization.model import quantize
 
 POSITIONS = [*range(30, 41), *range(39, 29, -1)]
 LIMIT = 512 * 2**20

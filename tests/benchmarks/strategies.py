@@ -1,4 +1,4 @@
-"""Print the README's tables of allocation strategies: what each measures at budgets equal to uniform bits.
+"""Print what every allocation strategy measures within the same budgets (RESULTS.md, "Does the criterion matter?").
 
 `python -m tests.benchmarks.strategies` measures the embedded models with three choices of calibration images (CLADO,
 whose pairs take minutes, with one); with `CHECKPOINT IMAGES` a DeiT-Tiny with one. Results are saved in the cache
@@ -9,9 +9,9 @@ import sys
 from statistics import mean
 
 import mixqvit
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import CalibrationError
-from mixqvit.records import StrategyResult
-from mixqvit.strategies import STRATEGIES
+from mixqvit.study.records import StrategyResult
 
 AVERAGE_BITS = (3.0, 4.0, 6.0)
 SEEDS = (0, 1, 2)

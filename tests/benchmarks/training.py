@@ -1,4 +1,6 @@
-"""Quantization-aware training of the embedded models: accuracy by recipe, bits and seed; where step sizes start.
+"""Train the embedded models with quantizers: accuracy by recipe, bits and seed; where step sizes start.
+
+RESULTS.md, "Quantization-aware training".
 
     python -m tests.benchmarks.training --store FOLDER [--models digits_swin] [--seeds 0 1 2]
     python -m tests.benchmarks.training --store FOLDER --initial
@@ -18,12 +20,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from mixqvit.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.cards import EMBEDDED
-from mixqvit.evaluation import Evaluation, wilson_interval
-from mixqvit.records import Progress
-from mixqvit.store import Store
-from mixqvit.study import Study
+from mixqvit.models.cards import EMBEDDED
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.progress import Progress
+from mixqvit.study.store import Store
+from mixqvit.study.study import Study
+from mixqvit.tasks.evaluation import Evaluation, wilson_interval
 from mixqvit.training import step_sizes
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 

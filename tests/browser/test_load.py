@@ -7,12 +7,12 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
-from mixqvit.cards import EMBEDDED
-from mixqvit.figures.budget import harm_text
-from mixqvit.figures.overview import accuracy
-from mixqvit.library import StudyDescription, keep_study
-from mixqvit.open_studies import open_study
-from mixqvit.store import Store
+from mixqvit.models.cards import EMBEDDED
+from mixqvit.study.library import StudyDescription, keep_study
+from mixqvit.study.open_studies import open_study
+from mixqvit.study.store import Store
+from mixqvit.views.budget import harm_text
+from mixqvit.views.overview import accuracy
 from tests.browser.dashboard import MINUTES, dashboard, metric_value, needs_chromium, no_errors, wait_until_finished
 
 pytestmark = needs_chromium

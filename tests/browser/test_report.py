@@ -2,9 +2,9 @@
 
 import pytest
 
-from mixqvit.records import Settings
-from mixqvit.report import report_steps
-from mixqvit.study import Study
+from mixqvit.report.steps import report_steps
+from mixqvit.study.settings import Settings
+from mixqvit.study.study import Study
 
 
 @pytest.mark.slow

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mixqvit.quantization import Calibration, calibrate
-from mixqvit.tracing import trace
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from mixqvit.network.tracing import trace
+from mixqvit.quantization.calibration import Calibration, calibrate
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 
 def calibrated(architecture: str) -> Calibration:

@@ -6,21 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mixqvit.criteria import (
-    LayerTraces,
-    Perturbation,
-    Trace,
-    TraceBatch,
-    hawq_harms,
-    hessian,
-    hessian_trace_steps,
-    mean_traces,
-    shared,
-    squared_perturbations,
-    tied_bits,
-)
-from mixqvit.tracing import trace
-from tests.models import ARCHITECTURES, small_transformer, tiny_images, tiny_model
+from mixqvit.criteria import hessian, shared
+from mixqvit.criteria.hessian import LayerTraces, Trace, TraceBatch, hawq_harms, hessian_trace_steps, mean_traces
+from mixqvit.criteria.perturbation import Perturbation, squared_perturbations
+from mixqvit.criteria.shared import tied_bits
+from mixqvit.network.tracing import trace
+from tests.tiny_models import ARCHITECTURES, small_transformer, tiny_images, tiny_model
 
 
 def written_out(graph, layer, image, label):

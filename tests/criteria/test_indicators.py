@@ -7,13 +7,14 @@ import torch
 from torch.nn import functional
 
 import mixqvit
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.costs import uniform_bitops
-from mixqvit.criteria import Indicators, indicator_harms, indicator_steps
-from mixqvit.study import Settings, Study
-from mixqvit.tracing import trace
+from mixqvit.allocation.costs import uniform_bitops
+from mixqvit.criteria.indicators import Indicators, indicator_harms, indicator_steps
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.network.tracing import trace
+from mixqvit.study.settings import Settings
+from mixqvit.study.study import Study
 from mixqvit.training.distillation import distillation_loss
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 RATES = {"step": 0.03, "weight": 2e-4}

@@ -6,13 +6,15 @@ from functools import partial
 import pytest
 import torch
 
-from mixqvit.bits import FULL_PRECISION
-from mixqvit.criteria import loss_change, loss_change_steps, mean_loss_changes, shared, tied_bits
-from mixqvit.evaluation import kl_divergence
-from mixqvit.quantization import calibrate, quantize
-from mixqvit.quantization.calibration import layer_operation
-from mixqvit.tracing import trace
-from tests.models import tiny_images, tiny_model
+from mixqvit.criteria import loss_change, shared
+from mixqvit.criteria.loss_change import loss_change_steps, mean_loss_changes
+from mixqvit.criteria.shared import tied_bits
+from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.network.tracing import trace
+from mixqvit.quantization.calibration import calibrate, layer_operation
+from mixqvit.quantization.model import quantize
+from mixqvit.tasks.evaluation import kl_divergence
+from tests.tiny_models import tiny_images, tiny_model
 
 at_two_and_four_bits = partial(tied_bits, bit_widths=(2, 4))
 at_four_bits = partial(tied_bits, bit_widths=(4,))

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixqvit.criteria import all_pairs, block_pairs, pair_cost, pair_steps, pairwise, tied_bits
-from mixqvit.evaluation import kl_divergence
-from mixqvit.quantization import quantize
-from tests.models import tiny_images
+from mixqvit.criteria import pairwise
+from mixqvit.criteria.pairwise import all_pairs, block_pairs, pair_cost, pair_steps
+from mixqvit.criteria.shared import tied_bits
+from mixqvit.quantization.model import quantize
+from mixqvit.tasks.evaluation import kl_divergence
+from tests.tiny_models import tiny_images
 
 
 def spread(pairs):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mixqvit.criteria import squared_perturbations
+from mixqvit.criteria.perturbation import squared_perturbations
 from mixqvit.quantization.calibration import prepare_weight
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer
-from tests.models import tiny_images
+from tests.tiny_models import tiny_images
 
 
 def test_perturbations_are_those_of_the_original_weight_and_input(calibration):

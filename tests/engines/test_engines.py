@@ -12,8 +12,11 @@ from types import ModuleType
 import psutil
 import pytest
 
-from mixqvit.engines import InOrder, Processes, RayCluster, ThisProcess, find_engine
-from mixqvit.engines.choice import EngineChoice
+from mixqvit.engines.choice import EngineChoice, find_engine
+from mixqvit.engines.in_order import InOrder
+from mixqvit.engines.processes import Processes
+from mixqvit.engines.ray_cluster import RayCluster
+from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, EngineError
 
 

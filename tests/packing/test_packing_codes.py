@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixqvit.bits import BIT_WIDTHS
 from mixqvit.errors import PackingError
+from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.packing.codes import dequantized, pack_codes, unpack_codes, weight_codes
 from mixqvit.quantization.quantizers import UniformQuantizer
 from mixqvit.quantization.ranges import fit_weight

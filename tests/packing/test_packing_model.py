@@ -8,17 +8,20 @@ import torch
 from torch import nn
 
 import mixqvit
-from mixqvit.allocation import Budget, allocate
-from mixqvit.bits import BIT_WIDTHS, FULL_PRECISION, uniform
-from mixqvit.costs import Storage, cost
+from mixqvit.allocation.budget import Budget
+from mixqvit.allocation.costs import Storage, cost
+from mixqvit.allocation.exact import allocate
 from mixqvit.errors import PackingError
-from mixqvit.packing import load_packed, pack, packed, packed_source, storage
-from mixqvit.preprocessing import Preprocessing
-from mixqvit.quantization import RECIPES, calibrate, quantize
+from mixqvit.models.preprocessing import Preprocessing
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, uniform
+from mixqvit.packing.model import load_packed, pack, packed, packed_source, storage
+from mixqvit.quantization.calibration import calibrate
+from mixqvit.quantization.model import quantize
 from mixqvit.quantization.operations import QuantizedLayer
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer
+from mixqvit.quantization.recipes import RECIPES
 from mixqvit.quantization.reparameterization import fold
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 IMAGES = tiny_images(4, torch.float32)
 ONE_SETTING = (4, 4)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mixqvit.costs import OPERAND_BYTES
+from mixqvit.allocation.costs import OPERAND_BYTES
 from mixqvit.errors import PackingError
 from mixqvit.packing.parameters import decode_quantizer, encode_quantizer
 from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer

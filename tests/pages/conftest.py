@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.study import Settings, Study
+from mixqvit.study.settings import Settings
+from mixqvit.study.study import Study
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
@@ -20,7 +21,7 @@ SMALL = partial(Settings, calibration_images=8, analysis_images=8, evaluation_im
 def small_studies():
     """Make the pages open their studies with these settings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.Settings", SMALL)
+        patch.setattr("mixqvit.study.open_studies.Settings", SMALL)
         yield
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.figures.overview import megabytes, percent
+from mixqvit.views.overview import megabytes, percent
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.allocation_recipe import recipe_document
+from mixqvit.files.allocation_document import recipe_document
 from pages.parts import budget_keep, budget_url, measuring
 
 A = 2.0

@@ -3,7 +3,7 @@
 import pytest
 
 from pages.parts.budget_request import DEFAULTS, RESTRICTIONS, controls_of, is_tied_everywhere
-from tests.figures.allocations import BITS, LAYERS
+from tests.views.allocations import BITS, LAYERS
 
 EMPTY = {name: {} for name in RESTRICTIONS}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pages.parts import budget_url
-from tests.figures.allocations import BITS, LAYERS
+from tests.views.allocations import BITS, LAYERS
 
 RESTRICTIONS = {
     "pinned": {"head": 32, "blocks.0.mlp.fc1": (4, 6)},

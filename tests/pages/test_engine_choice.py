@@ -2,8 +2,11 @@
 
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.engines import Engine, Processes, RayCluster, ThisProcess
-from mixqvit.study import Study
+from mixqvit.engines.base import Engine
+from mixqvit.engines.processes import Processes
+from mixqvit.engines.ray_cluster import RayCluster
+from mixqvit.engines.this_process import ThisProcess
+from mixqvit.study.study import Study
 from tests.pages.conftest import APP, STAGES
 
 

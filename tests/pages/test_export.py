@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import ExportError
-from mixqvit.export.formats import FORMATS, Exported, exported
+from mixqvit.files.export.formats import FORMATS, Exported, exported
 from pages.parts import export_download
 
 

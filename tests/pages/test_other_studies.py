@@ -4,11 +4,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.evaluation import Evaluation
-from mixqvit.library import find_study
-from mixqvit.open_studies import open_study
-from mixqvit.store import Store
-from mixqvit.study import Estimate, Study
+from mixqvit.study.estimate import Estimate
+from mixqvit.study.library import find_study
+from mixqvit.study.open_studies import open_study
+from mixqvit.study.store import Store
+from mixqvit.study.study import Study
+from mixqvit.tasks.evaluation import Evaluation
 from tests.pages.studies import CLASSES, SHARK, keep_small_study
 
 LABELLED, BARE = "thousand classes", "no labels"

@@ -6,10 +6,10 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.evaluation import Evaluation
-from mixqvit.figures import overview
-from mixqvit.layers import Layer
-from mixqvit.store import Store
+from mixqvit.network.layers import Layer
+from mixqvit.study.store import Store
+from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.views import overview
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")

@@ -5,8 +5,8 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.figures.quantizers import percent
-from mixqvit.study import Study
+from mixqvit.study.study import Study
+from mixqvit.views.quantizers import percent
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.allocation import Allocation
-from mixqvit.bits import BIT_WIDTHS
-from mixqvit.costs import Cost
+from mixqvit.allocation.budget import Allocation
+from mixqvit.allocation.costs import Cost
 from mixqvit.errors import ImageError
-from mixqvit.evaluation import Evaluation
-from mixqvit.records import MethodComparison, MethodResult, Progress
-from mixqvit.study import Study
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.progress import Progress
+from mixqvit.study.records import MethodComparison, MethodResult
+from mixqvit.study.study import Study
+from mixqvit.tasks.evaluation import Evaluation
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mixqvit.records import Progress
-from mixqvit.report import Report
+from mixqvit.progress import Progress
+from mixqvit.report.files import Report
 
 
 @pytest.mark.slow

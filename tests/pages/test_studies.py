@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.access import ROOTS_VARIABLE
-from mixqvit.library import StudyDescription, find_study, forget_study, keep_study, known_studies
-from mixqvit.store import Store
-from mixqvit.zoo import load_model
+from mixqvit.files.access import ROOTS_VARIABLE
+from mixqvit.models.loading import load_model
+from mixqvit.study.library import StudyDescription, find_study, forget_study, keep_study, known_studies
+from mixqvit.study.store import Store
 from pages.parts.common import NEXT_STUDY, as_sentence, open_studies
 from tests.pages.conftest import STAGES
 

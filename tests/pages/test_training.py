@@ -9,12 +9,12 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.figures.overview import megabytes, percent
-from mixqvit.library import find_study
-from mixqvit.open_studies import open_study
-from mixqvit.store import Store
-from mixqvit.study import Study
+from mixqvit.study.library import find_study
+from mixqvit.study.open_studies import open_study
+from mixqvit.study.store import Store
+from mixqvit.study.study import Study
 from mixqvit.training.settings import TrainingSettings
+from mixqvit.views.overview import megabytes, percent
 from pages.parts.common import NEXT_STUDY
 from pages.parts.training_work import WANTED
 from tests.pages.studies import keep_small_study

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixqvit.graph import Graph
-from mixqvit.layers import Layer
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
 
 PERCENTILES = (0.999, 0.9999, 0.99999)
 

@@ -3,19 +3,20 @@ import dataclasses
 import pytest
 import torch
 
-from mixqvit.bits import FULL_PRECISION
 from mixqvit.errors import BitWidthError, CalibrationError
-from mixqvit.quantization import RECIPES, calibrate, calibrate_steps, quantize
+from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.network.tracing import trace
 from mixqvit.quantization import calibration as calibration_module
-from mixqvit.quantization.calibration import prepare_weight
+from mixqvit.quantization.calibration import calibrate, calibrate_steps, prepare_weight
 from mixqvit.quantization.fits import CLIPS, clipped_reparameterized, fitted_weight, output_error
+from mixqvit.quantization.model import quantize
 from mixqvit.quantization.operands import operands_of
 from mixqvit.quantization.quantizers import AdaptiveLogQuantizer, ReparameterizedQuantizer, UniformQuantizer
 from mixqvit.quantization.ranges import fit_per_channel
+from mixqvit.quantization.recipes import RECIPES
 from mixqvit.quantization.reparameterization import reparameterized_quantizer
 from mixqvit.quantization.saving import from_tensors, to_tensors
-from mixqvit.tracing import trace
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mixqvit.bits import resolve_bits
-from mixqvit.quantization import calibrate, quantize
+from mixqvit.network.bits import resolve_bits
+from mixqvit.network.tracing import trace
+from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -13,8 +14,8 @@ from mixqvit.quantization.checkpoints import (
     layers_before,
     run_from_checkpoint,
 )
-from mixqvit.tracing import trace
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from mixqvit.quantization.model import quantize
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 LIMIT = 10 * 2**20
 

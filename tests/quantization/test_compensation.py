@@ -5,13 +5,14 @@ import torch
 from torch.nn import functional
 
 from mixqvit.errors import CalibrationError
-from mixqvit.quantization import calibrate, quantize
+from mixqvit.network.tracing import trace
+from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.compensation import DAMPING, RIDGE, compensated_rounding, ridge_correction
 from mixqvit.quantization.fits import fitted_weight
+from mixqvit.quantization.model import quantize
 from mixqvit.quantization.operations import QuantizedLayer
 from mixqvit.quantization.recipes import Compensation
-from mixqvit.tracing import trace
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 
 def random(*shape, seed=0):

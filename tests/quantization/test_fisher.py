@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from mixqvit.network.tracing import trace
 from mixqvit.quantization import fisher
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.operands import balanced, operands_of, sampled_rows
-from mixqvit.tracing import trace
-from tests.models import small_transformer, tiny_images, tiny_model
+from tests.tiny_models import small_transformer, tiny_images, tiny_model
 
 
 @pytest.mark.parametrize(

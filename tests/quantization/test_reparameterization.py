@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm, linear
 
-from mixqvit.quantization import calibrate
+from mixqvit.network.tracing import trace
+from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.ranges import fit_per_channel, uniform_quantizer
 from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
-from mixqvit.tracing import trace
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 
 @pytest.fixture

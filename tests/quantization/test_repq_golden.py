@@ -16,13 +16,14 @@ from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mixqvit.quantization import calibrate, quantize
+from mixqvit.network.tracing import trace
+from mixqvit.quantization.calibration import calibrate
+from mixqvit.quantization.model import quantize
 from mixqvit.quantization.quantizers import LogSqrt2Quantizer, ReparameterizedQuantizer, UniformQuantizer
 from mixqvit.quantization.ranges import fit_weight
 from mixqvit.quantization.reparameterization import fold
-from mixqvit.tracing import trace
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
 from tests.quantization.literal_repq import LiteralRepQ, LogSqrt2
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 
 def literal_parameters(literal):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixqvit.graph import Graph
-from mixqvit.tracing import trace
-from tests.models import TRANSFORMERS, small_transformer
+from mixqvit.network.graph import Graph
+from mixqvit.network.tracing import trace
+from tests.tiny_models import TRANSFORMERS, small_transformer
 
 
 @pytest.fixture(autouse=True)

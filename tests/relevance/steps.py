@@ -6,7 +6,7 @@ import torch
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, fx, nn
 
-from mixqvit.graph import Graph, operation_name
+from mixqvit.network.graph import Graph, operation_name
 from mixqvit.relevance.rules import RULE_SETS
 from mixqvit.relevance.step import Sent, Step
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.relevance import propagate, transformer_attribution
-from mixqvit.relevance.attribution import attention_gradients, attention_nodes
-from mixqvit.tracing import trace
+from mixqvit.network.tracing import trace
+from mixqvit.relevance.attribution import attention_gradients, attention_nodes, transformer_attribution
+from mixqvit.relevance.propagation import propagate
 
 
 @pytest.mark.parametrize("name", ["vit", "deit3", "deit_distilled"])

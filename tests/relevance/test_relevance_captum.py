@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mixqvit.errors import ImageError, MixQViTError
-from mixqvit.graph import Graph
-from mixqvit.relevance import MEASURES, LayerTotals, propagate
+from mixqvit.network.graph import Graph
+from mixqvit.network.tracing import trace
 from mixqvit.relevance.captum_methods import LAYER_METHODS, STEPS, layer_attribution_steps
-from mixqvit.tracing import trace
+from mixqvit.relevance.propagation import propagate
+from mixqvit.relevance.result import MEASURES, LayerTotals
 
 ARCHITECTURES = ("vit", "deit_distilled", "swin", "swin_padded")
 

@@ -5,9 +5,9 @@ from itertools import product
 import pytest
 import torch
 
-from mixqvit.relevance import propagate, transformer_attribution
-from mixqvit.relevance.attribution import attention_gradients, class_token_attentions
+from mixqvit.relevance.attribution import attention_gradients, class_token_attentions, transformer_attribution
 from mixqvit.relevance.explanation import explain
+from mixqvit.relevance.propagation import propagate
 
 
 def test_flow_is_the_share_of_each_residual_branch(build, model_name) -> None:

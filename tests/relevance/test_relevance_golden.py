@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 
-from mixqvit.relevance import propagate, transformer_attribution
-from mixqvit.relevance.attribution import attention_gradients, attention_nodes
-from mixqvit.tracing import trace
+from mixqvit.network.tracing import trace
+from mixqvit.relevance.attribution import attention_gradients, attention_nodes, transformer_attribution
+from mixqvit.relevance.propagation import propagate
 
 _GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "reference" / "chefer_relevance_vit.safetensors"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixqvit.relevance import propagate
+from mixqvit.relevance.propagation import propagate
 from tests.relevance.literal_chefer import AutogradChefer, LiteralChefer
 
 

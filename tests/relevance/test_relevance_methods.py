@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from mixqvit.errors import MixQViTError
-from mixqvit.relevance import MEASURES, RULE_SETS, LayerTotals, Relevance, propagate_steps
 from mixqvit.relevance.captum_methods import LAYER_METHODS, STEPS, layer_attribution_steps
 from mixqvit.relevance.methods import METHODS, find_method, importance_steps
+from mixqvit.relevance.propagation import propagate_steps
+from mixqvit.relevance.result import MEASURES, LayerTotals, Relevance
+from mixqvit.relevance.rules import RULE_SETS
 
 
 @pytest.fixture(autouse=True)

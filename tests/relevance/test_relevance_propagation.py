@@ -8,8 +8,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mixqvit.errors import ImageError, MixQViTError, UnsupportedOperationError
-from mixqvit.relevance import MEASURES, RULE_SETS, Relevance, merge, propagate, propagate_steps
-from mixqvit.tracing import trace
+from mixqvit.network.tracing import trace
+from mixqvit.relevance.propagation import propagate, propagate_steps
+from mixqvit.relevance.result import MEASURES, Relevance, merge
+from mixqvit.relevance.rules import RULE_SETS
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:

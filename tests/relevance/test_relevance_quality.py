@@ -3,9 +3,10 @@ import torch
 from torch import Tensor, nn
 
 from mixqvit.errors import ImageError, MixQViTError
-from mixqvit.graph import Graph
-from mixqvit.relevance import propagate
+from mixqvit.network.graph import Graph
+from mixqvit.network.tracing import trace
 from mixqvit.relevance.methods import METHODS
+from mixqvit.relevance.propagation import propagate
 from mixqvit.relevance.quality import (
     REMOVALS,
     SHIFT_RADIUS,
@@ -15,7 +16,6 @@ from mixqvit.relevance.quality import (
     attribution_quality_steps,
     pixel_attribution,
 )
-from mixqvit.tracing import trace
 
 PIXEL_METHODS = [name for name, method in METHODS.items() if method.explains_pixels]
 

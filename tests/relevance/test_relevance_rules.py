@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixqvit.relevance.rules.chefer import CHEFER
-from mixqvit.relevance.step import (
-    CLASS_TOKEN,
-    PADDING,
-    POSITION_EMBEDDING,
-    ZERO_OUTPUT,
-    fan_out,
-)
+from mixqvit.relevance.step import CLASS_TOKEN, PADDING, POSITION_EMBEDDING, ZERO_OUTPUT, fan_out
 from tests.relevance.steps import Binary, Function, random, send, step_of
 
 

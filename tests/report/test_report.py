@@ -16,10 +16,11 @@ from mixqvit.commands import main
 from mixqvit.commands.parser import BAD_INPUT
 from mixqvit.errors import ReportError, UnsupportedOperationError
 from mixqvit.notes import Note
-from mixqvit.records import Settings
 from mixqvit.relevance.methods import METHODS
-from mixqvit.report import Report, report_steps
-from mixqvit.study import Study
+from mixqvit.report.files import Report
+from mixqvit.report.steps import report_steps
+from mixqvit.study.settings import Settings
+from mixqvit.study.study import Study
 
 NAME = 'digits </script><img src=x onerror="alert(1)">'
 

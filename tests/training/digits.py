@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixqvit.datasets import digits, training_sources
+from mixqvit.images import digits, training_sources
 
 FEW = 160
 

@@ -5,11 +5,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from mixqvit.datasets import Images, load_images
-from mixqvit.datasets.augmentation import augment
 from mixqvit.errors import ModelError
+from mixqvit.images.augmentation import augment
+from mixqvit.images.images import Images
+from mixqvit.images.loading import load_images
+from mixqvit.models.embedded import load_embedded
 from mixqvit.training.embedded import EpochResult, Recipe, build_seeded, top1, train, train_embedded
-from mixqvit.zoo import load_embedded
 
 TINY = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 24, "depth": 1, "num_heads": 2}
 

@@ -6,16 +6,17 @@ import pytest
 import torch
 
 import mixqvit
-from mixqvit.bits import FULL_PRECISION
-from mixqvit.datasets import Images, TrainingBatch
 from mixqvit.errors import TrainingError
+from mixqvit.images.images import Images
+from mixqvit.images.training_images import TrainingBatch
+from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training import quantization_aware
 from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.machine import Machine
 from mixqvit.training.quantization_aware import Checkpoint, Step, TrainingData, restored, run_of, train_steps
 from mixqvit.training.settings import TrainingSettings
 from mixqvit.training.trainable import TrainableModel
-from tests.models import ARCHITECTURES, tiny_images, tiny_model
+from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 CPU = Machine(torch.device("cpu"))
 

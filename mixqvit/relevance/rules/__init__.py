@@ -17,7 +17,7 @@ class RuleSet:
     Attributes:
         name: What the set is called.
         description: One sentence and its source.
-        rules: Rules by operation name (`mixqvit.graph.operation_name`).
+        rules: Rules by operation name (`mixqvit.network.graph.operation_name`).
         signed: Whether the stabilizer takes the sign of the denominator.
         join: What becomes of the relevances that several readers of one value send to it.
     """

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from mixqvit.graph import Graph
+from mixqvit.network.graph import Graph
 from mixqvit.relevance.rules.shared import SHARED, Sum, constant_exit, is_operand
 from mixqvit.relevance.step import BIAS, SOFTMAX, ZERO_OUTPUT, Rule, Sent, Step
 
@@ -132,4 +132,4 @@ ATTNLRP: Mapping[str, Rule] = {
     "Linear": Linear(),
     "add": Add(),
 }
-"""The rules by operation name (`mixqvit.graph.operation_name`)."""
+"""The rules by operation name (`mixqvit.network.graph.operation_name`)."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from mixqvit.graph import Graph
+from mixqvit.network.graph import Graph
 from mixqvit.relevance.rules.shared import SHARED, Identity, Sum, constant_exit, is_operand, reaches_softmax
 from mixqvit.relevance.step import ZERO_OUTPUT, Rule, Sent, Step, redistribute
 
@@ -112,4 +112,4 @@ CHEFER: Mapping[str, Rule] = {
     "Linear": Linear(),
     "add": Add(),
 }
-"""The rules by operation name (`mixqvit.graph.operation_name`)."""
+"""The rules by operation name (`mixqvit.network.graph.operation_name`)."""

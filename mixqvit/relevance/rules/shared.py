@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixqvit.graph import Graph, operation_name
+from mixqvit.network.graph import Graph, operation_name
 from mixqvit.relevance.step import (
     ATTENTION_BIAS,
     CLASS_TOKEN,
@@ -283,4 +283,4 @@ SHARED: Mapping[str, Rule] = {
     "getitem": Item(),
     "pad": Padding(),
 }
-"""The rules that both sets share, by operation name (`mixqvit.graph.operation_name`)."""
+"""The rules that both sets share, by operation name (`mixqvit.network.graph.operation_name`)."""

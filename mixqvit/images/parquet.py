@@ -1,0 +1,213 @@
+"""Parquet files of images, as the Hugging Face hub stores data sets: only the rows that are needed are read."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixqvit.errors import ImageError
+from mixqvit.images.folder import is_inside, read_limited
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage, shown, split_of
+from mixqvit.progress import Progress
+
+__all__ = ["MAX_ROWS", "Parquet", "parquet_files"]
+
+MAX_ROWS = 20_000_000
+"""Rows of all files together: ImageNet-21k has 14 million."""
+
+MAX_GROUP_BYTES = 8 * 2**30
+"""Bytes of one group of rows, which is what is unpacked at once at most; most have a hundredth of it."""
+
+MAX_LABEL_CHARACTERS = 1000
+"""Characters of one label."""
+
+_IMAGE_NAMES = ("image", "img", "images", "picture", "photo", "jpg", "png")
+_LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category", "cls")
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the parquet files in a folder and its sub-folders, sorted; none that a link leads out to."""
+    root = folder.resolve()
+    files = [path for path in folder.rglob("*.parquet") if path.is_file() and is_inside(path.resolve(), root)]
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+class Parquet:
+    """Parquet files with a column of images and, where there is one, a column of labels."""
+
+    def __init__(
+        self, root: Path, files: Sequence[Path], where: str, split: Callable[[Path], str | None] | None = None
+    ) -> None:
+        """Take files of one data set.
+
+        Args:
+            root: Their folder; a row that names a file names one in here.
+            files: In the order of the rows.
+            where: The data set, for messages.
+            split: Returns the split of a file; by default its name and its folders inside `root` say so.
+        """
+        self.root = root
+        self.files = tuple(files)
+        self.where = where
+        self.split = split or self._named_split
+        self._image_column = ""
+
+    def listing_steps(self) -> Steps:
+        """Read the labels of all rows."""
+        entries: list[Entry] = []
+        names: tuple[str, ...] = ()
+        columns: tuple[str, str | None] | None = None
+        rows: dict[str | None, int] = defaultdict(int)
+        for number, path in enumerate(self.files):
+            yield Progress(number, len(self.files), f"listing: file {number + 1} of {len(self.files)}")
+            try:
+                features, file_rows = _opened(path)
+                found, names = _columns(features, self.where)
+                if columns is None:
+                    columns = found
+                elif found[0] != columns[0]:
+                    raise ImageError(f"the parquet files of {self.where} have different columns; give one kind of them")
+                if len(entries) + file_rows > MAX_ROWS:
+                    raise ImageError(f"{self.where} has more than {MAX_ROWS:,} rows; give a part of its files")
+                labels = _labels(path, found[1], file_rows)
+            except ImageError:
+                raise
+            except Exception as error:  # pyarrow and datasets raise all kinds for a damaged file
+                raise self._damaged(path, error) from error
+            split = self.split(path)
+            for row, label in enumerate(labels):
+                if isinstance(label, int) and names and 0 <= label < len(names):
+                    label = names[label]
+                elif isinstance(label, int) and label < 0:  # the hub's sign for an unknown label
+                    label = None
+                name = f"{split or 'row'} {rows[split]:08d}"
+                rows[split] += 1
+                entries.append(Entry(name, label, split, (number, row)))
+        if not entries:
+            raise ImageError(f"{self.where} has no rows; give parquet files with images")
+        self._image_column = columns[0]
+        return Listing(tuple(entries), names)
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
+        """Read the images of rows, file by file."""
+        by_file: dict[int, dict[int, Entry]] = defaultdict(dict)
+        for entry in entries:
+            number, row = entry.key
+            by_file[number][row] = entry
+        for number, wanted in sorted(by_file.items()):
+            path = self.files[number]
+            rows = _values(path, self._image_column, sorted(wanted))
+            while True:
+                try:
+                    row, value = next(rows)
+                except StopIteration:
+                    break
+                except Exception as error:  # see above
+                    raise self._damaged(path, error) from error
+                yield wanted[row], self._content(value, path)
+
+    def _content(self, value: Any, path: Path) -> bytes | UnreadableImage:
+        """Returns the bytes of an image cell: bytes, or a mapping with `bytes` or the `path` of a file beside."""
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(content, bytes):
+            if len(content) > MAX_FILE_BYTES:
+                return UnreadableImage(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+            return content
+        name = value.get("path") if isinstance(value, dict) else None
+        if not isinstance(name, str) or not name or "\0" in name:
+            return UnreadableImage("the row holds no image")
+        return read_limited(path.parent / name, self.root.resolve())
+
+    def _named_split(self, path: Path) -> str | None:
+        inside = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
+        return next((split for part in reversed(inside.parts) if (split := split_of(part))), None)
+
+    def _damaged(self, path: Path, error: Exception) -> ImageError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return ImageError(f"the file {path} is damaged or no parquet file ({reason}); download it again")
+
+
+def _opened(path: Path) -> tuple[Any, int]:
+    """Returns the features of a file, as the library `datasets` understands its columns, and its rows."""
+    import pyarrow.parquet
+    from datasets import Features
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for group in range(file.metadata.num_row_groups):
+            # Not the sizes of single columns: asking for those ends the whole process where a file is damaged.
+            if file.metadata.row_group(group).total_byte_size > MAX_GROUP_BYTES:
+                raise ImageError(f"the file {path} holds a group of rows of more than {MAX_GROUP_BYTES >> 30} GiB")
+        return Features.from_arrow_schema(file.schema_arrow), file.metadata.num_rows
+
+
+def _columns(features: Any, where: str) -> tuple[tuple[str, str | None], tuple[str, ...]]:
+    """Returns the names of the columns of images and of labels, and the names of the labels where it has them."""
+    from datasets import ClassLabel, Image, Value
+
+    def is_image(feature: Any) -> bool:
+        if isinstance(feature, dict):
+            return "bytes" in feature
+        return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+    images = [name for name, feature in features.items() if is_image(feature)]
+    if not images:
+        raise ImageError(f"{where} has no column of images; its columns are {', '.join(map(shown, features))}")
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)] or [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Value)
+        and name.lower() in _LABEL_NAMES
+        and re.match(r"u?int|(large_)?string", feature.dtype)
+    ]
+    image = min(images, key=lambda name: _rank(name, _IMAGE_NAMES))
+    label = min(labels, key=lambda name: _rank(name, _LABEL_NAMES), default=None)
+    names = features[label].names if label and isinstance(features[label], ClassLabel) else ()
+    return (image, label), tuple(names or ())
+
+
+def _rank(name: str, preferred: Sequence[str]) -> int:
+    return preferred.index(name.lower()) if name.lower() in preferred else len(preferred)
+
+
+def _labels(path: Path, column: str | None, rows: int) -> list[str | int | None]:
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    if column is None:
+        return [None] * rows
+    # Texts come as numbers and a list of those that occur: a kilobyte can say the same long text a million times.
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
+        chunks = file.read(columns=[column]).column(column).chunks
+    labels: list[str | int | None] = []
+    for chunk in chunks:
+        if not pyarrow.types.is_dictionary(chunk.type):
+            labels += chunk.to_pylist()
+            continue
+        if (pyarrow.compute.max(pyarrow.compute.binary_length(chunk.dictionary)).as_py() or 0) > MAX_LABEL_CHARACTERS:
+            raise ImageError(f"the file {path} holds a label of more than {MAX_LABEL_CHARACTERS:,} characters")
+        names = chunk.dictionary.to_pylist()
+        labels += [None if index is None else names[index] for index in chunk.indices.to_pylist()]
+    return labels
+
+
+def _values(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields some cells of a column, one in memory at a time: a kilobyte can say the same large cell many times."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            after = first + file.metadata.row_group(group).num_rows
+            wanted = [row for row in rows if first <= row < after]
+            if wanted:
+                start = first
+                batches = file.iter_batches(1, row_groups=[group], columns=[column], use_threads=False)
+                for batch in batches:
+                    for row in wanted:
+                        if start <= row < start + batch.num_rows:
+                            yield row, batch.column(0)[row - start].as_py()
+                    start += batch.num_rows
+                    if start > wanted[-1]:
+                        break
+            first = after

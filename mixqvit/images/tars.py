@@ -1,0 +1,182 @@
+"""Tar archives of image files, plain or compressed, read from front to back."""
+
+import bz2
+import gzip
+import lzma
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+from mixqvit.errors import ImageError
+from mixqvit.images.archives import Members, check_ratio
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage
+from mixqvit.progress import Progress
+
+__all__ = ["TarArchive"]
+
+XZ_MEMORY_BYTES = 256 * 2**20
+"""Memory that unpacking xz may take: four times what its highest ordinary level needs; a header may ask for 4 GiB."""
+
+_CHUNK = 2**20
+_HEADERS_BYTES = 2**20  # of one member's extended header: names are read whole, and are never as long
+_REPORT_EVERY = 500
+
+
+class TarArchive:
+    """A tar archive, with one folder per class or with images straight inside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def listing_steps(self) -> Steps:
+        """List the members that are images: one pass over the whole archive where it is compressed."""
+        members = Members(self.path)
+        notes: tuple[str, ...] = ()
+        with self.path.open("rb") as file, closing(_Reader(file, self.path)) as reader:
+            try:
+                with tarfile.open(fileobj=reader, mode="r:") as archive:
+                    while True:
+                        member = archive.next()
+                        archive.members = []  # tarfile would keep them all
+                        if member is None:
+                            break
+                        reader.headers = 0
+                        if members.count() % _REPORT_EVERY == 0:
+                            yield Progress(0, 1, f"listing: {len(members.entries)} images")
+                        if member.isdir():
+                            continue
+                        if not member.isreg() or member.issparse():
+                            members.refuse(member.name, "it is a link or a device, not a file")
+                        else:
+                            members.add(member.name, member.size, (member.offset_data, member.size))
+                last = reader.last
+                reader.finish()
+                if last.strip(b"\0"):
+                    notes = (f"the archive is damaged after {members.count() - 1} members; what follows is not read",)
+            except ImageError:
+                raise
+            except Exception as error:  # tarfile, and what unpacks, raise all kinds for a damaged archive
+                raise _damaged(self.path, error) from error
+        return Listing(tuple(members.entries), skipped=tuple(members.skipped), notes=notes)
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
+        """Read members in the order in which they lie in the archive."""
+        with self.path.open("rb") as file, closing(_Reader(file, self.path, MAX_FILE_BYTES)) as reader:
+            for entry in sorted(entries, key=lambda entry: entry.key):
+                offset, size = entry.key
+                reader.headers = 0
+                try:
+                    reader.seek(offset)
+                    data = reader.read(size)
+                except ImageError:
+                    raise
+                except Exception as error:  # see above
+                    raise _damaged(self.path, error) from error
+                yield entry, data if len(data) == size else UnreadableImage("it is cut off inside the archive")
+
+
+class _Reader:
+    """The expanded content of a file, as far as `tarfile` needs one: forwards only, and never much at once."""
+
+    def __init__(self, file: BinaryIO, path: Path, most: int = _HEADERS_BYTES) -> None:
+        self._path = path
+        self._most = most
+        self._position = 0
+        self.last = b""
+        self.headers = 0
+        """Bytes read since somebody set it to 0; a listing reads headers only, of one member after the other."""
+        self._compressed = path.stat().st_size
+        start = file.read(6)
+        file.seek(0)
+        self._seekable = False
+        if start[:2] == b"\x1f\x8b":
+            unpacked = gzip.GzipFile(fileobj=file)
+            self._more: Callable[[int], bytes] = unpacked.read
+        elif start[:3] == b"BZh":
+            self._more = _unpacking(file, bz2.BZ2Decompressor)
+        elif start == b"\xfd7zXZ\0":
+            self._more = _unpacking(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY_BYTES))
+        else:
+            self._more = file.read
+            self._seekable = True
+            self._file = file
+
+    def read(self, size: int) -> bytes:
+        """Return so many bytes, fewer at the end."""
+        self.headers += size
+        if not (size >= 0 and self.headers <= self._most):
+            raise ImageError(
+                f"a member of the archive {self._path} has a header of {self.headers} bytes; it is not read"
+            )
+        pieces = []
+        while size:
+            piece = self._more(size)
+            if not piece:
+                break
+            self._count(len(piece))
+            pieces.append(piece)
+            size -= len(piece)
+        self.last = b"".join(pieces)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        """Go forwards to a position."""
+        if position < self._position:
+            raise ImageError(f"a member of the archive {self._path} says that it lies before another one; damaged?")
+        if self._seekable:
+            self._position = self._file.seek(position)
+        while self._position < position:
+            piece = self._more(min(_CHUNK, position - self._position))
+            if not piece:
+                break
+            self._count(len(piece))
+        return self._position
+
+    def finish(self) -> None:
+        """Unpack what is left: the checksum of compressed data comes at their end."""
+        while not self._seekable and (piece := self._more(_CHUNK)):
+            self._count(len(piece))
+
+    def tell(self) -> int:
+        """Return the position in the expanded content."""
+        return self._position
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._more = lambda _: b""
+
+    def _count(self, size: int) -> None:
+        self._position += size
+        if not self._seekable:
+            check_ratio(self._path, self._position, self._compressed)
+
+
+def _unpacking(
+    file: BinaryIO, new: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]
+) -> Callable[[int], bytes]:
+    """Returns a function that unpacks at most so many bytes; several compressed streams may follow one another."""
+    decompressor = new()
+
+    def more(size: int) -> bytes:
+        nonlocal decompressor
+        while True:
+            if decompressor.eof:
+                rest = decompressor.unused_data or file.read(_CHUNK)
+                if not rest.strip(b"\0"):  # xz may be padded
+                    return b""
+                decompressor = new()
+            else:
+                rest = file.read(_CHUNK) if decompressor.needs_input else b""
+                if decompressor.needs_input and not rest:
+                    raise EOFError("the compressed data ends too early")
+            data = decompressor.decompress(rest, size)
+            if data:
+                return data
+
+    return more
+
+
+def _damaged(path: Path, reason: object) -> ImageError:
+    return ImageError(f"the archive {path} is damaged or none ({reason}); pack the images again")

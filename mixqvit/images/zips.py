@@ -1,0 +1,133 @@
+"""Zip archives of image files."""
+
+import stat
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from mixqvit.errors import ImageError
+from mixqvit.images.archives import MAX_MEMBERS, Members, check_ratio
+from mixqvit.images.listing import Entry, Listing, Steps, UnreadableImage
+from mixqvit.progress import Progress
+
+__all__ = ["ZipArchive"]
+
+MAX_DIRECTORY_BYTES = 64 * 2**20
+"""Bytes of the directory at a zip file's end, 300 for each of the most members admitted: all of it is kept at once."""
+
+_END = b"PK\x05\x06"
+_END_64 = b"PK\x06\x06"
+_LOCATOR_64 = b"PK\x06\x07"
+_ENTRY = b"PK\x01\x02"
+_LOCAL_HEADER_BYTES = 30
+_REPORT_EVERY = 2000
+
+
+class ZipArchive:
+    """A zip archive, with one folder per class or with images straight inside."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def listing_steps(self) -> Steps:
+        """List the members that are images; what is declared is checked before anything is expanded."""
+        with self.path.open("rb") as file:
+            _check_directory(file, self.path)
+            members = Members(self.path)
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    infos = archive.infolist()
+            except Exception as error:  # zipfile raises more than its own error for a damaged directory
+                raise _damaged(self.path, error) from error
+        _check_overlaps(infos, self.path)
+        expanded = compressed = 0
+        for info in infos:
+            if members.count() % _REPORT_EVERY == 0:
+                yield Progress(0, 1, f"listing: {len(members.entries)} images")
+            name = info.orig_filename  # `filename` is cut at a NUL
+            if name.endswith("/"):
+                continue
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.create_system == 3 and kind not in (0, stat.S_IFREG):
+                members.refuse(name, "it is a link or a device, not a file")
+            elif info.flag_bits & 1:
+                members.refuse(name, "it is encrypted")
+            elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                members.refuse(name, "it is compressed in a way that is not read; use ordinary zip compression")
+            elif members.add(name, info.file_size, info):
+                check_ratio(self.path, info.file_size, info.compress_size)
+                expanded, compressed = expanded + info.file_size, compressed + info.compress_size
+                check_ratio(self.path, expanded, compressed)
+        return Listing(tuple(members.entries), skipped=tuple(members.skipped))
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
+        """Read members one at a time."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                for entry in entries:
+                    yield entry, _member(archive, entry.key)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise _damaged(self.path, error) from error
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes | UnreadableImage:
+    try:
+        with archive.open(info) as member:
+            data = member.read(info.file_size + 1)
+    except Exception as error:  # zlib's, struct's and zipfile's own errors, for damaged members
+        return UnreadableImage(f"it is damaged inside the archive ({error})")
+    if len(data) != info.file_size:
+        return UnreadableImage(f"it has {len(data)} bytes where the archive says {info.file_size}")
+    return data
+
+
+def _check_directory(file: BinaryIO, path: Path) -> None:
+    """Refuse a directory that is too large to be read whole, as `zipfile` reads it, before it is."""
+    end_of_file = file.seek(0, 2)
+    tail_start = max(0, end_of_file - 22 - 65535)
+    file.seek(tail_start)
+    tail = file.read()
+    position = len(tail) - 22
+    if position < 0 or tail[position : position + 4] != _END or tail[-2:] != b"\0\0":
+        position = tail.rfind(_END)  # an archive with a comment
+    if position < 0 or len(tail) - position < 22:
+        raise _damaged(path, "it has no directory at its end")
+    size = struct.unpack_from("<L", tail, position + 12)[0]
+    end = tail_start + position
+    if position >= 20 and tail[position - 20 : position - 16] == _LOCATOR_64:
+        file.seek(max(0, end - 20 - 56))
+        record = file.read(56)
+        if record[:4] != _END_64:
+            raise _damaged(path, "its directory is not where it should be")
+        size = struct.unpack_from("<Q", record, 40)[0]
+        end -= 20 + 56
+    if size > end:
+        raise _damaged(path, "its directory is larger than the file")
+    if size > MAX_DIRECTORY_BYTES:
+        raise ImageError(
+            f"the directory of the archive {path} takes {size >> 20} MiB, more than {MAX_DIRECTORY_BYTES >> 20}; "
+            "give a part of it"
+        )
+    file.seek(end - size)
+    if file.read(size).count(_ENTRY) > MAX_MEMBERS:
+        raise ImageError(f"the archive {path} has more than {MAX_MEMBERS:,} members; give a part of it")
+    file.seek(0)
+
+
+def _check_overlaps(infos: Sequence[zipfile.ZipInfo], path: Path) -> None:
+    """Refuse members that share bytes: the trick by which a small zip file expands to petabytes."""
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            raise ImageError(
+                f"members of the archive {path} overlap, as no archiver writes them; it is not read. Pack the images "
+                "again"
+            )
+        if info.compress_size:
+            end = info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size
+
+
+def _damaged(path: Path, reason: object) -> ImageError:
+    return ImageError(f"the archive {path} is damaged ({reason}); pack the images again")

@@ -1,0 +1,281 @@
+"""timm's architectures: built within limits, and filled with a checkpoint's weights, whatever their names are."""
+
+import contextlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mixqvit.errors import ModelError
+from mixqvit.models.checkpoints import Checkpoint
+from mixqvit.models.reading import first_line
+
+__all__ = [
+    "arguments_of",
+    "build",
+    "build_class",
+    "check_finite",
+    "classifiers",
+    "differences",
+    "fill",
+    "in_timm_names",
+    "on_meta",
+]
+
+LARGEST_MODEL = 16 * 2**30
+LARGEST_NUMBER = 100_000
+DEEPEST = 256
+
+# What create_model takes beside arguments of the architecture: other weights, files, or another kind of module.
+_NOT_ARCHITECTURE = frozenset(
+    (
+        *("cache_dir", "checkpoint_path", "exportable", "features_only", "model_name", "no_jit", "out_indices"),
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pruned", "scriptable"),
+    )
+)
+
+
+def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a timm model with fresh weights; nobody's random numbers change for them.
+
+    Args:
+        name: timm's name, with or without a pretrained tag.
+        arguments: Arguments of its architecture, such as `num_classes`.
+
+    Raises:
+        ModelError: The arguments are impossible, or the model is too large.
+    """
+    _check_size(name, arguments, on_meta(name, arguments))
+    with torch.random.fork_rng(devices=[]):
+        return _created(name, partial(timm.create_model, name), arguments)
+
+
+def build_class(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a module of a class of timm with fresh weights, drawn from the global random numbers.
+
+    Raises:
+        ModelError: The arguments are impossible, or the model is too large.
+    """
+    _check_arguments(arguments)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _LinspaceWithValues():
+        sketch = _created(kind.__name__, kind, arguments)
+    _check_size(kind.__name__, arguments, sketch)
+    return _created(kind.__name__, kind, arguments)
+
+
+def _check_size(name: str, arguments: Mapping[str, Any], sketch: nn.Module) -> None:
+    tensors = [*sketch.parameters(), *sketch.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > LARGEST_MODEL:
+        raise ModelError(f"{name} with {dict(arguments)} has {size / 2**30:.0f} GiB; choose a smaller model")
+
+
+def on_meta(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a timm model whose tensors have shapes but no values, in some hundredths of a second.
+
+    Raises:
+        ModelError: timm does not have it, or the arguments are impossible.
+    """
+    if not timm.is_model(name):
+        raise ModelError(f"this version of timm has no model {name!r}")
+    _check_arguments(arguments)
+    with torch.device("meta"), _LinspaceWithValues():
+        return _created(name, partial(timm.create_model, name), arguments)
+
+
+class _LinspaceWithValues(TorchFunctionMode):
+    """Some versions of timm read their drop rates from `torch.linspace`, which on the meta device has no values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        values = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **(kwargs or {}) | values)
+
+
+def _created(name: str, create: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        return create(**arguments)
+    except Exception as error:  # constructors raise what impossible arguments lead to
+        given = f" with {dict(arguments)}" if arguments else ""
+        raise ModelError(f"timm cannot build {name}{given} ({first_line(error)})") from error
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        if name in _NOT_ARCHITECTURE:
+            raise ModelError(f"{name!r} is no argument of an architecture; leave it out")
+        _check_argument(name, value, DEEPEST if name.startswith("depth") else LARGEST_NUMBER)
+
+
+def _check_argument(name: str, value: Any, largest: float, nested: int = 0) -> None:
+    if isinstance(value, list | tuple) and nested < 3 and len(value) <= 64:
+        for item in value:
+            _check_argument(name, item, largest, nested + 1)
+    elif isinstance(value, Mapping) and nested < 3 and len(value) <= 64:
+        for key, item in value.items():
+            _check_argument(f"{name}.{key}", item, largest, nested + 1)
+    elif isinstance(value, float | int) and not (math.isfinite(value) and abs(value) <= largest):
+        raise ModelError(f"{name} = {value!r} is no possible argument of an architecture")
+    elif not isinstance(value, str | float | int | None) or (isinstance(value, str) and len(value) > 100):
+        raise ModelError(f"{name} is no possible argument of an architecture")
+
+
+def in_timm_names(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors under timm's names, by timm's own filter for the family.
+
+    The filter knows the names of the original releases and drops what timm computes itself.
+    """
+    translate = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
+    if translate is None:
+        return dict(state)
+    options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(translate).parameters else {}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the filter of DINOv3 prints, which would spoil printed JSON
+            return translate(dict(state), module, **options)
+    except Exception:  # it expects the family's names and shapes; a checkpoint without them is compared as it is
+        return dict(state)
+
+
+def arguments_of(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the arguments by which a checkpoint differs from timm's model: classes, channels, image size, windows."""
+    state = in_timm_names(checkpoint.on_meta(), module)
+    heads = classifiers(module)
+    rows = [len(state[f"{head}.weight"]) for head in heads if _dimensions(state.get(f"{head}.weight")) == 2]
+    found = {"num_classes": rows[0] if rows else 0 if heads else module.num_classes, "in_chans": 3}
+    for stem in _listed(module.pretrained_cfg.get("first_conv")):
+        if _dimensions(state.get(f"{stem}.weight")) == 4:
+            found["in_chans"] = state[f"{stem}.weight"].shape[1]
+    usual = {"num_classes": module.num_classes, "in_chans": 3}
+    arguments = {key: value for key, value in found.items() if value != usual[key]}
+    return arguments | _sizes(checkpoint.state, module)
+
+
+def classifiers(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of a timm model's classifying layers, also where it has none of its own."""
+    return _listed(module.pretrained_cfg.get("classifier"))
+
+
+def _sizes(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Any]:
+    """Return image and window size where they show in the shapes of position tables and differ from the module's."""
+    stem = getattr(module, "patch_embed", None)
+    grid, patch = getattr(stem, "grid_size", None), getattr(stem, "patch_size", None)
+    if grid is None or patch is None:
+        return {}
+    patch_side = patch[0] if isinstance(patch, tuple | list) else patch
+    positions, own = state.get("pos_embed"), getattr(module, "pos_embed", None)
+    if _dimensions(positions) == 3 and isinstance(own, Tensor):
+        extra = own.shape[1] - math.prod(grid)
+        # DINOv2 with registers has a position for the class token, which timm adds to the token
+        sides = [side for side in (_root(positions.shape[1] - extra), _root(positions.shape[1] - extra - 1)) if side]
+        return {"img_size": sides[0] * patch_side} if sides and (sides[0], sides[0]) != tuple(grid) else {}
+    table = state.get("blocks.0.attn.relative_position_bias_table")
+    if _dimensions(table) == 2:  # BEiT: three more rows for the class token
+        side = ((_root(len(table) - 3) or -1) + 1) // 2
+        return {"img_size": side * patch_side} if side and (side, side) != tuple(grid) else {}
+    windows = [window for stage in range(4) if (window := _window(state, stage))]
+    if len(windows) == 4 and isinstance(module, SwinTransformer) and len(module.layers) == 4:
+        own_windows = [stage.blocks[0].window_size[0] for stage in module.layers]
+        if windows != own_windows:
+            return {"window_size": windows[0], "img_size": windows[-1] * 8 * patch_side}
+    return {}
+
+
+def _window(state: Mapping[str, Tensor], stage: int) -> int:
+    """Return the side of Swin's windows from its table of (2w - 1)² relative positions; 0 where there is none."""
+    table = state.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table")
+    return ((_root(len(table)) or -1) + 1) // 2 if _dimensions(table) == 2 else 0
+
+
+def fill(module: nn.Module, checkpoint: Checkpoint, name: str) -> nn.Module:
+    """Return the module with the weights of a checkpoint, every one present, of the right shape and finite.
+
+    Raises:
+        ModelError: The checkpoint is of another architecture, or holds values that are not finite.
+    """
+    state = in_timm_names(checkpoint.state, module)
+    problem = differences(module, state, checkpoint.state)
+    if problem:
+        raise ModelError(f"{checkpoint.path} does not hold the weights of {name}: {problem}; choose the model it is of")
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    check_finite(state, str(checkpoint.path))
+    module.load_state_dict(state)
+    return module
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with values that are no numbers.
+
+    Raises:
+        ModelError: Some are NaN or infinite; the message names their tensors.
+    """
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise ModelError(
+            f"{source} holds values in {_some(bad)} that are not finite (NaN or infinite); use an undamaged checkpoint"
+        )
+
+
+def differences(module: nn.Module, state: Mapping[str, Tensor], original: Mapping[str, Tensor]) -> str:
+    """Return in words how a checkpoint differs from what a module needs; empty where it fits exactly.
+
+    Args:
+        module: Built for the checkpoint; may be on the meta device.
+        state: The checkpoint in timm's names.
+        original: The same in its own names: timm's filter resizes what does not fit, which is another model.
+    """
+    expected = module.state_dict()
+    shapes = {key: _before_resizing(key, value, original) for key, value in state.items()}
+    missing = [key for key in expected if key not in state]
+    unknown = [key for key in state if key not in expected]
+    others = [
+        f"{key} has shape {shapes[key]} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in shapes and shapes[key] != tuple(value.shape)
+    ]
+    kinds = [
+        f"{key} holds {str(state[key].dtype).removeprefix('torch.')}"
+        for key, value in expected.items()
+        if key in state and value.is_floating_point() != state[key].is_floating_point()
+    ]
+    parts = [
+        f"{len(keys)} {word} ({_some(keys)})" for keys, word in ((missing, "missing"), (unknown, "unknown")) if keys
+    ]
+    for found, word in ((others, "of another shape"), (kinds, "of another kind of number")):
+        if found:
+            parts.append(f"{len(found)} {word} ({_some(found)})")
+    return f"tensors {' and '.join(parts)}" if parts else ""
+
+
+def _before_resizing(key: str, value: Tensor, original: Mapping[str, Tensor]) -> tuple[int, ...]:
+    is_resizable = key.endswith((".relative_position_bias_table", "patch_embed.proj.weight", "pos_embed"))
+    before = original.get(key)
+    if not is_resizable or before is None or before.ndim != value.ndim:
+        return tuple(value.shape)
+    if key == "pos_embed" and before.shape[1] == value.shape[1] + 1:  # a class token's position, see above
+        return tuple(value.shape)
+    return tuple(before.shape)
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(word[:150] for word in words[:3]) + (", ..." if len(words) > 3 else "")
+
+
+def _listed(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _dimensions(tensor: Tensor | None) -> int:
+    return -1 if tensor is None else tensor.ndim
+
+
+def _root(number: int) -> int | None:
+    """Return the square root of a square above 0, otherwise None."""
+    root = math.isqrt(number) if number > 0 else 0
+    return root if root and root * root == number else None

@@ -1,0 +1,1 @@
+"""The traced model: graph, layers, bit-widths, devices."""

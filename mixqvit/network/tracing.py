@@ -1,0 +1,195 @@
+"""Tracing: from a timm vision transformer to its graph, without touching the model itself."""
+
+import copy
+import threading
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.layers import apply_rot_embed_cat
+from timm.layers.activations import QuickGELU
+from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+from torch import Tensor, fx, nn
+
+from mixqvit.errors import ModelError
+from mixqvit.network.graph import Graph, Values, attribute, operation_name
+from mixqvit.network.layer_table import layer_table
+
+__all__ = ["trace"]
+
+# In evaluation mode these return their input; without them the graph is what is really computed.
+_PASS_THROUGH = ("Identity", "Dropout", "Dropout2d", "DropPath", "PatchDropout", "PatchDropoutWithIndices")
+# Casts to the precision of another tensor: a graph computes everything in the precision of its parameters.
+_CASTS = ("to", "type_as")
+
+
+def trace(module: nn.Module, example_images: Tensor) -> Graph:
+    """Trace a timm vision transformer (or a module written like one) into a graph.
+
+    The module is copied first: it is not changed, and later changes to it do not reach the graph.
+
+    Args:
+        module: The model; evaluation mode is used whatever its present mode.
+        example_images: At least one image `[B, C, H, W]`; fixes the input shape, not the batch size.
+
+    Returns:
+        The graph with its table of layers.
+
+    Raises:
+        ModelError: The module cannot be traced, has no quantizable layer, does not return logits `[B, classes]`,
+            or the traced graph does not compute what the module computes.
+    """
+    with _TRACING:
+        return _trace(module, example_images)
+
+
+# Tracing changes torch for the whole process while it lasts, so that only one thread may do it at a time.
+_TRACING = threading.Lock()
+
+
+def _trace(module: nn.Module, example_images: Tensor) -> Graph:
+    private = copy.deepcopy(module).eval().requires_grad_(False)
+    for part in private.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = False  # the fused kernel would hide the two attention products
+    try:
+        with torch.no_grad():
+            traced = fx.GraphModule(private, _Tracer().trace(private))
+    except Exception as error:
+        raise ModelError(
+            f"{type(module).__name__} cannot be traced into a graph ({_first_line(error)}). "
+            "timm's vision transformers can: ViT, DeiT, Swin, BEiT, EVA, CaiT, PVT v2 and their relatives."
+        ) from error
+    _simplify(traced)
+    traced = _with_linear_modules(traced)
+    image = example_images[:1]
+    with torch.no_grad():
+        try:
+            expected = copy.deepcopy(module).eval()(image)
+        except Exception as error:
+            raise ModelError(f"The model does not run on the example images: {_first_line(error)}") from error
+        if not isinstance(expected, Tensor) or expected.dim() != 2:
+            raise ModelError(f"The model must return logits [B, classes]; {type(module).__name__} does not.")
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        graph = Graph(traced, (), tuple(image.shape[1:]), expected.shape[1], parameters)
+        try:
+            shapes, found = _shapes(graph, image), graph(image)
+        except Exception as error:
+            raise ModelError(f"The graph of {type(module).__name__} does not run: {_first_line(error)}") from error
+        # Fused and plain attention round differently, so exact equality is not asked for here.
+        if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+            raise ModelError(f"The graph of {type(module).__name__} does not compute what the model computes.")
+    layers = layer_table(graph, shapes)
+    if not layers:
+        raise ModelError(f"{type(module).__name__} has no Linear, convolution or attention product to quantize.")
+    return replace(graph, layers=layers)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps whole what has a meaning of its own: torch.nn modules and what timm declares untraceable."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(*get_notrace_functions(), apply_rot_embed_cat))
+        self._leaves = (
+            *get_notrace_modules(),
+            *(nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GELU, nn.Dropout, nn.Identity, QuickGELU),
+        )
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return (
+            isinstance(module, self._leaves)
+            or type(module).__name__ in _PASS_THROUGH
+            or super().is_leaf_module(module, qualified_name)
+        )
+
+
+def _simplify(traced: fx.GraphModule) -> None:
+    graph = traced.graph
+    modules = dict(traced.named_modules())
+    for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
+        _fix_argument(node, node.args[0] if node.args else None)
+    for node in list(graph.nodes):
+        is_identity = node.op == "call_module" and type(modules[node.target]).__name__ in _PASS_THROUGH
+        is_cast = node.op == "call_method" and node.target in _CASTS
+        no_mask = operation_name(node, traced) == "maybe_add_mask" and _is_none(node.args[1])
+        if is_identity or is_cast or no_mask:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif operation_name(node, traced) in ("_assert", "assert_size_stride"):
+            graph.erase_node(node)  # Graph checks the shape of the images itself, with a clearer message
+    graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _with_linear_modules(traced: fx.GraphModule) -> fx.GraphModule:
+    """Turn F.linear with a weight that belongs to the model into the Linear module it stands for.
+
+    BEiT, EVA and Swin v2 put the bias of Q, K and V together from parts; in the graph it is one bias.
+    """
+    example = {}  # the values of nodes that depend on parameters only
+    found = False
+    for node in list(traced.graph.nodes):
+        arguments = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+        operands = [arguments.get(name) for name in ("weight", "bias")]
+        is_linear = node.op == "call_function" and operation_name(node, traced) == "linear"
+        of_module = is_linear and operands[0].op == "get_attr" and "." in operands[0].target
+        if of_module and all(o is None or o.name in example for o in operands):
+            weight, bias = (None if operand is None else example[operand.name] for operand in operands)
+            # Not initialized: that would take random numbers from whoever traces.
+            module = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
+            module.weight = nn.Parameter(weight.clone(), requires_grad=False)
+            if bias is not None:
+                module.bias = nn.Parameter(bias.clone(), requires_grad=False)
+            name = operands[0].target.rpartition(".")[0]
+            if any(traced.get_submodule(name).children()):
+                name = f"{name}.linear"  # a module of more than this one layer
+            traced.add_submodule(name, module.eval())
+            with traced.graph.inserting_before(node):
+                call = traced.graph.call_module(name, (arguments["input"],))
+            call.meta = dict(node.meta)
+            node.replace_all_uses_with(call)
+            traced.graph.erase_node(node)
+            found = True
+        elif node.op == "get_attr":
+            example[node.name] = attribute(traced, node.target)
+        elif operation_name(node, traced) == "cat" and all(part.name in example for part in node.all_input_nodes):
+            example[node.name] = torch.cat([example[part.name] for part in node.all_input_nodes])
+    if not found:
+        return traced
+    traced.graph.eliminate_dead_code()
+    return fx.GraphModule(traced, traced.graph)  # without the parts of the biases
+
+
+def _fix_argument(placeholder: fx.Node, value: Any) -> None:
+    """Give every reader of an optional argument of `forward` its default value instead."""
+
+    def fixed(argument: fx.Node) -> Any:
+        return value if argument is placeholder else argument
+
+    for user in list(placeholder.users):
+        user.args = fx.map_arg(user.args, fixed)
+        user.kwargs = fx.map_arg(user.kwargs, fixed)
+    placeholder.graph.erase_node(placeholder)
+
+
+def _is_none(argument: Any) -> bool:
+    """Whether timm's attention gets no mask: it asks for none, or resolves `attn_mask=None`, `is_causal=False`."""
+    if isinstance(argument, fx.Node) and getattr(argument.target, "__name__", "") == "resolve_self_attn_mask":
+        mask_settings = (*argument.args[2:], *argument.kwargs.values())
+        return all(setting is None or setting is False for setting in mask_settings)
+    return argument is None
+
+
+def _shapes(graph: Graph, image: Tensor) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    values: Values = {graph.nodes[0].name: image}
+    for node in graph.nodes:
+        if node.op != "placeholder":
+            values[node.name] = graph.compute(node, values)
+        if isinstance(values[node.name], Tensor):
+            shapes[node.name] = tuple(values[node.name].shape)
+    return shapes
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

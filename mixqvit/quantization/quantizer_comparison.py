@@ -1,0 +1,231 @@
+"""Comparing quantizers: every one of the menu on one operand, by its error in the layer's output and by its grid."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixqvit.errors import CalibrationError, MixQViTError
+from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
+from mixqvit.quantization.fisher import Fisher
+from mixqvit.quantization.operands import operands_of, sampled_rows
+from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedMatmul, convolution_arguments
+from mixqvit.quantization.quantizers import (
+    ActivationQuantizer,
+    AdaptiveLogQuantizer,
+    Log2Quantizer,
+    LogSqrt2Quantizer,
+    PowerOfTwoFactorQuantizer,
+    ReparameterizedQuantizer,
+    TwinGeluQuantizer,
+    TwinSoftmaxQuantizer,
+    UniformQuantizer,
+)
+from mixqvit.quantization.recipes import MENU, RECIPES
+from mixqvit.quantization.reparameterization import fold
+
+__all__ = ["FittedQuantizer", "Histogram", "OperandComparison", "compare_quantizers", "grid_levels"]
+
+# Quantizers are fitted to all values, as in calibration; their errors are compared on a sample.
+_SAMPLED_ROWS = 2048
+_SAMPLED_VALUES = 2**20
+_BINS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often which values occur.
+
+    Attributes:
+        edges: Ends of the bins, `[bins + 1]`.
+        counts: Values per bin, `[bins]`.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FittedQuantizer:
+    """One quantizer of the menu, fitted to an operand at every bit-width.
+
+    Attributes:
+        name: Its name in the menu.
+        recipes: The recipes that use it for such operands.
+        is_per_channel: Whether channels have grids of their own.
+        errors: ‖f(x̂) - f(x)‖² / ‖f(x)‖² by bit-width: the squared error of the layer's output relative to its size,
+            this operand alone quantized.
+        levels: The values it can return by bit-width, ascending; of the channel of median width where it is per
+            channel.
+    """
+
+    name: str
+    recipes: tuple[str, ...]
+    is_per_channel: bool
+    errors: Mapping[int, float]
+    levels: Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class OperandComparison:
+    """All quantizers of the menu on one operand.
+
+    Attributes:
+        layer: Name of the layer.
+        role: What the operand is, one of `operands.ROLES`.
+        values: Histogram of all its values on the calibration images.
+        channel: Number of the channel of median width, counted over all heads; None where no quantizer is per channel.
+        channel_values: Histogram of that channel's values, in the same bins; None likewise.
+        quantizers: In the order of the menu.
+    """
+
+    layer: str
+    role: str
+    values: Histogram
+    channel: int | None
+    channel_values: Histogram | None
+    quantizers: tuple[FittedQuantizer, ...]
+
+
+def compare_quantizers(
+    graph: Graph,
+    layer: Layer,
+    place: int,
+    pixels: Tensor,
+    fisher: Fisher | None = None,
+    bit_widths: Sequence[int] = BIT_WIDTHS,
+) -> OperandComparison:
+    """Fit every quantizer of the menu to one operand and compare them, everything else in full precision.
+
+    Args:
+        graph: The traced model.
+        layer: The layer that reads the operand.
+        place: Which of its operands: 0, or 1 for the second factor of an attention product.
+        pixels: Calibration images `[N, C, H, W]`.
+        fisher: Squared gradients at this layer, for the quantizers that weigh errors by them.
+        bit_widths: Bit-widths to fit.
+
+    Raises:
+        MixQViTError: The layer has no such operand.
+        CalibrationError: The operand is not finite.
+        ImageError: The images do not fit the model.
+    """
+    with torch.no_grad():
+        _, values = next(graph.walk(pixels, [layer.node]))
+        factors = graph.operands(layer, values)
+        if not 0 <= place < len(factors):
+            raise MixQViTError(f"{layer.name} has no operand {place}; it has {len(factors)}.")
+        if not all(torch.isfinite(factor).all() for factor in factors):
+            raise CalibrationError(f"An input of layer {layer.name} is not finite (NaN or infinity).")
+        operand = operands_of(graph, layer, factors, len(pixels), fisher)[place]
+        error_of = _output_error(graph, layer, place, factors)
+        fitted = {name: fit(operand, bit_widths) for name, fit in MENU[operand.role].items()}
+        per_channel = {name: _is_per_channel(found[bit_widths[0]]) for name, found in fitted.items()}
+        columns = _columns(layer, operand.values) if any(per_channel.values()) else None
+        channel = None if columns is None else _median_channel(columns)
+        edges = np.histogram_bin_edges(operand.values.double().numpy(), _BINS)
+        quantizers = tuple(
+            FittedQuantizer(
+                name,
+                tuple(recipe.name for recipe in RECIPES.values() if recipe.activations[operand.role] is fit),
+                per_channel[name],
+                {bits: error_of(fitted[name][bits]) for bits in bit_widths},
+                {bits: grid_levels(fitted[name][bits], channel or 0) for bits in bit_widths},
+            )
+            for name, fit in MENU[operand.role].items()
+        )
+        return OperandComparison(
+            layer.name,
+            operand.role,
+            _histogram(operand.values, edges),
+            channel,
+            None if columns is None else _histogram(columns[:, channel], edges),
+            quantizers,
+        )
+
+
+def grid_levels(quantizer: ActivationQuantizer, channel: int = 0) -> np.ndarray:
+    """Return the values that a quantizer can return, ascending, in units of its input.
+
+    Args:
+        quantizer: Any quantizer of the menu.
+        channel: Whose grid, counted over all heads, where channels have grids of their own.
+    """
+    if isinstance(quantizer, (ReparameterizedQuantizer, PowerOfTwoFactorQuantizer)):
+        return grid_levels(quantizer.per_channel, channel)
+    codes = torch.arange(2**quantizer.bits, dtype=torch.float64)
+    half = 2 ** (quantizer.bits - 1)
+    match quantizer:
+        case UniformQuantizer(scale, zero_point):
+            if scale.numel() > 1:
+                zero_point = zero_point.expand_as(scale).flatten()[channel]
+                scale = scale.flatten()[channel]
+            levels = (codes - zero_point.flatten()) * scale.flatten()
+        case Log2Quantizer(scale):
+            levels = scale * torch.exp2(-codes)
+        case LogSqrt2Quantizer(scale):
+            levels = torch.cat([scale * torch.exp2(-codes / 2), codes[:1]])
+        case AdaptiveLogQuantizer(scale, step, shift):
+            levels = scale * torch.exp2(-codes * step)
+            levels[-1] *= not quantizer.zero_code
+            levels = levels - shift
+        case TwinSoftmaxQuantizer(scale, exponent):
+            fine = codes[:half] * scale
+            coarse = codes[:half] * torch.ldexp(scale, exponent)
+            levels = torch.cat([fine, coarse[coarse > fine[-1]]])
+        case TwinGeluQuantizer(scale, exponent):
+            levels = torch.cat([-codes[: half + 1] * scale, codes[:half] * torch.ldexp(scale, exponent)])
+    return np.unique(levels.double().numpy() + 0.0)  # no -0 beside 0
+
+
+def _is_per_channel(quantizer: ActivationQuantizer) -> bool:
+    if isinstance(quantizer, (ReparameterizedQuantizer, PowerOfTwoFactorQuantizer)):
+        return True
+    return isinstance(quantizer, UniformQuantizer) and quantizer.scale.numel() > 1
+
+
+def _columns(layer: Layer, values: Tensor) -> Tensor:
+    """Return `[N, channels]`; of an attention product's `[B, heads, N, C]` the channels of one head after another."""
+    return values.transpose(1, 2).flatten(2).flatten(0, 1) if layer.is_matmul else values.flatten(0, -2)
+
+
+def _median_channel(columns: Tensor) -> int:
+    lower, upper = torch.aminmax(columns, dim=0)
+    return int((upper - lower).argsort(stable=True)[(columns.shape[1] - 1) // 2])
+
+
+def _histogram(values: Tensor, edges: np.ndarray) -> Histogram:
+    return Histogram(edges, np.histogram(values.double().numpy(), edges)[0])
+
+
+def _output_error(
+    graph: Graph, layer: Layer, place: int, factors: tuple[Tensor, ...]
+) -> Callable[[ActivationQuantizer], float]:
+    """Return a function from a quantizer of one operand to ‖f(x̂) - f(x)‖² / ‖f(x)‖² on a sample."""
+    if layer.is_matmul:
+        # Evenly spread over images and windows; both factors must come from the same ones.
+        count = max(1, _SAMPLED_VALUES // max(factor[0].numel() for factor in factors))
+        step = -(-len(factors[0]) // count)
+        sample = tuple(factor[::step] for factor in factors)
+
+        def output(quantizer: ActivationQuantizer) -> Tensor:
+            return QuantizedMatmul(*((quantizer, None) if place == 0 else (None, quantizer)))(*sample)
+
+        exact = torch.matmul(*sample)
+    else:
+        weight, bias, convolution = graph.weight(layer), graph.bias(layer), convolution_arguments(graph, layer)
+        (inputs,) = factors
+        if convolution is None:
+            inputs = sampled_rows(inputs.flatten(0, -2), _SAMPLED_ROWS)
+
+        def output(quantizer: ActivationQuantizer) -> Tensor:
+            own = fold(weight, bias, quantizer) if isinstance(quantizer, ReparameterizedQuantizer) else (weight, bias)
+            return QuantizedLayer(PreparedWeight(*own, None), quantizer, convolution)(inputs)
+
+        exact = graph.operation(layer).forward(inputs)
+    size = float(exact.square().sum()) or 1.0
+    return lambda quantizer: float((output(quantizer) - exact).square_().sum()) / size

@@ -1,0 +1,165 @@
+"""The studies of real models that this machine knows by name: what each is made of, kept until somebody removes it.
+
+Descriptions need no torch, so that a page lists them at once. The embedded models need no description: each is a study
+of its own.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePath
+from typing import Any
+
+from mixqvit.errors import ModelError, StoreError
+from mixqvit.models.cards import EMBEDDED
+from mixqvit.study.store import KEPT, Store, fingerprint
+
+__all__ = [
+    "LOCAL_FOLDER",
+    "LONGEST_NAME",
+    "StudyDescription",
+    "default_name",
+    "embedded_description",
+    "find_study",
+    "forget_study",
+    "free_name",
+    "keep_study",
+    "known_studies",
+    "studies_folder",
+    "trained_folder",
+]
+
+LONGEST_NAME = 80
+
+LOCAL_FOLDER = "local-dir:"
+"""How the name of a model begins that is a folder in timm's format."""
+
+_KEY = KEPT + "studies"
+
+
+@dataclass(frozen=True)
+class StudyDescription:
+    """What a study is made of.
+
+    Attributes:
+        model: What `load_model` is called with: an embedded model, a timm name, `local-dir:FOLDER`; None to guess the
+            architecture from the checkpoint.
+        checkpoint: A file of weights, None for the published or embedded ones.
+        images: What `load_image_sets` is called with; None for the images that belong to the model.
+        preprocessing: Values that differ from the model's own, see `Preprocessing.overridden`.
+        settings: Values of `Settings` that differ from the defaults, by name.
+        study_file: Name of an imported file in `studies_folder`, from which model and images are read; None if they are
+            read from where they lie.
+    """
+
+    model: str | None
+    checkpoint: str | None = None
+    images: str | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    study_file: str | None = None
+
+
+def embedded_description(name: str) -> StudyDescription:
+    """Return the study of an embedded model on its own images."""
+    return StudyDescription(name)
+
+
+def default_name(description: StudyDescription, model: str) -> str:
+    """Return a name for a study that nobody named: the name of its model, once it is loaded, and its images."""
+    images = description.images
+    if images is None:
+        return model
+    return f"{model} on {images if images.startswith('hf:') else PurePath(images).name}"[:LONGEST_NAME]
+
+
+def trained_folder(store: Store) -> Path:
+    """Return where the weights of trained models lie that are studies of their own."""
+    return store.folder / "trained"
+
+
+def studies_folder(store: Store) -> Path:
+    """Return where imported study files lie."""
+    return store.folder / "studies"
+
+
+def known_studies(store: Store) -> dict[str, StudyDescription]:
+    """Return the descriptions that were kept, by name, oldest first."""
+    return {name: _read(row) for name, row in store.rows(_KEY).items()}
+
+
+def find_study(store: Store, name: str) -> StudyDescription | None:
+    """Return the study of this name, kept or embedded; None if there is none."""
+    if name in EMBEDDED:
+        return embedded_description(name)
+    return known_studies(store).get(name)
+
+
+def keep_study(store: Store, name: str, description: StudyDescription) -> str:
+    """Keep a description under a name; an earlier one of the same name is replaced. Returns the name without blanks.
+
+    Raises:
+        ModelError: The name is empty, too long, or that of an embedded model.
+        StoreError: The cache folder cannot be written.
+    """
+    name = " ".join(name.split())
+    if not name or len(name) > LONGEST_NAME:
+        raise ModelError(f"Give the study a name of 1 to {LONGEST_NAME} characters.")
+    if name in EMBEDDED:
+        raise ModelError(f"{name} is the name of an embedded model; give the study another one.")
+    store.put(_KEY, name, asdict(description))
+    return name
+
+
+def free_name(store: Store, name: str, description: StudyDescription) -> str:
+    """Return a name that nobody chose, with a number behind it where it is that of another study."""
+    known = known_studies(store)
+    name = " ".join(name.split()) or "study"
+    found, number = name, 2
+    while found in EMBEDDED or (found in known and not _are_equal(known[found], description)):
+        found, number = f"{name[: LONGEST_NAME - 6]} ({number})", number + 1
+    return found
+
+
+def _are_equal(first: StudyDescription, second: StudyDescription) -> bool:
+    """Return whether two describe the same; what was saved has lists in place of tuples."""
+    return fingerprint(asdict(first)) == fingerprint(asdict(second))
+
+
+def forget_study(store: Store, name: str) -> None:
+    """Remove a study from the list, and its file if it was imported or trained here; what was computed stays.
+
+    Raises:
+        StoreError: There is no study of this name, or its file cannot be removed.
+    """
+    description = known_studies(store).get(name)
+    if description is None:
+        raise StoreError(f"There is no saved study {name!r}; saved are: {', '.join(known_studies(store)) or 'none'}.")
+    store.delete(_KEY, name)
+    others = known_studies(store).values()
+    file, folder = description.study_file, _trained(description, store)
+    try:
+        if file and all(other.study_file != file for other in others):
+            (studies_folder(store) / file).unlink(missing_ok=True)
+        if folder is not None and all(_trained(other, store) != folder for other in others):
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StoreError(f"The files of the study {name} cannot be removed ({error.strerror}).") from error
+
+
+def _trained(description: StudyDescription, store: Store) -> Path | None:
+    """Return the folder of the trained weights that a study reads, None where it reads none."""
+    model = description.model or ""
+    if model.startswith(LOCAL_FOLDER):
+        folder = Path(model.removeprefix(LOCAL_FOLDER))
+    elif description.checkpoint:
+        folder = Path(description.checkpoint).parent
+    else:
+        return None
+    return folder if folder.parent == trained_folder(store) else None
+
+
+def _read(row: Mapping[str, Any]) -> StudyDescription:
+    """Return a saved description; what another version of this program wrote beside it is passed over."""
+    known = {field.name for field in fields(StudyDescription)}
+    return StudyDescription(**{name: value for name, value in row.items() if name in known})

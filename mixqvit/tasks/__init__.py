@@ -1,0 +1,1 @@
+"""What a model's output is, and how good it is."""

@@ -1,0 +1,115 @@
+"""Bits of layers in words: short for cells, long for hovers, and what changed between two allocations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mixqvit.network.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.layers import Layer
+from mixqvit.views.overview import percent
+from mixqvit.views.sensitivity import in_words
+
+__all__ = ["LayerFacts", "bits_text", "changes", "is_tied", "mark"]
+
+_NO_BREAK = "\u00a0"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What the figures of an allocation say of a layer on hover.
+
+    Attributes:
+        bits: (weight bits, activation bits) by layer name.
+        previous: Those before, None for the first.
+        importance: Ω by layer name, None where it is not known.
+        sensitivity: Λ by layer name and bit-width, as measured.
+        pinned: Bits fixed by hand, by layer name.
+        at_least: Least bits that were demanded, by layer name.
+        at_most: Most bits that were allowed, by layer name.
+        metric: What Λ is measured as.
+    """
+
+    bits: Mapping[str, Bits]
+    previous: Mapping[str, Bits] | None
+    importance: Mapping[str, float] | None
+    sensitivity: Mapping[str, Mapping[int, float]]
+    pinned: Mapping[str, int | Bits] = field(default_factory=dict)
+    at_least: Mapping[str, int] = field(default_factory=dict)
+    at_most: Mapping[str, int] = field(default_factory=dict)
+    metric: str = "kl"
+
+    def is_held(self, name: str) -> bool:
+        """Return whether the layer has the bits that it was pinned to; one of a budget too small may not."""
+        pin = self.pinned.get(name)
+        if pin is None:
+            return False
+        first, second = self.bits[name]
+        # The input of the patch embedding keeps its 8 bits whatever the pin says.
+        return (
+            first == pin and second in (pin, PATCH_EMBED_INPUT_BITS) if isinstance(pin, int) else (first, second) == pin
+        )
+
+    def mark(self, name: str) -> str:
+        """Return ▲ or ▼ where the layer got more or fewer bits than before."""
+        return "" if self.previous is None else mark(self.previous[name], self.bits[name])
+
+    def hover(self, layer: Layer) -> str:
+        """Return all of it in words, in lines that end in `<br>`; the layer's name is not among them."""
+        name = layer.name
+        first, second = self.bits[name]
+        operands = ("first operand", "second operand") if layer.is_matmul else ("weights", "input")
+        harm = self.sensitivity[name].get(first) if is_tied(layer, self.bits[name]) else None
+        lines = [
+            f"kind {layer.kind}" + ("" if layer.block is None else f", block {layer.block}"),
+            f"{first} bits for the {operands[0]}, {second} bits for the {operands[1]}",
+        ]
+        if self.mark(name):
+            lines.append(f"before: {bits_text(layer, self.previous[name])} bits")
+        if self.is_held(name):
+            lines.append("pinned by hand ●")
+        if name in self.at_least:
+            lines.append(f"at least {self.at_least[name]} bits by hand")
+        if name in self.at_most:
+            lines.append(f"at most {self.at_most[name]} bits by hand")
+        lines.append(f"{layer.parameters:,} parameters, {layer.macs / 1e6:.3f} M MACs")
+        if self.importance is not None:
+            lines.append(f"importance Ω = {percent(self.importance[name], 2)}")
+        if harm is not None:
+            lines.append(f"sensitivity Λ = {in_words(harm, self.metric)}")
+        elif (first, second) == (FULL_PRECISION, FULL_PRECISION):
+            lines.append("full precision: no harm")
+        return "<br>".join(lines) + "<br>"
+
+
+def is_tied(layer: Layer, bits: Bits) -> bool:
+    """Return whether both operands share one bit-width; images keep their 8 bits."""
+    if layer.kind == "patch_embed" and bits[0] != FULL_PRECISION:
+        return bits[1] == PATCH_EMBED_INPUT_BITS
+    return bits[0] == bits[1]
+
+
+def bits_text(layer: Layer, bits: Bits) -> str:
+    """Write bits for a cell: one number, or weight and activation bits where they differ."""
+    return str(bits[0]) if is_tied(layer, bits) else f"{bits[0]}/{bits[1]}"
+
+
+def mark(before: Bits, now: Bits) -> str:
+    """Return ▲ for more bits than before, ▼ for fewer, ◆ for more here and fewer there, nothing for the same."""
+    if before == now:
+        return ""
+    rises, falls = (any(sign * (b - a) > 0 for a, b in zip(before, now, strict=True)) for sign in (1, -1))
+    return "◆" if rises and falls else "▲" if rises else "▼"
+
+
+def changes(layers: Sequence[Layer], bits: Mapping[str, Bits], previous: Mapping[str, Bits] | None) -> str:
+    """Say in Markdown which layers got more and which fewer bits than before."""
+    if previous is None:
+        return "Move the budget: what changes is listed here."
+    groups: dict[str, list[str]] = {"▲": [], "▼": [], "◆": []}
+    for layer in layers:
+        then, now = previous[layer.name], bits[layer.name]
+        if then != now:
+            words = f"`{layer.name}`{_NO_BREAK}{bits_text(layer, then)}→{bits_text(layer, now)}"
+            groups[mark(then, now)].append(words)
+    titles = {"▲": "more bits", "▼": "fewer bits", "◆": "moved between weights and input"}
+    said = [f"**{sign} {titles[sign]} ({len(names)}):** {', '.join(names)}" for sign, names in groups.items() if names]
+    return "\n\n".join(said) or "No layer changed against the previous position."

@@ -1,0 +1,239 @@
+"""What the Budget page shows of one allocation: bits per layer, what it costs, and tables to read and to edit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from mixqvit.allocation.costs import Cost, bitops, code_bytes
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits
+from mixqvit.network.layers import Layer
+from mixqvit.views.accuracy import AGREEMENT, TOP1, Accuracy
+from mixqvit.views.allocation_strip import FULL_PRECISION_STEP, bit_step
+from mixqvit.views.allocation_words import LayerFacts, bits_text
+from mixqvit.views.grid import blocks_by_kinds, layer_frame
+from mixqvit.views.overview import NOTHING, megabytes, nats, percent
+from mixqvit.views.style import BIT_COLOURS, bit_scale
+
+if TYPE_CHECKING:
+    from mixqvit.allocation.budget import Allocation
+    from mixqvit.tasks.evaluation import Evaluation
+
+__all__ = [
+    "allocation_frame",
+    "allowed",
+    "allowed_frame",
+    "bits_grid",
+    "comparison",
+    "gauges",
+    "harm_text",
+    "restriction_frame",
+    "restrictions",
+    "solved_words",
+]
+
+_WAITING = "…"
+_NO_BREAK = "\u00a0"
+_PINNED, _PINNED_INPUT = "pinned", "pinned input"
+_AT_LEAST, _AT_MOST = "at least", "at most"
+
+
+def bits_grid(layers: Sequence[Layer], facts: LayerFacts) -> go.Figure:
+    """Draw the bits of every layer as blocks × kinds; ▲ and ▼ mark what changed, ● what is pinned.
+
+    Args:
+        layers: The table of layers.
+        facts: The allocation, the one before, and what is known of the layers.
+    """
+
+    def text(layer: Layer, value: float) -> str:
+        marks = [facts.mark(layer.name), "●" if facts.is_held(layer.name) else ""]
+        return " ".join([bits_text(layer, facts.bits[layer.name]), *filter(None, marks)])
+
+    figure = blocks_by_kinds(
+        layers,
+        {name: bit_step(pair[0]) for name, pair in facts.bits.items()},
+        colours=bit_scale(tuple(BIT_COLOURS)),
+        title="weight bits",
+        text=text,
+        hover=lambda layer, value: facts.hover(layer),
+        limits=(BIT_WIDTHS[0] - 0.5, FULL_PRECISION_STEP + 0.5),
+        ticks=(*BIT_WIDTHS, FULL_PRECISION_STEP),
+    )
+    figure.data[0].colorbar.ticktext = [*map(str, BIT_WIDTHS), str(FULL_PRECISION)]
+    return figure
+
+
+def harm_text(harm: float) -> str:
+    """Write a predicted harm; that of bits whose harm was not measured as a dash."""
+    return NOTHING if isnan(harm) else f"{harm:.3g}"
+
+
+def solved_words(gap: float, strategy: str, is_search: bool) -> str:
+    """Say how good an allocation is by its own strategy.
+
+    Args:
+        gap: How far at most it is from the best, relative to its own harm; 0 where it is proven optimal.
+        strategy: The strategy's name.
+        is_search: Whether the strategy minimises anything.
+    """
+    if not is_search:
+        return "The largest uniform bits within the ceilings."
+    if gap == 0:
+        return f"Proven optimal: no allocation within these ceilings has a smaller score by {strategy}."
+    return f"Within {percent(gap)} of the best possible score by {strategy}, by a proven bound."
+
+
+def gauges(allocation: "Allocation", full: Cost, bitops_ceiling: float | None) -> list[tuple[str, float]]:
+    """Return the costs of an allocation in words, each with the fraction used of what is allowed.
+
+    Without a ceiling, the fraction is that of full precision.
+
+    Args:
+        allocation: Bits per layer with their cost and budget.
+        full: Cost of full precision.
+        bitops_ceiling: The most BitOps that the budget allows, as `allocation.bitops_ceiling` says; None for no limit.
+    """
+    budget, spent = allocation.budget, allocation.cost
+    return [
+        _gauge("Average bits", spent.average_bits, budget.average_bits, full.average_bits, "{:.2f}"),
+        _gauge(
+            "Model size", spent.size_bytes / 1e6, _scaled(budget.size_bytes, 1e6), full.size_bytes / 1e6, "{:.3f} MB"
+        ),
+        _gauge("BitOps", spent.bitops / 1e9, _scaled(bitops_ceiling, 1e9), full.bitops / 1e9, "{:.3f} G"),
+    ]
+
+
+def _scaled(amount: float | None, unit: float) -> float | None:
+    return None if amount is None else amount / unit
+
+
+def _gauge(name: str, spent: float, ceiling: float | None, full: float, form: str) -> tuple[str, float]:
+    if ceiling is None:
+        return f"{name} **{form.format(spent)}**, {percent(spent / full)} of full precision", min(spent / full, 1.0)
+    return f"{name} **{form.format(spent)}** of {form.format(ceiling)} allowed", min(spent / ceiling, 1.0)
+
+
+def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | None], has_labels: bool = True) -> str:
+    """Return a Markdown table of settings side by side.
+
+    Args:
+        columns: (cost, predicted harm, what was measured) by title; an evaluation of None is still to come, a column
+            of None does not exist.
+        has_labels: Whether the images have labels; without them there is no top-1 accuracy to show.
+    """
+    rows = {
+        "Average bits": lambda cost, harm, found: f"{cost.average_bits:.2f}",
+        "Model size": lambda cost, harm, found: megabytes(cost.size_bytes),
+        "· weight codes": lambda cost, harm, found: megabytes(cost.weight_bytes),
+        "· scales, zero points": lambda cost, harm, found: megabytes(cost.scale_bytes),
+        "· kept in float32": lambda cost, harm, found: megabytes(cost.full_precision_bytes),
+        "· file header": lambda cost, harm, found: megabytes(cost.container_bytes),
+        "BitOps": lambda cost, harm, found: f"{cost.bitops / 1e9:.3f} G",
+        "Predicted harm": lambda cost, harm, found: harm_text(harm),
+        **(_accuracy_rows(TOP1.title, TOP1, "its 95 % interval") if has_labels else {}),
+        **_accuracy_rows(AGREEMENT.short, AGREEMENT, "its 95 % interval "),  # another key: with a blank
+        "KL divergence": lambda cost, harm, found: _WAITING if found is None else nats(found.kl),
+    }
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for title, write in rows.items():
+        entries = ["–" if column is None else write(*column) for column in columns.values()]
+        lines.append(f"| {title} | " + " | ".join(entries) + " |")
+    return "\n".join(lines).replace("95 % ", f"95{_NO_BREAK}%{_NO_BREAK}")
+
+
+def _accuracy_rows(title: str, measure: Accuracy, interval: str) -> dict[str, Callable]:
+    return {
+        title: lambda cost, harm, found: _fraction(found and measure.value(found)),
+        interval: lambda cost, harm, found: _interval(found and measure.interval(found)),
+    }
+
+
+def _fraction(value: float | None) -> str:
+    return _WAITING if value is None else percent(value)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    if ends is None:
+        return _WAITING
+    return NOTHING if isnan(ends[0]) else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+
+
+def allocation_frame(layers: Sequence[Layer], facts: LayerFacts) -> pd.DataFrame:
+    """Return an allocation as a table: bits, costs, and of every layer Ω where it is known and Λ at its weight bits."""
+    bits = facts.bits
+    columns = {
+        "weight bits": {name: pair[0] for name, pair in bits.items()},
+        "activation bits": {name: pair[1] for name, pair in bits.items()},
+        "codes (bytes)": {layer.name: code_bytes(layer, bits[layer.name][0]) for layer in layers},
+        "BitOps": {layer.name: bitops(layer, bits[layer.name]) for layer in layers},
+    }
+    if facts.importance is not None:
+        columns["importance"] = facts.importance
+    columns["sensitivity"] = {name: facts.sensitivity[name].get(pair[0], 0.0) for name, pair in bits.items()}
+    return layer_frame(layers, columns)
+
+
+def restriction_frame(
+    layers: Sequence[Layer],
+    pinned: Mapping[str, int | Bits],
+    at_least: Mapping[str, int],
+    at_most: Mapping[str, int],
+    tied: bool,
+) -> pd.DataFrame:
+    """Return the table in which layers are restricted by hand, empty where the allocation decides.
+
+    Args:
+        layers: The table of layers.
+        pinned: Bits fixed by hand, by layer name.
+        at_least: Least bits, by layer name.
+        at_most: Most bits, by layer name.
+        tied: Whether both operands share their bits; else the table has a column for the pinned input.
+    """
+    columns: dict[str, Mapping[str, int]] = {
+        _PINNED: {name: bits if isinstance(bits, int) else bits[0] for name, bits in pinned.items()}
+    }
+    if not tied:
+        columns[_PINNED_INPUT] = {name: bits[1] for name, bits in pinned.items() if not isinstance(bits, int)}
+    columns |= {_AT_LEAST: at_least, _AT_MOST: at_most}
+    frame = layer_frame(layers, columns).drop(columns="block")
+    return frame.astype(dict.fromkeys(columns, "Int64"))
+
+
+def restrictions(frame: pd.DataFrame) -> dict[str, dict[str, int | Bits]]:
+    """Return `pinned`, `at_least` and `at_most` by layer name, read from an edited `restriction_frame`.
+
+    Where only the weight or only the input of a layer is pinned, the other shares its bits.
+    """
+    weights, inputs = _column(frame, _PINNED), _column(frame, _PINNED_INPUT)
+    pinned: dict[str, int | Bits] = {}
+    for name in frame["layer"]:
+        pair = weights.get(name, inputs.get(name)), inputs.get(name, weights.get(name))
+        if pair[0] is not None:
+            pinned[name] = pair[0] if pair[0] == pair[1] else pair
+    return {"pinned": pinned, "at_least": _column(frame, _AT_LEAST), "at_most": _column(frame, _AT_MOST)}
+
+
+def _column(frame: pd.DataFrame, column: str) -> dict[str, int]:
+    if column not in frame:
+        return {}
+    chosen = frame.dropna(subset=[column])
+    return {name: int(bits) for name, bits in zip(chosen["layer"], chosen[column], strict=True)}
+
+
+def allowed_frame(layers: Sequence[Layer], allowed: Mapping[str, Sequence[int]]) -> pd.DataFrame:
+    """Return the table of the bit-widths that each kind of layer may get, one column of yes or no per bit-width."""
+    kinds = list(dict.fromkeys(layer.kind for layer in layers))
+    return pd.DataFrame(
+        {"kind": kinds, **{str(bits): [bits in allowed.get(kind, BIT_WIDTHS) for kind in kinds] for bits in BIT_WIDTHS}}
+    )
+
+
+def allowed(frame: pd.DataFrame) -> dict[str, tuple[int, ...]]:
+    """Return the bit-widths by kind, read from an edited `allowed_frame`; kinds that may get any are left out."""
+    chosen = {
+        row["kind"]: tuple(bits for bits in BIT_WIDTHS if row[str(bits)]) for row in frame.to_dict(orient="records")
+    }
+    return {kind: widths for kind, widths in chosen.items() if widths != BIT_WIDTHS}

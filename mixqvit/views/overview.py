@@ -1,0 +1,142 @@
+"""What the Overview page shows: the table of layers, sample images, and the results of three cards in words."""
+
+from collections.abc import Mapping, Sequence
+from math import isnan
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from mixqvit.network.layers import Layer
+from mixqvit.views.accuracy import accuracy_of
+from mixqvit.views.class_names import first_synonym
+from mixqvit.views.grid import layer_frame
+
+if TYPE_CHECKING:
+    from mixqvit.allocation.budget import Allocation
+    from mixqvit.images.images import Images
+    from mixqvit.tasks.evaluation import Evaluation
+
+__all__ = [
+    "NOTHING",
+    "accuracy",
+    "breaks_first",
+    "four_bits_give",
+    "interval_text",
+    "layer_table",
+    "matters_most",
+    "megabytes",
+    "nats",
+    "percent",
+    "sample_images",
+]
+
+NOTHING = "–"
+"""What is shown in place of a number that means nothing."""
+
+
+def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
+    """Return the table of quantized layers, one row per layer in network order; MACs in millions for one image."""
+    return layer_frame(
+        layers,
+        {
+            "parameters": {layer.name: layer.parameters for layer in layers},
+            "MACs (M)": {layer.name: layer.macs / 1e6 for layer in layers},
+            "input shape": {layer.name: _shape(layer.input_shape) for layer in layers},
+            "output shape": {layer.name: _shape(layer.output_shape) for layer in layers},
+        },
+    )
+
+
+def sample_images(images: "Images", count: int) -> tuple[list[np.ndarray], list[str], list[str]]:
+    """Return the first images as `[H, W, C]` or, of one channel, `[H, W]` arrays of 0 to 1, captions and alt texts."""
+    first = images.subset(count)
+    pictures = [picture.squeeze(-1) if picture.shape[-1] == 1 else picture for picture in first.display().numpy()]
+    if first.labels is None:
+        return pictures, list(first.names), [f"Evaluation image {name}" for name in first.names]
+    labels = [first.class_names[label] for label in first.labels.tolist()]
+    alts = [f"Evaluation image {name}, labelled {label}" for name, label in zip(first.names, labels, strict=True)]
+    return pictures, [first_synonym(label) for label in labels], alts
+
+
+def megabytes(size_bytes: float) -> str:
+    """Write a size in decimal megabytes, small ones in kilobytes."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 or not size_bytes else f"{size_bytes / 1e3:.1f} kB"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Write a fraction in percent, with the space that the unit takes; one that means nothing, NaN, as a dash."""
+    return NOTHING if isnan(fraction) else f"{100 * fraction:.{digits}f}\u00a0%"
+
+
+def interval_text(ends: tuple[float, float]) -> str:
+    """Write the ends of an interval of fractions in percent; one that means nothing, NaN, as a dash."""
+    low, high = ends
+    return NOTHING if isnan(low) else f"{100 * low:.1f} to {percent(high)}"
+
+
+def nats(divergence: float, digits: int = 3) -> str:
+    """Write a KL divergence; one that means nothing, NaN, as a dash."""
+    return NOTHING if isnan(divergence) else f"{divergence:.{digits}g} nats"
+
+
+def accuracy(evaluation: "Evaluation") -> tuple[str, str]:
+    """Return top-1 accuracy and its 95 % interval in words; agreement with full precision where there are no labels."""
+    chosen = accuracy_of(evaluation)
+    if not evaluation.has_choice:
+        return NOTHING, "one class: any bits are right"
+    return percent(chosen.value(evaluation)), f"95 % interval {interval_text(chosen.interval(evaluation))}"
+
+
+def matters_most(layers: Sequence[Layer], importance: Mapping[str, float], count: int = 3) -> str:
+    """Say in Markdown which layers carry the largest share of relevance, and which block carries most."""
+    best = sorted(importance, key=importance.__getitem__, reverse=True)[:count]
+    lines = [f"{rank}. `{name}` {percent(importance[name])}" for rank, name in enumerate(best, start=1)]
+    blocks: dict[int, float] = {}
+    for layer in layers:
+        if layer.block is not None:
+            blocks[layer.block] = blocks.get(layer.block, 0.0) + importance[layer.name]
+    first = "The most relevance flows through\n\n"
+    if not blocks:
+        return first + "\n".join(lines)
+    top = max(blocks, key=blocks.__getitem__)
+    share, equal = percent(blocks[top], 0), percent(1 / len(blocks), 0)
+    return first + "\n".join(lines) + f"\n\nBlock {top} as a whole carries {share}; an equal share would be {equal}."
+
+
+def breaks_first(sensitivity: Mapping[str, Mapping[int, float]], count: int = 3) -> str:
+    """Say in Markdown which layers do the most harm when they alone get the fewest bits measured."""
+    fewest = min(min(harms) for harms in sensitivity.values())
+    worst = sorted(sensitivity, key=lambda name: sensitivity[name][fewest], reverse=True)
+    lines = [f"{rank}. `{name}` {sensitivity[name][fewest]:.2g} nats" for rank, name in enumerate(worst[:count], 1)]
+    typical = float(np.median([harms[fewest] for harms in sensitivity.values()]))
+    return (
+        f"Alone at {fewest} bits, the output moves farthest for\n\n"
+        + "\n".join(lines)
+        + f"\n\nThe median layer moves it by {typical:.2g} nats (KL divergence)."
+    )
+
+
+def four_bits_give(
+    mixed: "Allocation",
+    mixed_evaluation: "Evaluation",
+    uniform_evaluation: "Evaluation | None",
+    uniform_size_bytes: int,
+    full_bytes: int,
+) -> str:
+    """Say in Markdown what the mixed allocation measures and costs, beside uniform bits and full precision."""
+    value, interval = accuracy(mixed_evaluation)
+    measure = accuracy_of(mixed_evaluation).in_sentence
+    fraction = mixed.cost.size_bytes / full_bytes
+    text = (
+        f"**Mixed bits: {value}** {measure} ({interval}) at {megabytes(mixed.cost.size_bytes)}, "
+        f"{percent(fraction, 0)} of the {megabytes(full_bytes)} in full precision.\n\n"
+    )
+    if uniform_evaluation is None:
+        return text + "Uniform 4 bits: measuring …"
+    value, interval = accuracy(uniform_evaluation)
+    return text + f"Uniform 4 bits: {value} ({interval}) at {megabytes(uniform_size_bytes)}."
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(str(size) for size in shape)

@@ -1,0 +1,145 @@
+"""Opening studies: from descriptions, once for all sessions, within a bound of memory."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mixqvit.errors import AccessError, ImageError, ModelError
+from mixqvit.files.uploads import uploads_folder
+from mixqvit.study import open_studies
+from mixqvit.study.library import StudyDescription
+from mixqvit.study.open_studies import OpenStudies, open_study, settings_from
+from mixqvit.study.store import Store
+from mixqvit.study.study import Study
+
+SMALL = {"evaluation_images": 10}
+
+
+def description(**settings: object) -> StudyDescription:
+    return StudyDescription("digits_swin", settings={**SMALL, **settings})
+
+
+def opened(studies: OpenStudies, described: StudyDescription, factor: float = 1.0) -> Study:
+    *_, last = studies.open_steps(described, factor)
+    return last.result
+
+
+def test_settings_of_the_description_are_used(tmp_path: Path):
+    study = open_study(description(sampling_seed=3, calibration_seed=2), store=Store(tmp_path))
+    assert len(study.evaluation_images) == 10
+    assert study.settings.sampling_seed == 3
+    assert study.settings.calibration_seed == 2
+
+
+def test_a_setting_of_a_later_version_is_refused_by_name():
+    with pytest.raises(ModelError, match="telepathy"):
+        settings_from(StudyDescription("digits_vit", settings={"telepathy": True}))
+
+
+def test_a_model_without_images_asks_for_them(tmp_path: Path):
+    import torch
+
+    from mixqvit.models.loading import load_model
+
+    path = tmp_path / "weights.pth"
+    torch.save(load_model("digits_swin").module.state_dict(), path)
+    assert open_study(StudyDescription("digits_swin", str(path)), store=Store(tmp_path)).model.images == "digits"
+    with pytest.raises(ImageError, match="neither"):
+        open_study(StudyDescription("digits_swin", images=str(tmp_path / "nothing")), store=Store(tmp_path))
+
+
+def test_a_removed_upload_says_so():
+    gone = str(uploads_folder() / "abc" / "photos.zip")
+    with pytest.raises(AccessError, match=r"photos\.zip was removed"):
+        open_study(StudyDescription("digits_vit", images=gone))
+
+
+def test_a_study_is_opened_once_for_all(monkeypatch: pytest.MonkeyPatch):
+    studies, count = OpenStudies(10**12), []
+    real = open_studies.open_study_steps
+
+    def counted(*arguments):
+        count.append(1)
+        yield from real(*arguments)
+
+    monkeypatch.setattr(open_studies, "open_study_steps", counted)
+    found = [None] * 4
+
+    def session(number: int) -> None:
+        found[number] = opened(studies, description())
+
+    threads = [threading.Thread(target=session, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(count) == 1
+    assert len({id(study) for study in found}) == 1
+    assert studies.find(description()) is found[0]
+
+
+def test_different_studies_are_different():
+    studies = OpenStudies(10**12)
+    first, second = opened(studies, description()), opened(studies, description(), 4.0)
+    third = opened(studies, description(sampling_seed=1))
+    assert len({id(study) for study in (first, second, third)}) == 3
+    assert second.settings.outlier_factor == 4.0
+
+
+def test_those_used_longest_ago_are_closed_first():
+    one = open_studies._bytes_of(opened(OpenStudies(0), description()))
+    studies = OpenStudies(int(2.5 * one))
+    for seed in range(2):
+        opened(studies, description(sampling_seed=seed))
+    assert studies.find(description(sampling_seed=0)) is not None  # used again
+    opened(studies, description(sampling_seed=2))
+    there = [studies.find(description(sampling_seed=seed)) is not None for seed in range(3)]
+    assert there == [True, False, True]
+
+
+def test_the_last_one_stays_open_however_large():
+    studies = OpenStudies(0)
+    opened(studies, description())
+    assert studies.find(description()) is not None
+
+
+def test_a_failure_to_open_leaves_the_way_free_for_the_next(monkeypatch: pytest.MonkeyPatch):
+    studies = OpenStudies(10**12)
+    with pytest.raises(ModelError):
+        opened(studies, StudyDescription("no_such_model"))
+    with pytest.raises(ModelError):
+        opened(studies, StudyDescription("no_such_model"))
+    opened(studies, description())
+
+
+def test_a_session_that_goes_away_while_opening_blocks_nobody():
+    studies = OpenStudies(10**12)
+    steps = studies.open_steps(description())
+    next(steps)
+    steps.close()
+    assert opened(studies, description()) is not None
+
+
+def photographs(folder: Path, count: int) -> StudyDescription:
+    for number in range(count):
+        path = folder / "photos" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((32, 32), number + 1).save(path)
+    return StudyDescription("digits_swin", images=str(folder / "photos"))
+
+
+def test_files_that_have_changed_are_read_again_when_somebody_opens_the_study(tmp_path: Path):
+    studies, described = OpenStudies(10**12), photographs(tmp_path, 30)
+    first, amplified = opened(studies, described), opened(studies, described, 4.0)
+    assert opened(studies, described) is first
+    photographs(tmp_path, 40)
+    assert studies.find(described) is first, "who works with it is not disturbed"
+    again = opened(studies, described)
+    assert (len(first.evaluation_images), len(again.evaluation_images)) == (27, 36)
+    assert studies.find(described) is again
+    assert studies.find(described, 4.0) is not amplified
+    shutil.rmtree(tmp_path / "photos")
+    assert opened(studies, described) is again, "uploads are removed after a while"
