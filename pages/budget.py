@@ -154,6 +154,8 @@ def main() -> None:
         strip, costs = st.container(), st.container()
         numbers = st.grid(4, min_column_width=165)
         measuring.among_classes(study)
+        notes = st.empty()
+        measuring.show_notes(notes, study)
         status = st.container(height=STATUS_HEIGHT, border=False)
         waiting = st.empty()
         waiting.info("The allocation appears once what the strategy has to know of all layers is computed.")
@@ -177,10 +179,10 @@ def main() -> None:
             budget_keep.show_difference(study, allocation)
         with strip:
             headline(study, wanted, remembered, allocation, view)
-        show(study, wanted, remembered, allocation, numbers, costs, status)
+        show(study, wanted, remembered, allocation, numbers, costs, notes, status)
 
 
-def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, status) -> None:
+def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, notes, status) -> None:
     yardstick = budget_measure.yardstick_of(wanted)
     uniform = study.uniform_beside(allocation.budget, *yardstick)
     full = study.uniform(FULL_PRECISION, *yardstick)
@@ -215,6 +217,7 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, st
     }
     held = remembered.held
     shown["A"] = held and budget_measure.measured(study, remembered, "mixed", held)
+    measuring.show_notes(notes, study)  # again: by now the answers in full precision may be known
     for name, place in places.items():
         budget_measure.show_measured(
             place,

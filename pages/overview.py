@@ -8,7 +8,7 @@ from mixqvit.allocation.costs import cost
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import FULL_PRECISION, uniform
 from mixqvit.views import overview
-from pages.parts import common
+from pages.parts import common, measuring
 
 SMALL_SIDE = 64  # pixels; larger images are photographs
 AVERAGE_BITS = 4
@@ -140,11 +140,12 @@ def saved_results(study):
                 st.rerun()
 
 
-def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
+def fill_cards(study, full_bytes, accuracy_place, notes_place, matters, breaks, gives):
     """The long work, one stage after the other; each result goes to its place as soon as it is known."""
     with accuracy_place:
         full = common.run("Accuracy", partial(study.evaluate_steps, 32))
     show_accuracy(accuracy_place, study, full)
+    measuring.show_notes(notes_place, study)
 
     result, progress, _ = matters
     strategy = "mix-qvit"
@@ -193,6 +194,8 @@ with common.page(
     full_bytes = full.size_bytes
     accuracy_place = facts(study, full_bytes)
     show_accuracy(accuracy_place, study, None)
+    notes_place = st.empty()
+    measuring.show_notes(notes_place, study)
     question = st.container()
     images(study)
     columns = st.columns(3)
@@ -215,4 +218,4 @@ with common.page(
     with question:
         go = common.started(study, *STAGES)
     if go:
-        fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives)
+        fill_cards(study, full_bytes, accuracy_place, notes_place, matters, breaks, gives)

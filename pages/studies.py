@@ -34,8 +34,7 @@ def about(study) -> None:
         for label, value, below, help_text in figures.facts(study.model, study.image_sets, study.machine):
             common.fact(st, label, value, below, help_text)
     sample = study.image_sets.sample
-    notes = (*study.model.notes, f"Measured on {sample.how}.", *sample.notes)
-    st.markdown("\n".join(f"- {common.as_sentence(note)}" for note in notes))
+    common.bullets([f"measured on {sample.how}", *common.warned(study.notes)])
     skipped = study.image_sets.sample.skipped
     if skipped:
         with st.expander(f"{len(skipped)} images could not be read and were skipped", icon=":material/broken_image:"):

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from mixqvit.commands.parser import BAD_INPUT, parser
+from mixqvit.commands.studies import say_notes
 from mixqvit.errors import MixQViTError
+from mixqvit.files.documents import finite
 
 __all__ = ["main"]
 
@@ -26,6 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     with _clean_standard_output(options.json) as output:
         try:
             document, text = options.run(options)
+            if options.opened is not None:
+                say_notes(options)
+                notes = [note.text for note in options.opened.notes]
+                document["notes"] = [*notes, *document.get("notes", ())]
         except MixQViTError as error:
             print(f"mixqvit {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
             return BAD_INPUT
@@ -35,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
             return INTERRUPTED
         if os.environ.get("RANK", "0") == "0":  # of processes that were launched together, one speaks
             try:
-                print(json.dumps(document, indent=2) if options.json else text, file=output, flush=True)
+                print(json.dumps(finite(document), indent=2) if options.json else text, file=output, flush=True)
             except BrokenPipeError:  # `| head` has seen enough
                 return _nobody_reads(output)
     return 0

@@ -7,11 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
-from mixqvit.commands.studies import allocation_request, finish, has_ceiling, study_of_recipe
+from mixqvit.commands.printing import Document, measured_columns, percent, table
+from mixqvit.commands.studies import allocation_request, finish, has_ceiling, score, study_of_recipe
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, RecipeError
 from mixqvit.files.allocation_document import recipe_document
+from mixqvit.files.documents import measurement
 
 if TYPE_CHECKING:
     from mixqvit.allocation.budget import Allocation
@@ -44,7 +45,7 @@ def allocate(options: argparse.Namespace) -> tuple[Document, str]:
     document["uniform"] = None if beside is None else _describe(study, beside, options.evaluate)
     if options.output is not None:
         measured = study.saved_evaluation(allocation) if options.evaluate else None
-        recipe = recipe_document(study.model.name, study.settings, allocation, request, measured)
+        recipe = recipe_document(study.model.name, study.settings, allocation, request, measured, study.notes)
         _write(options.output, json.dumps(recipe, indent=2) + "\n")
     bits = [(name, *pair) for name, pair in allocation.bits.items()]
     summary = [_summary("mixed", document["allocation"])]
@@ -90,7 +91,7 @@ def frontier(options: argparse.Namespace) -> tuple[Document, str]:
     study = open_study(options)
     request = allocation_request(options)
     del request["average_bits"]
-    finish(study.score_steps(options.strategy, request["tied"], options.gamma))
+    score(study, options.strategy, request["tied"], options.gamma)
     points = finish(study.frontier_steps(**request))
     document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
     document["points"] = [
@@ -173,7 +174,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
 def _allocation(study: "Study", options: argparse.Namespace) -> "Allocation":
     """Return the best allocation within the budget on the command line."""
     request = allocation_request(options)
-    finish(study.score_steps(options.strategy, request["tied"], options.gamma))
+    score(study, options.strategy, request["tied"], options.gamma)
     return study.allocate(**request)
 
 

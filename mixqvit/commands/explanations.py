@@ -37,6 +37,7 @@ _ALLOCATION_FILE = {
     "predicted_harm": "what the strategy minimised, in its own unit",
     "cost": "bytes of the packed file and of its parts, BitOps, average bits",
     "measured": "images, top-1 with its interval, agreement (fractions), KL (nats); null if nothing was measured",
+    "notes": "sentences to know beside the numbers",
 }
 
 EXPLANATIONS = {

@@ -2,10 +2,12 @@
 
 import argparse
 from dataclasses import asdict, replace
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixqvit.commands.allocations import chosen_setting
+from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document, percent, table
 from mixqvit.commands.studies import allocation_request, finish
 from mixqvit.errors import ExportError, UnsupportedOperationError
@@ -30,10 +32,12 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     formats = "; ".join(f"{one.name}: {one.title}" for one in FORMATS.values())
     parser.add_argument("--format", choices=list(FORMATS), required=True, help=formats)
     parser.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
-    parser.add_argument("--recipe", metavar="FILE", help="what `allocate --output` wrote; it names its model")
+    parser.add_argument(
+        "--recipe", type=expanded, metavar="FILE", help="what `allocate --output` wrote; it names its model"
+    )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=path_of,
         required=True,
         metavar="FILE",
         help="the file to write; overlays of Model Explorer become several, FILE without its ending in front of each",
@@ -84,10 +88,10 @@ def _recipe(study: "Study", setting: "Allocation | BitsPerLayer", options: argpa
     from mixqvit.files.export.library_config import json_content
 
     if isinstance(setting, Allocation):
-        document = recipe_document(study.model.name, study.settings, setting, allocation_request(options))
+        allocation, request = setting, allocation_request(options)
     else:
-        given = Allocation(setting, 0.0, cost(study.layers, setting, study.storage))
-        document = recipe_document(study.model.name, study.settings, given, {}) | {"predicted_harm": None}
+        allocation, request = Allocation(setting, nan, cost(study.layers, setting, study.storage)), {}
+    document = recipe_document(study.model.name, study.settings, allocation, request, notes=study.notes)
     return Exported({FORMATS["recipe"].suffix: json_content(document)})
 
 

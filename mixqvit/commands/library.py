@@ -4,17 +4,15 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mixqvit.commands.printing import Document, measured_columns, measurement, table
-from mixqvit.commands.studies import description_of, finish
+from mixqvit.commands.printing import Document, measured_columns, table
+from mixqvit.commands.studies import description_of, finish, opened
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import StudyFileError, UnsupportedOperationError
+from mixqvit.files.documents import measurement
 from mixqvit.study.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
 from mixqvit.study.store import Store
-
-if TYPE_CHECKING:
-    from mixqvit.study.study import Study
 
 __all__ = ["analyze", "saved"]
 
@@ -78,7 +76,7 @@ def _export(options: argparse.Namespace) -> tuple[Document, str]:
         raise StudyFileError(
             f"There is no saved study {options.name!r}; `study list` shows those that there are, `analyze` makes one."
         )
-    study: Study = finish(open_study_steps(description))
+    study = opened(finish(open_study_steps(description)), options)
     count = finish(write_study_file_steps(study, options.name, options.file))
     size = options.file.stat().st_size
     document = {"study": options.name, "file": str(options.file), "bytes": size, "results": count}
@@ -89,6 +87,7 @@ def _import(options: argparse.Namespace) -> tuple[Document, str]:
     from mixqvit.files.study_file import import_study_file
 
     name, study, count = import_study_file(Store(), options.file, options.name)
+    opened(study, options)
     document: dict[str, Any] = {"study": name, "model": study.model.name, "results": count}
     return document, f"{count} results of {study.model.name}, {_how_to_open(name)}"
 

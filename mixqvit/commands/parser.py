@@ -2,11 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from mixqvit.commands import allocations, exports, library, reports, stages, training
 from mixqvit.commands.explanations import EXPLANATIONS
+from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.engines.choice import ENGINES, EngineChoice
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, opened=None, said=())
         return added
 
     def study_command(
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     allocation = study_command("allocate", allocations.allocate, "find the best bits per layer under a budget")
     _add_budget(allocation)
     _add_strategy(allocation)
-    allocation.add_argument("--output", type=Path, metavar="FILE", help="write the allocation as a JSON recipe")
+    allocation.add_argument("--output", type=path_of, metavar="FILE", help="write the allocation as a JSON recipe")
     allocation.add_argument("--evaluate", action="store_true", help="measure the allocation and uniform bits beside it")
     comparison = study_command("strategies", allocations.strategies, "measure all allocation strategies in one budget")
     _add_budget(comparison)
@@ -134,8 +134,10 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
     _add_budget(packing)
     _add_strategy(packing)
-    packing.add_argument("--recipe", metavar="FILE", help="what `allocate --output` wrote; it names its model")
-    packing.add_argument("--output", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    packing.add_argument(
+        "--recipe", type=expanded, metavar="FILE", help="what `allocate --output` wrote; it names its model"
+    )
+    packing.add_argument("--output", type=path_of, required=True, metavar="FILE", help="the safetensors file to write")
     exporting = study_command("export", exports.export, exports.DESCRIPTION)
     _add_budget(exporting)
     _add_strategy(exporting)
@@ -144,11 +146,14 @@ def parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
     evaluation.add_argument(
         "--recipe",
+        type=expanded,
         metavar="FILE|NAME",
         help="a JSON recipe that `allocate --output` wrote; or, with --bits, the name of the quantization recipe "
         "(default: mix-qvit; `recipes` lists all)",
     )
-    evaluation.add_argument("--packed", type=Path, metavar="FILE", help="what `pack` wrote; it names its model itself")
+    evaluation.add_argument(
+        "--packed", type=path_of, metavar="FILE", help="what `pack` wrote; it names its model itself"
+    )
     reports.add_report(
         study_command("report", reports.report, "write a study as one HTML page, with its tables in a zip beside it")
     )
@@ -163,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
         "train-embedded", training.train_embedded, "train an embedded model again and write its checkpoint and card"
     )
     embedded.add_argument("--model", required=True, help="a name that `models` lists")
-    embedded.add_argument("--folder", type=Path, help="where to write (default: assets)")
+    embedded.add_argument("--folder", type=path_of, help="where to write (default: assets)")
     embedded.add_argument("--epochs", type=int, help="fewer or more epochs than the model's recipe")
     return root
 
@@ -178,7 +183,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="mixed bits within model size and BitOps of uniform bits of this average; patch embedding and head keep 8",
     )
     parser.add_argument(
-        "--allocation", metavar="FILE", help="what `allocate --output` wrote; it names its model itself"
+        "--allocation", type=expanded, metavar="FILE", help="what `allocate --output` wrote; it names its model itself"
     )
     defaults = TrainingSettings()
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help=f"default: {defaults.epochs}")
@@ -189,12 +194,15 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--patience", type=int, metavar="EPOCHS", help="end after so many without a lower loss")
     parser.add_argument(
-        "--training-images", metavar="SOURCE", help="as --images (default: those of the study that are left)"
+        "--training-images",
+        type=expanded,
+        metavar="SOURCE",
+        help="as --images (default: those of the study that are left)",
     )
     saved = parser.add_mutually_exclusive_group()
     saved.add_argument("--resume", action="store_true", help="go on from the last saved epoch of the same training")
     saved.add_argument("--restart", action="store_true", help="forget the saved epochs and begin again")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the trained model as one packed file")
+    parser.add_argument("--output", type=path_of, metavar="FILE", help="write the trained model as one packed file")
     parser.add_argument("--keep", metavar="NAME", help="keep the trained weights as a study of this name")
 
 
@@ -205,11 +213,13 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--checkpoint",
+        type=expanded,
         metavar="FILE",
         help="local weights, .safetensors or .pth; without --model the architecture is guessed from them",
     )
     parser.add_argument(
         "--images",
+        type=expanded,
         metavar="SOURCE",
         help="digits, a folder, a .zip, .tar, .csv or .parquet file, or hf:NAME@SPLIT for a data set of Hugging Face; "
         f"a .csv has a column of files ({', '.join(FILE_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)}), or "
@@ -268,9 +278,9 @@ def _add_saved_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     action("list", "list the saved studies")
     exporting = action("export", "write a study with model, images and results as one file")
     exporting.add_argument("name", help="a saved study, or an embedded model")
-    exporting.add_argument("file", type=Path, help="the file to write")
+    exporting.add_argument("file", type=path_of, help="the file to write")
     importing = action("import", "add the study in a file that `study export` wrote, perhaps on another machine")
-    importing.add_argument("file", type=Path, help="the file to read; it is checked, and copied")
+    importing.add_argument("file", type=path_of, help="the file to read; it is checked, and copied")
     importing.add_argument("--name", help="another name for it here")
     removing = action("remove", "take a study off the list")
     removing.add_argument("name", help="a saved study")

@@ -1,26 +1,14 @@
 """How results are printed: fractions, tables, measurements."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from math import isnan
+from typing import Any
 
-if TYPE_CHECKING:
-    from mixqvit.tasks.evaluation import Evaluation
-
-__all__ = ["Document", "measured_columns", "measurement", "percent", "table"]
+__all__ = ["Document", "measured_columns", "percent", "table"]
 
 Document = dict[str, Any]
 
-
-def measurement(evaluation: "Evaluation") -> Document:
-    """Return what was measured as a document."""
-    return {
-        "images": evaluation.images,
-        "top1": evaluation.top1,
-        "top1_interval_95": evaluation.interval,
-        "agreement": evaluation.agreement,
-        "agreement_interval_95": evaluation.agreement_interval,
-        "kl": evaluation.kl,
-    }
+_NOTHING = "–"
 
 
 def measured_columns(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:
@@ -28,15 +16,17 @@ def measured_columns(measured: Mapping[str, Any] | None) -> tuple[str, str, str]
     if measured is None:
         return "", "", ""
     top1 = percent(measured["top1"])
-    if measured["top1"] is not None:
+    if measured["top1"] is not None and not isnan(measured["top1"]):
         low, high = measured["top1_interval_95"]
         top1 += f" ({100 * low:.1f} to {100 * high:.1f})"
-    return top1, percent(measured["agreement"]), f"{measured['kl']:.4f}"
+    return top1, percent(measured["agreement"]), _NOTHING if isnan(measured["kl"]) else f"{measured['kl']:.4f}"
 
 
 def percent(fraction: float | None) -> str:
-    """Write a fraction."""
-    return "unlabelled" if fraction is None else f"{100 * fraction:.1f} %"
+    """Write a fraction; one that means nothing, NaN, as a dash."""
+    if fraction is None:
+        return "unlabelled"
+    return _NOTHING if isnan(fraction) else f"{100 * fraction:.1f} %"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,8 +1,8 @@
 """The command that writes a study as a report."""
 
 import argparse
-from pathlib import Path
 
+from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document, table
 from mixqvit.commands.studies import finish, study_of_recipe
 from mixqvit.commands.studies import study as open_study
@@ -13,10 +13,12 @@ __all__ = ["add_report", "report"]
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add the options of `report` beside those of a study."""
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page, e.g. report.html")
+    parser.add_argument("--output", type=path_of, required=True, metavar="FILE", help="the page, e.g. report.html")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--average-bits", type=float, default=4.0, help="budget of the allocation (default: 4)")
-    chosen.add_argument("--recipe", metavar="FILE", help="the allocation, as `allocate --output` wrote it")
+    chosen.add_argument(
+        "--recipe", type=expanded, metavar="FILE", help="the allocation, as `allocate --output` wrote it"
+    )
     parser.add_argument(
         "--comparisons", action="store_true", help="compare strategies and kinds of importance too, which takes longer"
     )

@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import asdict
 
-from mixqvit.commands.printing import Document, measured_columns, measurement, percent, table
+from mixqvit.commands.printing import Document, measured_columns, percent, table
 from mixqvit.commands.studies import finish
 from mixqvit.commands.studies import study as open_study
+from mixqvit.files.documents import measurement
 from mixqvit.models.cards import list_models
 from mixqvit.models.catalogue import CATALOGUE
 from mixqvit.study.library import known_studies
@@ -71,7 +72,7 @@ def sensitivity(options: argparse.Namespace) -> tuple[Document, str]:
         {name: {str(bits): value for bits, value in row.items()} for name, row in found.items()}
         for found in (harms, intervals)
     )
-    return document | {"harm": harm, "interval_95": spread}, table(
+    return document | {"harm": harm, "interval_95": spread or None}, table(
         ("layer", *(f"{bits} bits" for bits in widths)), rows
     )
 

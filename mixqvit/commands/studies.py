@@ -1,6 +1,7 @@
 """From options of the command line to an open study, and its stages run to their end."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -8,8 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixqvit.commands.paths import path_of
+from mixqvit.criteria.strategies import find_strategy
 from mixqvit.engines.choice import EngineChoice, find_engine
-from mixqvit.errors import AllocationError, BitWidthError, ImageError, ModelError, RecipeError
+from mixqvit.errors import (
+    AllocationError,
+    BitWidthError,
+    ImageError,
+    ModelError,
+    RecipeError,
+    UnsupportedOperationError,
+)
 from mixqvit.files.allocation_document import read_recipe, recipe_bits, settings_of
 from mixqvit.study.library import StudyDescription, known_studies
 from mixqvit.study.store import Store
@@ -19,7 +29,18 @@ if TYPE_CHECKING:
     from mixqvit.progress import Progress
     from mixqvit.study.study import Study
 
-__all__ = ["absolute", "allocation_request", "description_of", "finish", "has_ceiling", "study", "study_of_recipe"]
+__all__ = [
+    "absolute",
+    "allocation_request",
+    "description_of",
+    "finish",
+    "has_ceiling",
+    "opened",
+    "say_notes",
+    "score",
+    "study",
+    "study_of_recipe",
+]
 
 SECONDS_BETWEEN_LINES = 5
 """Between lines of progress where standard error is no terminal, such as a log."""
@@ -33,7 +54,7 @@ def study(options: argparse.Namespace) -> "Study":
     names = {"importance": "method", "metric": "metric", "baseline": "baseline"}
     chosen = {name: getattr(options, option) for name, option in names.items() if hasattr(options, option)}
     settings = settings_from(description, outlier_factor=options.outliers, **chosen)
-    return _on_engine(finish(open_study_steps(description, settings)), options)
+    return opened(_on_engine(finish(open_study_steps(description, settings)), options), options)
 
 
 def study_of_recipe(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
@@ -47,8 +68,25 @@ def study_of_recipe(options: argparse.Namespace, path: str) -> tuple["Study", "B
         options.model = options.model or document["model"]
     description = description_of(options)
     settings = replace(settings_of(document, str(path)), **description.settings)
-    study = _on_engine(finish(open_study_steps(description, settings)), options)
+    study = opened(_on_engine(finish(open_study_steps(description, settings)), options), options)
     return study, study.resolved(recipe_bits(document, str(path)))
+
+
+def opened(study: "Study", options: argparse.Namespace) -> "Study":
+    """Return the study that a command works with; its notes are said, now and before the results."""
+    options.opened = study
+    say_notes(options)
+    return study
+
+
+def say_notes(options: argparse.Namespace) -> None:
+    """Print the notes of the opened study on standard error, each once."""
+    notes = options.opened.notes
+    if os.environ.get("RANK", "0") == "0":  # of processes that were launched together, one speaks
+        for note in notes:
+            if note not in options.said:
+                print(note, file=sys.stderr, flush=True)
+    options.said = notes
 
 
 def _on_engine(study: "Study", options: argparse.Namespace) -> "Study":
@@ -95,7 +133,7 @@ def _absolute_folder(model: str | None) -> str | None:
     kind, found, folder = (model or "").partition("local-dir:")
     if kind or not folder:
         return model
-    return f"{found}{Path(folder).expanduser().resolve()}"
+    return f"{found}{path_of(folder).resolve()}"
 
 
 def _preprocessing(texts: list[str]) -> dict[str, Any]:
@@ -111,6 +149,23 @@ def _preprocessing(texts: list[str]) -> dict[str, Any]:
             example = "mean=0.5,0.5,0.5"
             raise ImageError(f"--preprocessing is written NAME=VALUE, e.g. {example}, not {text!r}.") from error
     return found
+
+
+def score(study: "Study", strategy: str = "mix-qvit", tied: bool = True, gamma: float = 1.0) -> None:
+    """Compute what a strategy has to know of all layers.
+
+    Raises:
+        UnsupportedOperationError: The model has no relevance and the strategy needs it; or another score is refused.
+    """
+    try:
+        finish(study.score_steps(strategy, tied, gamma))
+    except UnsupportedOperationError as error:
+        if "relevance" not in find_strategy(strategy).needs:
+            raise
+        raise UnsupportedOperationError(
+            f"{error} Strategy {strategy} needs importance by relevance; `allocate --strategy sensitivity` chooses "
+            "bits without it, and is as exact."
+        ) from error
 
 
 def has_ceiling(options: argparse.Namespace) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mixqvit.allocation.costs import cost
-from mixqvit.commands.printing import Document, measured_columns, measurement, table
-from mixqvit.commands.studies import absolute, description_of, finish, study_of_recipe
+from mixqvit.commands.printing import Document, measured_columns, table
+from mixqvit.commands.studies import absolute, description_of, finish, score, study_of_recipe
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import BitWidthError, TrainingError
+from mixqvit.files.documents import measurement
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.study.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
@@ -81,7 +82,7 @@ def _study_and_bits(options: argparse.Namespace) -> tuple["Study", "BitsPerLayer
     if options.bits is not None:
         return study, study.first_last_uniform(options.bits)
     request = study.first_last_request(options.average_bits)
-    finish(study.score_steps())
+    score(study)
     return study, study.allocate(**request).bits
 
 

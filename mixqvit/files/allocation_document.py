@@ -3,12 +3,13 @@
 Schema, version 1 (`RECIPE_VERSION`): `mixqvit_recipe` is the version; `model`; `recipe`, the quantization recipe, which
 `settings` may repeat; `settings`, the fields of `Settings` by name; `request`, the keywords of `Study.allocate`
 (strategy, ceilings, γ, restrictions); `bits`, from layer name to [weight bits, activation bits]; `predicted_harm`, what
-the strategy minimised; `cost` in bytes, BitOps and bits; `measured` with fractions from 0 to 1 and KL in nats, or null.
+the strategy minimised; `cost` in bytes, BitOps and bits; `measured` with fractions from 0 to 1 and KL in nats, or null;
+`notes`, sentences to know beside the numbers.
 Only `mixqvit_recipe`, `model` and `bits` must be there.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from mixqvit.criteria.strategies import find_strategy
 from mixqvit.errors import AllocationError, RecipeError
+from mixqvit.files.documents import finite, measurement
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
+from mixqvit.notes import Note
 
 if TYPE_CHECKING:
     from mixqvit.allocation.budget import Allocation
@@ -51,6 +54,7 @@ def recipe_document(
     allocation: "Allocation",
     request: Mapping[str, Any],
     evaluation: "Evaluation | None" = None,
+    notes: Sequence[Note] = (),
 ) -> dict[str, Any]:
     """Return an allocation as a document that JSON can write, of the schema above.
 
@@ -60,31 +64,28 @@ def recipe_document(
         allocation: Bits per layer with their cost and harm.
         request: The keywords of `Study.allocate` that it was solved with.
         evaluation: What was measured; None if nothing was.
+        notes: Those of the study.
     """
-    return {
-        "mixqvit_recipe": RECIPE_VERSION,
-        "model": model,
-        "recipe": settings.recipe,
-        "settings": asdict(settings),
-        "request": {name: _plain(value) for name, value in request.items()},
-        "bits": {name: list(pair) for name, pair in allocation.bits.items()},
-        "predicted_harm": allocation.harm,
-        "cost": asdict(allocation.cost) | {"size_bytes": allocation.cost.size_bytes},
-        "measured": evaluation
-        and {
-            "images": evaluation.images,
-            "top1": evaluation.top1,
-            "top1_interval": evaluation.interval and list(evaluation.interval),
-            "agreement": evaluation.agreement,
-            "kl": evaluation.kl,
-        },
-    }
+    return finite(
+        {
+            "mixqvit_recipe": RECIPE_VERSION,
+            "model": model,
+            "recipe": settings.recipe,
+            "settings": asdict(settings),
+            "request": dict(request),
+            "bits": {name: list(pair) for name, pair in allocation.bits.items()},
+            "predicted_harm": allocation.harm,
+            "cost": asdict(allocation.cost) | {"size_bytes": allocation.cost.size_bytes},
+            "measured": evaluation and _measured(evaluation),
+            "notes": [note.text for note in notes],
+        }
+    )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+def _measured(evaluation: "Evaluation") -> dict[str, Any]:
+    found = measurement(evaluation)
+    interval = found["top1_interval_95"]
+    return {name: found[name] for name in ("images", "top1", "agreement", "kl")} | {"top1_interval": interval}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

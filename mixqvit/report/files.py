@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 import os
 import re
 import zipfile
@@ -17,6 +16,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from mixqvit.errors import ReportError
+from mixqvit.files.documents import finite, measurement
 from mixqvit.report.sections import FLIP_ROWS, Section
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def bundle(parts: Sequence[Section], document: Mapping[str, Any]) -> bytes:
     content = io.BytesIO()
     names: set[str] = set()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("report.json"), json.dumps(_finite(document), indent=2) + "\n")
+        archive.writestr(zipfile.ZipInfo("report.json"), json.dumps(finite(document), indent=2) + "\n")
         for part in parts:
             for name, frame in part.tables.items():
                 stem = re.sub(r"[^\w.-]+", "_", name).strip("_").lower() or "table"
@@ -177,40 +177,22 @@ def document_of(title: str, study: "Study", found: "Findings", settings: Mapping
             "calibration_images": study.calibration_images.fingerprint,
             "evaluation_images": study.evaluation_images.fingerprint,
         },
+        "notes": [note.text for note in study.notes],
         "images": asdict(study.image_sets.sample),
         "layers": [asdict(layer) for layer in study.layers],
         "request": dict(found.request),
         "bits": {name: list(pair) for name, pair in found.bits.items()},
         "measured": {
-            name: {
-                "images": one.images,
-                "top1": one.top1,
-                "top1_interval_95": one.interval,
-                "agreement": one.agreement,
-                "agreement_interval_95": one.agreement_interval,
-                "kl": one.kl,
-            }
-            | {"cost": asdict(found.costs[name]) | {"size_bytes": found.costs[name].size_bytes}}
+            name: measurement(one) | {"cost": asdict(found.costs[name]) | {"size_bytes": found.costs[name].size_bytes}}
             for name, one in found.measured.items()
         },
         "importance": None if found.importance is None else found.importance.mean,
         "importance_refused": found.refused or None,
         "sensitivity": {name: {str(b): v for b, v in row.items()} for name, row in study.sensitivity().items()},
-        "sensitivity_interval_95": {
-            name: {str(b): list(v) for b, v in row.items()} for name, row in study.sensitivity_intervals().items()
-        },
+        "sensitivity_interval_95": study.sensitivity_intervals() or None,
         "frontier": [
             {"average_bits": point.average_bits, "bits": {n: list(p) for n, p in point.allocation.bits.items()}}
             for point in found.frontier
             if point.allocation is not None
         ],
     }
-
-
-def _finite(value: Any) -> Any:
-    """Return a document with null for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -102,9 +102,8 @@ def _overview(study: "Study") -> Section:
         "The study",
         (
             f"{study.model.name}, {study.graph.parameters:,} parameters, {study.graph.macs:,} multiply-accumulates.",
-            *study.model.notes,
             f"Measured on {sample.how}.",
-            *sample.notes,
+            *(f"**Warning:** {note.text}" if note.is_warning else note.text for note in study.notes),
         ),
         tables={
             "Facts": rows,

@@ -27,6 +27,7 @@ from mixqvit.network.devices import choose_device, describe
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.network.tracing import trace
+from mixqvit.notes import Note
 from mixqvit.packing.model import storage
 from mixqvit.progress import Progress
 from mixqvit.quantization import outliers
@@ -34,6 +35,7 @@ from mixqvit.quantization.recipes import find_recipe
 from mixqvit.relevance.methods import find_method
 from mixqvit.relevance.propagation import in_precision
 from mixqvit.relevance.result import MEASURES
+from mixqvit.study.notes import study_notes
 from mixqvit.study.settings import Settings
 from mixqvit.study.store import Store, code_version, fingerprint
 
@@ -166,6 +168,11 @@ class StudyBase:
         if not self.settings.within_classes or any(values is None for values in labels):
             return None
         return tuple(sorted({index for values in labels for index in values.tolist()}))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What to know beside every number of this study: what was assumed, left out or measured on too little."""
+        return self._remembered("notes", lambda: study_notes(self))
 
     @property
     def _double_precision_graph(self) -> Graph:

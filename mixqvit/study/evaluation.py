@@ -15,6 +15,7 @@ from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, PackingError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.network.devices import images_at_once, in_parts
+from mixqvit.notes import Note
 from mixqvit.packing.model import Packed, load_packed, packed, packed_source
 from mixqvit.progress import Progress
 from mixqvit.quantization.calibration import Calibration, LayerCalibration, calibrate_steps
@@ -28,7 +29,15 @@ from mixqvit.study.claims import WORK, once
 from mixqvit.study.sensitivity import SensitivityStages
 from mixqvit.study.store import fingerprint
 from mixqvit.study.workers import EvaluationPart, evaluator
-from mixqvit.tasks.evaluation import BATCH_SIZE, Evaluation, evaluate_steps, extended, top1
+from mixqvit.tasks.evaluation import (
+    BATCH_SIZE,
+    Evaluation,
+    ReferenceAnswers,
+    evaluate_steps,
+    extended,
+    reference_answers,
+    top1,
+)
 
 __all__ = ["EvaluationStages"]
 
@@ -261,6 +270,20 @@ class EvaluationStages(SensitivityStages):
             self._memory["reference"] = logits
         return self._memory["reference"]
 
+    @property
+    def _reference_answers(self) -> ReferenceAnswers:
+        logits = self._reference_logits()
+        labels, among = self.evaluation_images.labels, self.class_subset
+        return self._remembered("reference answers", lambda: reference_answers(logits, labels, among))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What to know beside every number of this study: what was assumed, left out or measured on too little.
+
+        What the answers in full precision tell is among them once the evaluation images have been run.
+        """
+        return (*super().notes, *(self._reference_answers.notes if "reference" in self._memory else ()))
+
     def _full_precision_logits(self) -> Tensor:
         graph, pixels = self._device_graph, self.evaluation_images.pixels
 
@@ -298,7 +321,7 @@ class EvaluationStages(SensitivityStages):
         images, total = self.evaluation_images, len(self.evaluation_images)
         expected = self.reference_predictions
         labels = None if images.labels is None else images.labels.tolist()
-        found = Evaluation(0, total, None if labels is None else 0, 0, 0.0)
+        found = Evaluation(0, total, None if labels is None else 0, 0, 0.0, reference=self._reference_answers)
         for item, part in batches.items():
             row = rows[item]
             truth = None if labels is None else labels[part]

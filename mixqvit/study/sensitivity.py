@@ -169,9 +169,14 @@ class SensitivityStages(Placement):
     def sensitivity_intervals(
         self, operands: str = "both", metric: str | None = None, baseline: int | None = None
     ) -> dict[str, dict[int, tuple[float, float]]]:
-        """Return the 95 % bootstrap interval over images of every Λ; arguments and errors as in `sensitivity`."""
+        """Return the 95 % bootstrap interval over images of every Λ; arguments and errors as in `sensitivity`.
+
+        Empty where there is one image, which cannot be drawn again in another way.
+        """
         chosen, baseline = self._chosen(metric, baseline)
         effects = self._effects(operands, baseline)
+        if len(self._analysis_pixels) == 1:
+            return {}
 
         def compute() -> dict[str, dict[int, tuple[float, float]]]:
             found = iter(intervals(chosen, [cell for row in effects.values() for cell in row.values()]))

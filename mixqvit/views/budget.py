@@ -14,7 +14,7 @@ from mixqvit.views.accuracy import AGREEMENT, TOP1, Accuracy
 from mixqvit.views.allocation_strip import FULL_PRECISION_STEP, bit_step
 from mixqvit.views.allocation_words import LayerFacts, bits_text
 from mixqvit.views.grid import blocks_by_kinds, layer_frame
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.views.overview import NOTHING, megabytes, nats, percent
 from mixqvit.views.style import BIT_COLOURS, bit_scale
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def bits_grid(layers: Sequence[Layer], facts: LayerFacts) -> go.Figure:
 
 def harm_text(harm: float) -> str:
     """Write a predicted harm; that of bits whose harm was not measured as a dash."""
-    return "–" if isnan(harm) else f"{harm:.3g}"
+    return NOTHING if isnan(harm) else f"{harm:.3g}"
 
 
 def solved_words(gap: float, strategy: str, is_search: bool) -> str:
@@ -135,7 +135,7 @@ def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | N
         "Predicted harm": lambda cost, harm, found: harm_text(harm),
         **(_accuracy_rows(TOP1.title, TOP1, "its 95 % interval") if has_labels else {}),
         **_accuracy_rows(AGREEMENT.short, AGREEMENT, "its 95 % interval "),  # another key: with a blank
-        "KL divergence": lambda cost, harm, found: _WAITING if found is None else f"{found.kl:.3g} nats",
+        "KL divergence": lambda cost, harm, found: _WAITING if found is None else nats(found.kl),
     }
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
     for title, write in rows.items():
@@ -156,7 +156,9 @@ def _fraction(value: float | None) -> str:
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return _WAITING if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
+    if ends is None:
+        return _WAITING
+    return NOTHING if isnan(ends[0]) else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
 def allocation_frame(layers: Sequence[Layer], facts: LayerFacts) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.views.accuracy import AGREEMENT, TOP1
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.views.overview import megabytes, nats, percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _ring(average_bits: float, height: float, first: bool) -> go.Scatter:
 
 def _add_full_precision(figure: go.Figure, full: "Evaluation | None", measure: Measure) -> None:
     level = None if full is None or measure.interval is None else getattr(full, measure.value)
-    if level is None:
+    if level is None or isnan(level):
         return
     figure.add_hline(
         measure.factor * level,
@@ -235,7 +235,7 @@ def _measured_hover(point: Point) -> str:
     return (
         _cost_words(point)
         + "".join(lines)
-        + f"KL divergence {found.kl:.3g} nats"
+        + f"KL divergence {nats(found.kl)}"
         + ("" if isnan(point.harm) else f"<br>predicted harm {point.harm:.3g}")
     )
 

@@ -268,6 +268,8 @@ def comparison_words(comparison: "MethodComparison", bits: int, layers: int) -> 
 
 def _difference_words(frame: pd.DataFrame, measure: str) -> str:
     accuracy = frame.columns[2]
+    if frame[accuracy].isna().all():
+        return "There is one class, so no accuracy tells the allocations apart."
     best, worst = frame.loc[frame[accuracy].idxmax()], frame.loc[frame[accuracy].idxmin()]
     described = [
         f"{row['method']}{'' if row['chosen by'] == REFERENCE else ' by ' + row['chosen by']} ({row[accuracy]:.1f} %)"

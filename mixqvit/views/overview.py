@@ -1,6 +1,7 @@
 """What the Overview page shows: the table of layers, sample images, and the results of three cards in words."""
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,15 +18,21 @@ if TYPE_CHECKING:
     from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = [
+    "NOTHING",
     "accuracy",
     "breaks_first",
     "four_bits_give",
+    "interval_text",
     "layer_table",
     "matters_most",
     "megabytes",
+    "nats",
     "percent",
     "sample_images",
 ]
+
+NOTHING = "–"
+"""What is shown in place of a number that means nothing."""
 
 
 def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
@@ -58,15 +65,27 @@ def megabytes(size_bytes: float) -> str:
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """Write a fraction in percent, with the space that the unit takes."""
-    return f"{100 * fraction:.{digits}f}\u00a0%"
+    """Write a fraction in percent, with the space that the unit takes; one that means nothing, NaN, as a dash."""
+    return NOTHING if isnan(fraction) else f"{100 * fraction:.{digits}f}\u00a0%"
+
+
+def interval_text(ends: tuple[float, float]) -> str:
+    """Write the ends of an interval of fractions in percent; one that means nothing, NaN, as a dash."""
+    low, high = ends
+    return NOTHING if isnan(low) else f"{100 * low:.1f} to {percent(high)}"
+
+
+def nats(divergence: float, digits: int = 3) -> str:
+    """Write a KL divergence; one that means nothing, NaN, as a dash."""
+    return NOTHING if isnan(divergence) else f"{divergence:.{digits}g} nats"
 
 
 def accuracy(evaluation: "Evaluation") -> tuple[str, str]:
     """Return top-1 accuracy and its 95 % interval in words; agreement with full precision where there are no labels."""
     chosen = accuracy_of(evaluation)
-    lowest, highest = chosen.interval(evaluation)
-    return percent(chosen.value(evaluation)), f"95 % interval {100 * lowest:.1f} to {percent(highest)}"
+    if not evaluation.has_choice:
+        return NOTHING, "one class: any bits are right"
+    return percent(chosen.value(evaluation)), f"95 % interval {interval_text(chosen.interval(evaluation))}"
 
 
 def matters_most(layers: Sequence[Layer], importance: Mapping[str, float], count: int = 3) -> str:

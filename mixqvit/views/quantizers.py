@@ -286,7 +286,7 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
             "%{customdata[2]:.1f})<extra></extra>",
         )
     full = found.get("full precision")
-    if full is not None and full.top1 is not None:
+    if full is not None and full.top1 is not None and full.has_choice:
         figure.add_vline(
             100 * full.top1,
             line={"color": _LINE, "dash": "dash", "width": 1.5},
@@ -317,7 +317,7 @@ def recipe_frame(found: Mapping[str, "Evaluation"], descriptions: Mapping[str, s
 def recipe_words(found: Mapping[str, "Evaluation"], bits: int, default: str) -> str:
     """Say which measured recipe is nearest to full precision, and whether intervals tell it from the next."""
     measured = {name: one for name, one in found.items() if name != "full precision"}
-    if len(measured) < 2:
+    if len(measured) < 2 or not all(one.has_choice for one in measured.values()):
         return ""
     best, second = sorted(measured, key=lambda name: measured[name].kl)[:2]
     words = (

@@ -1,6 +1,6 @@
 """Allocation strategies side by side: what each one's bits are predicted and measured to do."""
 
-from math import log10
+from math import isnan, log10
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.views.accuracy import AGREEMENT, TOP1, accuracy_columns
-from mixqvit.views.overview import percent
+from mixqvit.views.overview import nats, percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _hover(name: str, found: "StrategyResult") -> str:
     measured = found.evaluation
     top1 = "" if measured.top1 is None else f"top-1 {percent(measured.top1)}<br>"
     return (
-        f"<b>{name}</b><br>{top1}agreement {percent(measured.agreement)}<br>KL divergence {measured.kl:.3g} nats<br>"
+        f"<b>{name}</b><br>{top1}agreement {percent(measured.agreement)}<br>KL divergence {nats(measured.kl)}<br>"
         f"predicted harm Σ Λ = {found.predicted_harm:.3g}<br>{found.allocation.cost.average_bits:.2f} average bits"
     )
 
@@ -133,10 +133,10 @@ def strategy_frame(comparison: "StrategyComparison") -> pd.DataFrame:
 def strategy_words(comparison: "StrategyComparison", chosen: str) -> str:
     """Say which strategy comes closest to full precision by measured KL, and where the chosen one is."""
     ranked = sorted(comparison.results, key=lambda name: comparison.results[name].evaluation.kl)
-    if len(ranked) < 2:
+    if len(ranked) < 2 or isnan(comparison.results[ranked[0]].evaluation.kl):
         return ""
     best, worst = ranked[0], ranked[-1]
-    kl = {name: f"{comparison.results[name].evaluation.kl:.3g} nats" for name in ranked}
+    kl = {name: nats(comparison.results[name].evaluation.kl) for name in ranked}
     words = f"Closest to full precision by measured KL divergence: **{best}** ({kl[best]})"
     if chosen in kl and chosen != best:
         place = ranked.index(chosen) + 1

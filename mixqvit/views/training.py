@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
 from mixqvit.views.accuracy import TOP1, Accuracy
-from mixqvit.views.overview import percent
+from mixqvit.views.overview import interval_text, nats, percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def loss_curves(run: TrainingRun | None, settings: TrainingSettings, post: "Eval
     figure = _frame(settings)
     epochs = () if run is None else run.epochs
     if post is not None:
-        words = f"KL divergence {post.kl:.4g} nats, on {post.images} evaluation images"
+        words = f"KL divergence {nats(post.kl, 4)}, on {post.images} evaluation images"
         _add_level(figure, settings, "post-training", post.kl, words)
     hovers = [_hover(epoch) for epoch in epochs]
     _add_curve(figure, "training images", epochs, [epoch.loss for epoch in epochs], hovers)
@@ -143,10 +143,10 @@ def _add_kept(figure: go.Figure, run: TrainingRun | None, values: list[float]) -
 
 
 def _level_words(evaluation: "Evaluation", accuracy: Accuracy) -> str:
-    low, high = accuracy.interval(evaluation)
+    ends = interval_text(accuracy.interval(evaluation))
     return (
-        f"{accuracy.word} {percent(accuracy.value(evaluation))}, 95 % interval {100 * low:.1f} to {percent(high)}<br>"
-        f"KL divergence {evaluation.kl:.4g} nats, on {evaluation.images} evaluation images"
+        f"{accuracy.word} {percent(accuracy.value(evaluation))}, 95 % interval {ends}<br>"
+        f"KL divergence {nats(evaluation.kl, 4)}, on {evaluation.images} evaluation images"
     )
 
 

@@ -12,7 +12,7 @@ from mixqvit.allocation.costs import Cost
 from mixqvit.network.layers import Layer
 from mixqvit.training.settings import TrainingRun
 from mixqvit.views.accuracy import AGREEMENT, Accuracy, accuracy_columns
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.views.overview import interval_text, megabytes, nats, percent
 from mixqvit.views.style import finish
 from mixqvit.views.training import COLOURS
 
@@ -198,7 +198,7 @@ def _add_gains(figure: go.Figure, drawn: Sequence[Setting], accuracy: Accuracy) 
 
 def _add_full_precision(figure: go.Figure, drawn: Sequence[Setting], accuracy: Accuracy) -> None:
     for found in drawn:
-        if found.stage == "full precision":
+        if found.stage == "full precision" and found.evaluation.has_choice:
             low, high = accuracy.interval(found.evaluation)
             level = 100 * accuracy.value(found.evaluation)
             figure.add_hrect(100 * low, 100 * high, fillcolor=_LINES, opacity=0.15, line_width=0)
@@ -212,14 +212,14 @@ def _add_full_precision(figure: go.Figure, drawn: Sequence[Setting], accuracy: A
 
 def _hover(found: Setting, accuracy: Accuracy) -> str:
     measured = found.evaluation
-    low, high = accuracy.interval(measured)
+    ends = interval_text(accuracy.interval(measured))
     agreement = "" if accuracy is AGREEMENT else f"{AGREEMENT.word} {percent(measured.agreement)}, "
     trained = ""
     if found.run is not None:
         trained = f"<br>{len(found.run.epochs)} epochs, seed {found.run.settings.seed}"
     return (
         f"<b>{found.title}</b><br>{accuracy.word} {percent(accuracy.value(measured))}, 95 % interval "
-        f"{100 * low:.1f} to {percent(high)}<br>{agreement}KL divergence {measured.kl:.3g} nats<br>"
+        f"{ends}<br>{agreement}KL divergence {nats(measured.kl)}<br>"
         f"{megabytes(found.cost.size_bytes)}, {found.cost.bitops / 1e9:.3f} G BitOps, {found.average_bits:.2f} average "
         f"bits{trained}"
     )
@@ -230,7 +230,7 @@ def setting_words(settings: Sequence[Setting], accuracy: Accuracy) -> str:
     shown = [found for found in settings if found.is_shown and found.evaluation is not None]
     trained = next((found for found in shown if found.stage == "trained"), None)
     post = next((found for found in shown if found.stage == "post-training"), None)
-    if trained is None or post is None:
+    if trained is None or post is None or not post.evaluation.has_choice:
         return ""
     values = [accuracy.value(found.evaluation) for found in (post, trained)]
     (low, high), (post_low, post_high) = (accuracy.interval(found.evaluation) for found in (trained, post))

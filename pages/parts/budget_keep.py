@@ -13,7 +13,9 @@ from pages.parts.budget_request import is_tied_everywhere
 
 def document_of(study, remembered, evaluation) -> dict:
     """Return the allocation with what it was solved with, whatever is chosen now."""
-    return recipe_document(study.model.name, study.settings, remembered.allocation, remembered.wanted, evaluation)
+    return recipe_document(
+        study.model.name, study.settings, remembered.allocation, remembered.wanted, evaluation, study.notes
+    )
 
 
 def keep_section(study, remembered, evaluation) -> None:

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import PurePath
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
+from mixqvit import notes
 from mixqvit.engines.choice import ENGINES, EngineChoice, find_engine
 from mixqvit.errors import MixQViTError, ModelError
 from mixqvit.files.uploads import remove_old_uploads
@@ -23,7 +24,6 @@ from mixqvit.views.studies import estimate_words
 
 if TYPE_CHECKING:
     from mixqvit.progress import Progress
-
     from mixqvit.study.study import Study
 
 SECONDS_BETWEEN_UPDATES = 0.1
@@ -76,11 +76,20 @@ def errors() -> Iterator[None]:
 
 def as_sentence(message: str) -> str:
     """Return a message as a sentence of its own, without marks that would make a name in it a link or a picture."""
-    plain = re.sub(r"([\\\[\]$<>!#~|])", r"\\\1", message.strip())
-    first = plain.split(" ", 1)[0]
-    if first.isalpha() and first.islower():  # not the name of a file or a model
-        plain = plain[0].upper() + plain[1:]
-    return plain if plain.endswith((".", "?")) else f"{plain}."
+    return re.sub(r"([\\\[\]$<>!#~|])", r"\\\1", notes.as_sentence(message))
+
+
+def warned(told: Sequence[notes.Note]) -> list[str]:
+    """Show the warnings among notes; returns the texts of the others."""
+    for note in told:
+        if note.is_warning:
+            st.warning(as_sentence(note.text), icon=":material/warning:")
+    return [note.text for note in told if not note.is_warning]
+
+
+def bullets(messages: Sequence[str]) -> None:
+    """Show messages as a list."""
+    st.markdown("\n".join(f"- {as_sentence(message)}" for message in messages))
 
 
 def sidebar() -> None:

@@ -4,6 +4,7 @@ import streamlit as st
 
 from mixqvit.quantization.channels import CLIPS
 from mixqvit.views.accuracy import Accuracy, accuracy_for, among_words
+from pages.parts import common
 
 SECONDS_WITHOUT_ASKING = 20
 
@@ -33,6 +34,15 @@ def among_classes(study) -> None:
     """Say so where accuracy looks at some of the classes only."""
     if study.class_subset is not None:
         st.caption(among_words(len(study.class_subset), len(study.model.class_names)))
+
+
+def show_notes(place, study) -> None:
+    """Show what to know beside the accuracy: warnings at once, the rest behind a button."""
+    with place.container():
+        others = common.warned(study.notes)
+        if others:
+            with st.popover(f"Notes on model and images: {len(others)}", icon=":material/info:", type="tertiary"):
+                common.bullets(others)
 
 
 def evaluation_seconds(study) -> float:

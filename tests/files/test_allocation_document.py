@@ -1,8 +1,8 @@
 import json
 import random
+from math import nan
 
 import pytest
-from mixqvit.study.settings import Settings
 
 from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.costs import Cost
@@ -16,7 +16,9 @@ from mixqvit.files.allocation_document import (
     request_of,
     settings_of,
 )
-from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.notes import Note
+from mixqvit.study.settings import Settings
+from mixqvit.tasks.evaluation import Evaluation, ReferenceAnswers
 
 BITS = {"patch_embed.proj": (3, 8), "head": (32, 32), "attn.matmul1": (2, 2)}
 REQUEST = {
@@ -37,7 +39,8 @@ SETTINGS = Settings(outlier_factor=8.0, metric="mse", evaluation_images=100)
 def document():
     allocation = Allocation(BITS, 0.25, Cost(10, 20, 30, 40, 500, 3.5), Budget(3.5))
     measured = Evaluation(100, 100, 90, 95, 0.125)
-    return json.loads(json.dumps(recipe_document("digits_vit", SETTINGS, allocation, REQUEST, measured)))
+    notes = [Note("Ten images were skipped."), Note("The labels look shifted.", is_warning=True)]
+    return json.loads(json.dumps(recipe_document("digits_vit", SETTINGS, allocation, REQUEST, measured, notes)))
 
 
 def test_what_is_written_is_read_back(document, tmp_path):
@@ -51,6 +54,17 @@ def test_what_is_written_is_read_back(document, tmp_path):
     assert read["cost"]["size_bytes"] == 100
     assert read["measured"]["top1"] == 0.9
     assert read["predicted_harm"] == 0.25
+    assert read["notes"] == ["Ten images were skipped.", "The labels look shifted."]
+
+
+def test_what_means_nothing_is_null():
+    one_class = ReferenceAnswers(100, 1, 1, 1, 100, 1.0)
+    measured = Evaluation(100, 100, 100, 100, nan, reference=one_class)
+    allocation = Allocation(BITS, nan, Cost(10, 20, 30, 40, 500, 3.5))
+    written = recipe_document("digits_vit", SETTINGS, allocation, {}, measured)
+    assert written["predicted_harm"] is None
+    assert written["measured"] == {"images": 100} | dict.fromkeys(("top1", "top1_interval", "agreement", "kl"))
+    json.dumps(written, allow_nan=False)
 
 
 def test_the_least_that_a_recipe_needs():

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from mixqvit.study.settings import Settings
 
 from mixqvit.errors import MixQViTError, StudyFileError
 from mixqvit.files.study_file import import_study_file, read_study_file, study_file_content, write_study_file_steps
 from mixqvit.study.library import StudyDescription, known_studies
 from mixqvit.study.open_studies import open_study
+from mixqvit.study.settings import Settings
 from mixqvit.study.store import Store
 from mixqvit.study.study import Study
 

@@ -133,6 +133,27 @@ def test_minutes_of_work_wait_for_a_click_that_says_how_long(open_page, monkeypa
     assert measured(at)["Top-1, mixed bits"] == "…"
 
 
+def test_one_class_leaves_dashes_and_a_warning_in_words(open_page, tmp_path):
+    keep_small_study("one class", tmp_path, labelled=False, classes=1, recipe="min-max")
+    at = open_page("budget", "one class")
+    assert not at.exception
+    assert "The model has one class" in at.warning[0].value
+    assert measured(at)["Agreement, mixed bits"] == "–"
+    assert "nan" not in words(at).lower()
+    at.switch_page("pages/overview.py").run()
+    assert not at.exception
+    assert "The model has one class" in at.warning[0].value
+    assert "**Mixed bits: –**" in words(at)
+
+
+def test_notes_are_shown_beside_the_accuracy(open_page):
+    at = open_page("budget", LABELLED)
+    assert "only 4 calibration images" in words(at)
+    assert not at.warning
+    at.switch_page("pages/studies.py").run()
+    assert "only 12 evaluation images" in words(at)
+
+
 def test_the_recipes_have_agreement_where_there_are_no_labels(open_page, monkeypatch):
     found = {"full precision": Evaluation(12, 12, None, 12, 0.0), "mix-qvit": Evaluation(12, 12, None, 9, 0.25)}
     monkeypatch.setattr(Study, "saved_recipes", lambda *_: found)

@@ -11,14 +11,15 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from mixqvit.study.settings import Settings
 
 from mixqvit.commands import main
 from mixqvit.commands.parser import BAD_INPUT
 from mixqvit.errors import ReportError, UnsupportedOperationError
+from mixqvit.notes import Note
 from mixqvit.relevance.methods import METHODS
 from mixqvit.report.files import Report
 from mixqvit.report.steps import report_steps
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 NAME = 'digits </script><img src=x onerror="alert(1)">'
@@ -169,3 +170,13 @@ def test_the_command_says_at_once_where_it_cannot_write(capfd, tmp_path):
     assert main(["report", "--model", "digits_vit", "--output", str(tmp_path / "no" / "a.html")]) == BAD_INPUT
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert "does not exist" in line
+
+
+def test_notes_are_on_the_page_and_in_the_bundle(study, monkeypatch):
+    told = (Note("Ten images were skipped."), Note("The labels look <shifted>.", is_warning=True))
+    monkeypatch.setattr(Study, "notes", told)
+    *_, last = report_steps(study)
+    assert "<p>Ten images were skipped.</p>" in last.result.html
+    assert "<p><strong>Warning:</strong> The labels look &lt;shifted&gt;.</p>" in last.result.html
+    with zipfile.ZipFile(io.BytesIO(last.result.bundle)) as archive:
+        assert json.loads(archive.read("report.json"))["notes"] == [note.text for note in told]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixqvit.cache import default_folder
 
 import mixqvit
+from mixqvit.cache import default_folder
 from mixqvit.errors import StoreError
 from mixqvit.study import store as store_module
 from mixqvit.study.store import CLAIM_SECONDS, Store, code_version, fingerprint

@@ -5,10 +5,10 @@ import signal
 
 import psutil
 import pytest
-from mixqvit.study.settings import Settings
 
 from mixqvit.engines.processes import Processes
 from mixqvit.engines.ray_cluster import RayCluster
+from mixqvit.study.settings import Settings
 from mixqvit.study.store import Store
 from mixqvit.study.study import Study
 

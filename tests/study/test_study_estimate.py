@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.quantization.recipes import RECIPES
 from mixqvit.relevance.methods import METHODS
 from mixqvit.study.estimate import CALIBRATION, RELEVANCE_PASSES, estimate, in_words
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 SMALL = Settings(calibration_images=2, analysis_images=4, evaluation_images=6, importance="attnlrp", recipe="min-max")

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.criteria import sensitivity
 from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)

@@ -1,9 +1,11 @@
 """A small table of layers with allocations and measurements, for the tests of the Budget page's figures."""
 
+from math import nan
+
 from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.costs import Storage, cost
 from mixqvit.network.layers import Layer
-from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.tasks.evaluation import Evaluation, ReferenceAnswers
 from mixqvit.views.allocation_words import LayerFacts
 
 LAYERS = (
@@ -25,6 +27,11 @@ def facts(bits=BITS, previous=BEFORE, **restrictions) -> LayerFacts:
 
 def evaluation(correct: int | None = 180, kl: float = 0.25) -> Evaluation:
     return Evaluation(200, 200, correct, 150, kl)
+
+
+def of_one_class(correct: int | None = 200) -> Evaluation:
+    """What is measured of a model that has one class."""
+    return Evaluation(200, 200, correct, 200, nan, reference=ReferenceAnswers(200, 1, 1, 1, correct, 1.0))
 
 
 def allocation(bits=BITS, harm: float = 0.5, budget: Budget | None = None) -> Allocation:

@@ -11,7 +11,7 @@ ones whose zero point is no code of the type. The move of a reparameterized inpu
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from mixqvit.errors import ExportError, PackingError
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.notes import Note
 from mixqvit.packing.codes import weight_codes
 from mixqvit.quantization.model import QuantizedModel
 from mixqvit.quantization.operations import QuantizedLayer, QuantizedMatmul
@@ -69,12 +70,13 @@ class OnnxExport:
         return len(self.content)
 
 
-def exported_onnx(quantized: QuantizedModel, model: str) -> OnnxExport:
+def exported_onnx(quantized: QuantizedModel, model: str, notes: Sequence[Note] = ()) -> OnnxExport:
     """Return a quantized model as ONNX: input `pixels` `[batch, C, H, W]` (normalized), output `logits`.
 
     Args:
         quantized: The model, on the CPU.
         model: Its name, for the metadata.
+        notes: Those of the study, for the metadata.
 
     Raises:
         ExportError: It has an operation that ONNX has not.
@@ -95,6 +97,7 @@ def exported_onnx(quantized: QuantizedModel, model: str) -> OnnxExport:
         "bits": json.dumps({name: list(pair) for name, pair in quantized.bits.items()}),
         "stored_weight_bits": json.dumps(stored),
         "source": quantized.source or quantized.graph.fingerprint,
+        "notes": json.dumps([note.text for note in notes]),
     }
     return OnnxExport(_finished(proto, metadata), opset, stored)
 

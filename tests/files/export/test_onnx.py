@@ -16,6 +16,7 @@ from mixqvit.errors import ExportError
 from mixqvit.files.export.onnx_check import check_onnx, opened_session
 from mixqvit.files.export.onnx_model import OnnxExport, exported_onnx
 from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.notes import Note
 from mixqvit.quantization.model import QuantizedModel
 from mixqvit.quantization.operations import PreparedWeight
 from mixqvit.training.statistics import quantized as values_on_grid
@@ -55,8 +56,8 @@ def mixed(name: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def exported(model: QuantizedModel, name: str) -> OnnxExport:
-    found = exported_onnx(model, name)
+def exported(model: QuantizedModel, name: str, notes=()) -> OnnxExport:
+    found = exported_onnx(model, name, notes)
     onnx.checker.check_model(onnx.load_from_string(found.content), full_check=True)
     return found
 
@@ -115,11 +116,12 @@ def assert_weights_are_integers_of_the_stored_width(export: OnnxExport, model: Q
 
 def test_the_file_says_what_it_is_and_takes_any_number_of_images():
     model = quantized("digits_vit", 3, "min-max")
-    export = exported(model, "digits_vit")
+    export = exported(model, "digits_vit", [Note("The architecture was guessed.")])
     proto = onnx.load_from_string(export.content)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     assert metadata["model"] == "digits_vit"
     assert metadata["recipe"] == "min-max"
+    assert json.loads(metadata["notes"]) == ["The architecture was guessed."]
     assert json.loads(metadata["bits"]) == {name: list(pair) for name, pair in model.bits.items()}
     assert export.opset == 21
     names = [node.name for node in proto.graph.node]
