@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mixqvit.errors import ModelError
-from mixqvit.models.checkpoints import Checkpoint
+from mixqvit.models.checkpoints import STEMS, Checkpoint, prefixes_of
+from mixqvit.models.layouts import OWN_ARGUMENTS, foreign_layout
 from mixqvit.models.reading import first_line
 
 __all__ = [
@@ -23,16 +25,21 @@ __all__ = [
     "build",
     "build_class",
     "check_finite",
+    "check_fits",
     "classifiers",
     "differences",
     "fill",
     "in_timm_names",
     "on_meta",
+    "possible_classifier",
+    "stems",
 ]
 
 LARGEST_MODEL = 16 * 2**30
 LARGEST_NUMBER = 100_000
 DEEPEST = 256
+
+_CLASSIFIER = re.compile(r"(^|[._])(head|class|fc|linear|logits|pred)[^.]*\.([^.]+\.)*weight$")
 
 # What create_model takes beside arguments of the architecture: other weights, files, or another kind of module.
 _NOT_ARCHITECTURE = frozenset(
@@ -127,39 +134,59 @@ def _check_argument(name: str, value: Any, largest: float, nested: int = 0) -> N
         raise ModelError(f"{name} is no possible argument of an architecture")
 
 
-def in_timm_names(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+# What timm's filters raise where names or shapes are not the family's: tensors and submodules that are not there,
+# unpacking and resizing other shapes.
+_FILTER_ERRORS = (KeyError, AttributeError, RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+
+
+def in_timm_names(state: Mapping[str, Tensor], module: nn.Module) -> tuple[dict[str, Tensor], str]:
     """Return a checkpoint's tensors under timm's names, by timm's own filter for the family.
 
     The filter knows the names of the original releases and drops what timm computes itself.
+
+    Returns:
+        The tensors; and why the filter could not be used, in which case they are as they were, otherwise nothing.
     """
     translate = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", None)
     if translate is None:
-        return dict(state)
+        return dict(state), ""
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in inspect.signature(translate).parameters else {}
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the filter of DINOv3 prints, which would spoil printed JSON
-            return translate(dict(state), module, **options)
-    except Exception:  # it expects the family's names and shapes; a checkpoint without them is compared as it is
-        return dict(state)
+            return translate(dict(state), module, **options), ""
+    except _FILTER_ERRORS as error:
+        return dict(state), f"timm's conversion of released weights does not take them ({first_line(error)})"
 
 
 def arguments_of(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the arguments by which a checkpoint differs from timm's model: classes, channels, image size, windows."""
-    state = in_timm_names(checkpoint.on_meta(), module)
+    state, _ = in_timm_names(checkpoint.on_meta(), module)
     heads = classifiers(module)
     rows = [len(state[f"{head}.weight"]) for head in heads if _dimensions(state.get(f"{head}.weight")) == 2]
     found = {"num_classes": rows[0] if rows else 0 if heads else module.num_classes, "in_chans": 3}
-    for stem in _listed(module.pretrained_cfg.get("first_conv")):
-        if _dimensions(state.get(f"{stem}.weight")) == 4:
-            found["in_chans"] = state[f"{stem}.weight"].shape[1]
+    for stem in stems(module):
+        if _dimensions(state.get(stem)) == 4:
+            found["in_chans"] = state[stem].shape[1]
     usual = {"num_classes": module.num_classes, "in_chans": 3}
     arguments = {key: value for key, value in found.items() if value != usual[key]}
     return arguments | _sizes(checkpoint.state, module)
 
 
+def stems(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the weights that a timm model applies to the image itself."""
+    named = _listed(_config(module).get("first_conv"))
+    first = next((name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)), None)
+    return tuple(f"{name}.weight" for name in named or _listed(first))
+
+
 def classifiers(module: nn.Module) -> tuple[str, ...]:
     """Return the names of a timm model's classifying layers, also where it has none of its own."""
-    return _listed(module.pretrained_cfg.get("classifier"))
+    return _listed(_config(module).get("classifier"))
+
+
+def _config(module: nn.Module) -> Mapping[str, Any]:
+    """Return what timm says about a model; nothing for one that was built by its class."""
+    return getattr(module, "pretrained_cfg", None) or {}
 
 
 def _sizes(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Any]:
@@ -199,14 +226,53 @@ def fill(module: nn.Module, checkpoint: Checkpoint, name: str) -> nn.Module:
     Raises:
         ModelError: The checkpoint is of another architecture, or holds values that are not finite.
     """
-    state = in_timm_names(checkpoint.state, module)
-    problem = differences(module, state, checkpoint.state)
-    if problem:
-        raise ModelError(f"{checkpoint.path} does not hold the weights of {name}: {problem}; choose the model it is of")
+    state = check_fits(module, checkpoint, name)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     check_finite(state, str(checkpoint.path))
     module.load_state_dict(state)
     return module
+
+
+def check_fits(module: nn.Module, checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors in timm's names, which are exactly those of the module.
+
+    Raises:
+        ModelError: They are not; the message says what differs, and what that means where it is known.
+    """
+    state, reason = in_timm_names(checkpoint.state, module)
+    problem = differences(module, state, checkpoint.state)
+    if not problem:
+        return state
+    parts = [f"{checkpoint.path} does not hold the weights of {name}: {problem}"]
+    source = checkpoint.recorded.source
+    if source and checkpoint.recorded.architecture == name:
+        parts.append(f"the file itself names that architecture ({source})")
+    layout = foreign_layout([*checkpoint.state, *checkpoint.beside])
+    several = prefixes_of(checkpoint.state, (*STEMS, *stems(module)))
+    found = possible_classifier(module, checkpoint)
+    if layout:
+        parts.append(f"the names are those of {layout}, which are not read yet; give weights under timm's names")
+    elif len(several) > 1:
+        parts.append(f"if these are several models ({', '.join(several[:3])}), save the state_dict() of one of them")
+    elif found:
+        parts.append(f"if {found} is its classifier, give it timm's name, {' or '.join(classifiers(module))}.weight")
+    else:
+        parts += [reason] if reason else []
+        parts.append(f"choose the model it is of; if it was built with arguments of its own, {OWN_ARGUMENTS}")
+    raise ModelError("; ".join(parts))
+
+
+def possible_classifier(module: nn.Module, checkpoint: Checkpoint) -> str | None:
+    """Return which matrix may be the classifier of a checkpoint that has none under timm's names, if one may be."""
+    heads = {f"{head}.weight" for head in classifiers(module)}
+    translated, _ = in_timm_names(checkpoint.on_meta(), module)
+    if heads & translated.keys():
+        return None
+    width, own = getattr(module, "num_features", None), module.state_dict()
+    for name, value in {**translated, **checkpoint.beside}.items():
+        if name not in own and value.ndim == 2 and value.shape[1] == width and _CLASSIFIER.search(name):
+            return name
+    return None
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:

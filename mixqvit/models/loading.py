@@ -1,6 +1,6 @@
 """Loading a model by its name, from a file of weights or from a folder, with progress."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,24 @@ from safetensors import SafetensorError
 from torch import nn
 
 from mixqvit.errors import ImageError, ModelError
-from mixqvit.models.architectures import arguments_of, build, check_finite, fill, on_meta
+from mixqvit.models.architectures import (
+    arguments_of,
+    build,
+    check_finite,
+    check_fits,
+    classifiers,
+    differences,
+    fill,
+    in_timm_names,
+    on_meta,
+    possible_classifier,
+)
+from mixqvit.models.assumed import per_channel, preprocessing_note
 from mixqvit.models.cards import EMBEDDED
-from mixqvit.models.checkpoints import read_checkpoint
+from mixqvit.models.checkpoints import STEMS, Checkpoint, read_checkpoint
 from mixqvit.models.download import download_steps
 from mixqvit.models.embedded import embedded_from, load_embedded
-from mixqvit.models.guess import guess_architecture
+from mixqvit.models.guess import Guess, guess
 from mixqvit.models.local_folder import read_folder
 from mixqvit.models.model import Model, class_and_label_names, frozen
 from mixqvit.models.names import suggestions
@@ -63,11 +75,11 @@ def load_model_steps(
     if name is not None and name.startswith(LOCAL_FOLDER):
         if checkpoint is not None:
             raise ModelError(f"{name} has weights of its own; give either the folder or a checkpoint")
-        steps = _from_folder(Path(name.removeprefix(LOCAL_FOLDER)).expanduser())
+        steps = _from_folder(Path(name.removeprefix(LOCAL_FOLDER)).expanduser(), preprocessing or {})
     elif checkpoint is not None:
         if name is not None and name not in EMBEDDED:
             _check_name(name)
-        steps = _from_checkpoint(name, Path(checkpoint).expanduser())
+        steps = _from_checkpoint(name, Path(checkpoint).expanduser(), preprocessing or {})
     elif name is None:
         raise ModelError("name a model, or give a file of weights as its checkpoint")
     elif name in EMBEDDED:
@@ -98,6 +110,11 @@ def _check_name(name: str) -> None:
 def _unknown(name: str) -> str:
     if name.lower().endswith(SUFFIXES):
         return f"unknown model {name!r}; if it is a file of weights, give it as the checkpoint"
+    if "/" in name:
+        return (
+            f"unknown model {name!r}; give a file of weights as the checkpoint, and a folder that timm saved as "
+            f"{LOCAL_FOLDER}{name}"
+        )
     close = suggestions(name)
     hint = (
         f"did you mean {' or '.join(close)}?"
@@ -107,76 +124,136 @@ def _unknown(name: str) -> str:
     return f"unknown model {name!r}; {hint}"
 
 
-def _from_checkpoint(name: str | None, path: Path) -> Iterator[Progress]:
+def _from_checkpoint(name: str | None, path: Path, chosen: Mapping[str, Any]) -> Iterator[Progress]:
     yield Progress(0, 3, f"Reading {path.name}")
-    checkpoint = read_checkpoint(path)
-    notes = ()
-    if name is None:
+    checkpoint = read_checkpoint(path, _stems(name))
+    recorded = checkpoint.recorded
+    others, notes = (), ()
+    if name is None and recorded.architecture is not None:
+        name = recorded.architecture
+        notes = (f"The file names its architecture {name} ({recorded.source}).",)
+        if set(_stems(name)) - set(STEMS):  # the weights may lie under a prefix that only these stems show
+            checkpoint = read_checkpoint(path, _stems(name))
+    elif name is None:
         yield Progress(1, 3, "Recognizing the architecture")
-        name, *others = guess_architecture(checkpoint)
-        notes = _guess_notes(name, others)
+        guessed = guess(checkpoint)
+        name, *others = guessed.names
+        notes = _guess_notes(guessed)
+    elif recorded.architecture is not None and not _is_same(name, recorded.architecture):
+        notes = (f"The file names another architecture, {recorded.architecture} ({recorded.source}).",)
     yield Progress(2, 3, f"Filling {name} with the weights")
     if name in EMBEDDED:
         model = embedded_from(name, checkpoint)
     else:
-        arguments = arguments_of(on_meta(name, {}), checkpoint)
-        _check_classes(name, arguments.get("num_classes"), f"{path} holds no classifier")
+        arguments = _arguments(name, checkpoint)
+        sketch = on_meta(name, arguments)
+        if sketch.num_classes < 1:
+            raise ModelError(_headless(name, sketch, checkpoint))
         module = fill(build(name, arguments), checkpoint, name)
-        model = _timm_model(name, module, notes + _argument_notes(arguments) + checkpoint.notes, arguments)
+        notes += _argument_notes(arguments) + checkpoint.notes + recorded.notes
+        if recorded.num_classes not in (None, module.num_classes):
+            notes += (f"The file says {recorded.num_classes} classes, its classifier has {module.num_classes}.",)
         if timm.data.infer_imagenet_subset({"num_classes": module.num_classes}) is not None:
-            assumed = f"Its {module.num_classes} classes are taken for ImageNet's, in timm's order."
-            model = replace(model, notes=(*model.notes, assumed))
+            notes += (f"Its {module.num_classes} classes are taken for ImageNet's, in timm's order.",)
+        stated = dict(recorded.data_config)
+        if recorded.image_size is not None:
+            stated["input_size"] = (module.pretrained_cfg["input_size"][0], *2 * (recorded.image_size,))
+        model = _timm_model(name, module, notes, arguments, stated, chosen)
+        known = {"mean", "std"} if recorded.is_preprocessing_known or "." in name else set()
+        assumed = preprocessing_note(model.preprocessing, name, others, known | stated.keys() | chosen.keys())
+        model = replace(model, notes=(*model.notes, *filter(None, [assumed])))
     yield Progress(3, 3, f"{name} is loaded", model)
 
 
-def _guess_notes(name: str, others: list[str]) -> tuple[str, ...]:
+def _stems(name: str | None) -> tuple[str, ...]:
+    config = None if name is None or name in EMBEDDED else timm.get_pretrained_cfg(name)
+    first = () if config is None or not config.first_conv else config.first_conv
+    return (*STEMS, *(f"{layer}.weight" for layer in ((first,) if isinstance(first, str) else first)))
+
+
+def _is_same(name: str, recorded: str) -> bool:
+    return name.partition(".")[0] == recorded.partition(".")[0]
+
+
+def _arguments(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the architecture's arguments: those of the training script, if it was of this name, then the shapes'."""
+    recorded = checkpoint.recorded
+    is_of_name = recorded.architecture is not None and _is_same(name, recorded.architecture)
+    written = dict(recorded.arguments) if is_of_name else {}
+    arguments = written | arguments_of(on_meta(name, written), checkpoint)
+    own = getattr(getattr(on_meta(name, arguments), "patch_embed", None), "img_size", None)
+    if own is None or recorded.image_size is None or own == 2 * (recorded.image_size,):
+        return arguments
+    # the size shows in no shape where positions are relative or rotated; elsewhere the table of positions counts
+    resized = {**arguments, "img_size": recorded.image_size}
+    module = on_meta(name, resized)
+    return arguments if differences(module, in_timm_names(checkpoint.state, module)[0], checkpoint.state) else resized
+
+
+def _headless(name: str, sketch: nn.Module, checkpoint: Checkpoint) -> str:
+    """Return why a checkpoint without a classifier under timm's name is refused.
+
+    Raises:
+        ModelError: Its other tensors are not the architecture's either.
+    """
+    check_fits(sketch, checkpoint, name)
+    found = possible_classifier(sketch, checkpoint)
+    if found is None:
+        return _without_classifier(name, f"{checkpoint.path} holds no classifier")
+    return (
+        f"{checkpoint.path} holds the features of {name}, and beside them {found}, which may be a classifier of its "
+        f"own: if the model is nothing but that after timm's features, call it {classifiers(sketch)[0]}.weight there, "
+        "and its bias likewise"
+    )
+
+
+def _guess_notes(guessed: Guess) -> tuple[str, ...]:
+    name, *others = guessed.names
     notes = [f"The architecture {name} was guessed from names and shapes of the weights."]
-    own = _normalization(name)
-    differing = [other for other in others if _normalization(other) != own]
-    if differing:
-        shown = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
-        notes.append(
-            f"The same weights fit {shown}, with other preprocessing: if the model was trained like one of these, name "
-            "it or change the preprocessing."
-        )
+    if others:
+        notes.append(f"The same tensors fit {_some(others)}: if the model is one of these, name it.")
+    if guessed.differing:
+        listed = [f"{other} ({difference})" for other, difference in guessed.differing.items()]
+        notes.append(f"Some of these compute something else: {_some(listed)}.")
     return tuple(notes)
 
 
-def _normalization(name: str) -> tuple[Any, ...]:
-    config = timm.get_pretrained_cfg(name)
-    return tuple(config.mean), tuple(config.std), config.interpolation, config.crop_pct
+def _some(words: list[str]) -> str:
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
 
 
 def _argument_notes(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     words = {
-        "num_classes": "classes",
-        "in_chans": "channels",
-        "img_size": "pixels on each side",
-        "window_size": "tokens",
+        "num_classes": ("class", "classes"),
+        "in_chans": ("channel", "channels"),
+        "img_size": ("pixel", "pixels on each side"),
+        "window_size": ("token", "tokens on each side of a window"),
     }
-    words["window_size"] = "tokens on each side of a window"
-    stated = [f"{value} {words[key]}" for key, value in arguments.items() if key in words]
-    return (f"The checkpoint differs from timm's model in shape: {', '.join(stated)}.",) if stated else ()
+    stated = [
+        f"{value} {words[key][value != 1]}" if key in words else f"{key} = {value}" for key, value in arguments.items()
+    ]
+    return (f"The checkpoint differs from timm's model: {', '.join(stated)}.",) if stated else ()
 
 
-def _from_folder(folder: Path) -> Iterator[Progress]:
+def _from_folder(folder: Path, chosen: Mapping[str, Any]) -> Iterator[Progress]:
     yield Progress(0, 2, f"Reading {folder}")
     described = read_folder(folder)
     name = described.architecture
-    checkpoint = read_checkpoint(described.weights)
+    checkpoint = read_checkpoint(described.weights, _stems(name))
     yield Progress(1, 2, f"Filling {name} with the weights")
     _check_classes(name, described.arguments.get("num_classes"), f"{folder} holds no classifier")
     module = fill(build(name, described.arguments), checkpoint, name)
-    model = _timm_model(name, module, checkpoint.notes, described.arguments, described.data_config)
+    model = _timm_model(name, module, checkpoint.notes, described.arguments, described.data_config, chosen)
+    known = {key for key, value in described.data_config.items() if value is not None} | chosen.keys()
+    notes = list(filter(None, [preprocessing_note(model.preprocessing, name, (), known)]))
     labels = described.label_names
     if labels is not None and len(labels) == module.num_classes:
         model = replace(model, class_names=described.label_descriptions or labels, label_names=labels)
     elif labels is not None:
-        note = (
+        notes.append(
             f"config.json names {len(labels)} classes, but the model has {module.num_classes}: the names are not used."
         )
-        model = replace(model, notes=(*model.notes, note))
-    yield Progress(2, 2, f"{name} is loaded", model)
+    yield Progress(2, 2, f"{name} is loaded", replace(model, notes=(*model.notes, *notes)))
 
 
 def _timm_model(
@@ -185,34 +262,50 @@ def _timm_model(
     notes: tuple[str, ...] = (),
     arguments: Mapping[str, Any] | None = None,
     data_config: Mapping[str, Any] | None = None,
+    chosen: Collection[str] = (),
 ) -> Model:
     _check_classes(name, module.num_classes)
-    preprocessing, changed = _preprocessing(module, data_config)
+    arguments = arguments or {}
+    preprocessing, averaged = _preprocessing(module, arguments.get("in_chans"), data_config or {})
     names = class_and_label_names(module.num_classes)
-    return Model(name, frozen(module), preprocessing, *names, notes=notes + changed, arguments=arguments or {})
+    notes += () if {"mean", "std"} <= set(chosen) else averaged
+    return Model(name, frozen(module), preprocessing, *names, notes=notes, arguments=arguments)
 
 
 def _check_classes(name: str, classes: int | None, because: str = "") -> None:
     if classes is not None and classes < 1:
-        reason = f" ({because})" if because else ""
-        raise ModelError(
-            f"{name} has no classifier head{reason}, so it has no classes to keep; choose a classification model, or "
-            "give a checkpoint that is fine-tuned to classes"
-        )
+        raise ModelError(_without_classifier(name, because))
 
 
-def _preprocessing(module: nn.Module, data_config: Mapping[str, Any] | None) -> tuple[Preprocessing, tuple[str, ...]]:
-    """Return timm's data configuration for the channels and the size that the module really reads."""
+def _without_classifier(name: str, because: str = "") -> str:
+    reason = f" ({because})" if because else ""
+    return (
+        f"{name} has no classifier head{reason}, so it has no classes to keep; choose a classification model, or give "
+        "a checkpoint that is fine-tuned to classes"
+    )
+
+
+def _preprocessing(
+    module: nn.Module, channels: int | None, data_config: Mapping[str, Any]
+) -> tuple[Preprocessing, tuple[str, ...]]:
+    """Return timm's data configuration for the channels and the size that the module really reads.
+
+    Args:
+        module: A model of timm.
+        channels: What it was built for; None for the usual number.
+        data_config: What is stated beside the weights, which goes before timm's.
+    """
     try:
-        config = timm.data.resolve_data_config(pretrained_cfg={**module.pretrained_cfg, **(data_config or {})})
-        stem = getattr(module, "patch_embed", None)
-        channels = getattr(getattr(stem, "proj", None), "in_channels", config["input_size"][0])
-        size = getattr(stem, "img_size", None) or config["input_size"][1:]
+        config = timm.data.resolve_data_config(pretrained_cfg={**module.pretrained_cfg, **data_config})
+        size = getattr(getattr(module, "patch_embed", None), "img_size", None) or config["input_size"][1:]
+        channels = channels or config["input_size"][0]
         notes = ()
-        mean, std = (tuple(float(value) for value in config[key]) for key in ("mean", "std"))
-        if len(mean) != channels:
-            mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
-            notes = (f"timm normalizes other numbers of channels than {channels}: the average is taken for each.",)
+        if {len(config["mean"]), len(config["std"])} != {channels}:
+            notes = (
+                f"No mean and std for each of the model's channels ({channels}) are stated: the average is taken for "
+                f"each; choose with --preprocessing mean=... and std=..., {channels} number(s) each.",
+            )
+        mean, std = (per_channel(config[key], channels) for key in ("mean", "std"))
         given = {key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")}
         return Preprocessing((channels, *(int(side) for side in size)), mean, std, **given), notes
     except (ImageError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:

@@ -10,7 +10,7 @@ import timm
 
 from mixqvit.errors import ModelError
 
-__all__ = ["LocalFolder", "read_folder"]
+__all__ = ["LocalFolder", "folder_remedy", "read_folder"]
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 LARGEST_CONFIG = 32 * 2**20
@@ -45,17 +45,28 @@ def read_folder(folder: Path) -> LocalFolder:
     """
     path = folder / "config.json"
     config = _read_config(path)
+    if foreign := _of_transformers(config):
+        raise ModelError(f"{folder} holds {foreign}")
     # older versions of timm wrote everything on one level
     details = config.get("pretrained_cfg", config)
     architecture, arguments = config.get("architecture"), config.get("model_args") or {}
     if not isinstance(architecture, str) or not isinstance(details, Mapping) or not isinstance(arguments, Mapping):
-        raise ModelError(f"{path} does not describe a model of timm: it must name an architecture and a pretrained_cfg")
+        raise ModelError(
+            f"{path} does not describe a model of timm: it must name an architecture and a pretrained_cfg; if it "
+            "belongs to something else, give the file of weights itself as the checkpoint"
+        )
     if not timm.is_model(architecture):
         raise ModelError(
             f"{path} names the architecture {architecture[:100]!r}, which this version of timm does not have"
         )
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
+        pieces = next(folder.glob("*.index.json"), None)
+        if pieces is not None:
+            raise ModelError(
+                f"the weights in {folder} are split into several files ({pieces.name}), which are not read yet; save "
+                "them as one, model.safetensors"
+            )
         raise ModelError(f"{folder} holds no weights beside config.json; it needs {' or '.join(WEIGHTS[:2])}")
     arguments = dict(arguments)
     classes = config.get("num_classes", details.get("num_classes"))
@@ -71,6 +82,29 @@ def read_folder(folder: Path) -> LocalFolder:
     if isinstance(descriptions, Mapping) and names is not None:
         descriptions = [str(descriptions.get(name, name)) for name in names]
     return LocalFolder(architecture, arguments, weights, details, names, _labels(descriptions))
+
+
+def folder_remedy(folder: Path) -> str:
+    """Return what to do with a folder that was given where a file is needed."""
+    if not (folder / "config.json").is_file():
+        return "give the file of weights inside it"
+    try:
+        read_folder(folder)
+    except ModelError as error:
+        return str(error)
+    return f"use local-dir:{folder} as the model"
+
+
+def _of_transformers(config: Mapping[str, Any]) -> str | None:
+    """Return in words what Hugging Face transformers saved; around timm's models it describes them as timm does."""
+    kind, classes = config.get("model_type"), config.get("architectures")
+    if not isinstance(kind, str) or kind == "timm_wrapper" or "architecture" in config:
+        return None
+    name = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else kind
+    return (
+        f"a model of Hugging Face transformers ({name[:60]}), whose layout is not read yet; use the same model of "
+        "timm, by its name or fine-tuned there"
+    )
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

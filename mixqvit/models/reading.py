@@ -12,10 +12,14 @@ import torch
 from safetensors import SafetensorError
 
 from mixqvit.errors import ModelError
+from mixqvit.models.layouts import file_kind
+from mixqvit.models.local_folder import folder_remedy
 
 __all__ = ["SUFFIXES", "check_file", "first_line", "read_file"]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pyth", ".th", ".pkl", ".tar")
+"""What files of weights are usually called; which kind they are of is seen by their content."""
+
 LARGEST_FILE = 16 * 2**30
 MOST_ENTRIES = 100_000
 LARGEST_PICKLE = 16 * 2**20
@@ -79,12 +83,12 @@ def check_file(path: Path) -> str:
         ModelError: It is missing, too large, or none of them, or it holds objects that are no tensors.
     """
     if path.is_dir():
-        remedy = f"use local-dir:{path}" if (path / "config.json").is_file() else "give the file of weights inside it"
-        raise ModelError(f"the checkpoint {path} is a folder; {remedy}")
+        raise ModelError(f"the checkpoint {path} is a folder; {folder_remedy(path)}")
     if not path.is_file():
-        raise ModelError(f"the checkpoint {path} does not exist; give the path of a {', '.join(SUFFIXES[:-1])} file")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise ModelError(f"the checkpoint {path} is of an unknown kind; give a {', '.join(SUFFIXES[:-1])} file")
+        raise ModelError(f"the checkpoint {path} does not exist; give the path of a {', '.join(SUFFIXES[:5])} file")
+    known = file_kind(path)
+    if known is not None:
+        raise ModelError(f"the checkpoint {path} is {known}")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -136,7 +140,7 @@ def _kind(path: Path, file: IO[bytes], head: bytes, size: int) -> str:
             for _ in range(_LEGACY_PICKLES):
                 _check_pickle(path, file)
         except _Ended:
-            pass
+            pass  # nothing past this place is a pickle; torch.load says whether that is damage
         return "pickle"
     raise ModelError(f"the checkpoint {path} holds no weights: it is {_looks_like(head, size)}; choose another file")
 
@@ -215,7 +219,8 @@ def _check_pickle(path: Path, file: IO[bytes]) -> None:
             if opcode.name in ("GLOBAL", "INST") and not _is_plain(*argument.split(" ", 1)):
                 raise ModelError(
                     f"the checkpoint {path} cannot be read as plain weights: it holds objects that are no tensors "
-                    f"({argument.replace(' ', '.')[:100]}), which could run code; save the model's state_dict() alone"
+                    f"({argument.replace(' ', '.')[:100]}), and unpickling those can run code; save the model's "
+                    "state_dict() alone"
                 )
     except ModelError:
         raise

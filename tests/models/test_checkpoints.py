@@ -131,7 +131,7 @@ def test_classes_channels_and_size_come_from_the_shapes(tmp_path):
     assert model.class_names == model.label_names == tuple(f"class {index}" for index in range(7))
     assert len(model.mean) == 1
     assert any("average is taken" in note for note in model.notes)
-    assert any("7 classes, 1 channels, 80 pixels" in note for note in model.notes)
+    assert any("7 classes, 1 channel, 80 pixels" in note for note in model.notes)
     pixels = torch.randn(2, 1, 80, 80)
     assert torch.equal(model.module(pixels), module.eval()(pixels))
     description = architecture.describe(model)

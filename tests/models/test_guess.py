@@ -23,7 +23,8 @@ def test_real_deit_tiny_is_recognized(shared):
     assert model.name == "deit_tiny_patch16_224"
     assert model.arguments == {}
     assert model.mean == (0.485, 0.456, 0.406)
-    assert any("vit_tiny_patch16_224" in note and "other preprocessing" in note for note in model.notes)
+    assert "vit_tiny_patch16_224" in str(model.notes)
+    assert "mean=0.5,0.5,0.5 std=0.5,0.5,0.5 (vit_tiny_patch16_224." in model.notes[-1]
     assert model.fingerprint == load_model("deit_tiny_patch16_224", path).fingerprint
 
 

@@ -186,7 +186,7 @@ def test_checkpoint_that_cannot_be_read(tmp_path: Path, state: dict[str, torch.T
     with pytest.raises(ModelError, match="no plain state dict"):
         load_model("digits_swin", tmp_path / "list.pt")
     (tmp_path / "weights.h5").write_bytes(b"other")
-    with pytest.raises(ModelError, match="unknown kind"):
+    with pytest.raises(ModelError, match="an HDF5 file, as Keras writes"):
         load_model("digits_swin", tmp_path / "weights.h5")
 
 

@@ -79,8 +79,38 @@ def test_torch_file_under_the_name_of_a_safetensors_file(tmp_path, state):
 def test_folders(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     refused(tmp_path / "folder.pth", "is a folder; give the file")
-    (tmp_path / "folder.pth" / "config.json").write_text("{}")
-    refused(tmp_path / "folder.pth", "is a folder; use local-dir:")
+    config = tmp_path / "folder.pth" / "config.json"
+    config.write_text("{}")
+    refused(tmp_path / "folder.pth", "is a folder; .* does not describe a model of timm: .* give the file of weights")
+    config.write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
+    refused(
+        tmp_path / "folder.pth", r"Hugging Face transformers \(ViTForImageClassification\), whose layout is not read"
+    )
+    config.write_text('{"architecture": "test_vit", "num_classes": 3}')
+    torch.save({}, tmp_path / "folder.pth" / "model.pth")
+    refused(tmp_path / "folder.pth", "is a folder; use local-dir:.* as the model")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("a.npz", r"NumPy archive, .*\.load_pretrained"),
+        ("a.onnx", "ONNX graph"),
+        ("a.pt2", "torch.export"),
+        ("a.msgpack", "as Flax writes weights"),
+    ],
+)
+def test_files_of_other_programs_are_named_with_what_helps(tmp_path, file, message):
+    zipped(tmp_path / file, {"embedding/kernel.npy": b""})
+    refused(tmp_path / file, message)
+
+
+@pytest.mark.parametrize("file", ["own.pyth", "own.th", "own.pkl", "own.tar", "own", "0123abcd"])
+def test_content_and_not_the_suffix_says_what_a_file_is(tmp_path, state, file):
+    torch.save(state, tmp_path / file)
+    assert load_model("digits_vit", tmp_path / file).fingerprint == load_model("digits_vit").fingerprint
+    (tmp_path / file).write_bytes(b"notes of a person")
+    refused(tmp_path / file, "holds no weights: it is neither safetensors nor a file that torch.save wrote")
 
 
 @pytest.mark.parametrize("file", ["whole.pth", "whole.safetensors", "old.pth"])
