@@ -46,8 +46,6 @@ _OTHERS = {
     b"7z\xbc\xaf": "a 7z file",
 }
 
-torch.serialization.add_safe_globals([argparse.Namespace])
-
 
 def read_file(path: Path) -> Any:
     """Read what a file of weights holds, without executing anything in it.
@@ -61,6 +59,8 @@ def read_file(path: Path) -> Any:
     try:
         if kind == "safetensors":
             return safetensors.torch.load_file(path)
+        # every time: timm allows it while it loads pretrained weights of its own, and then takes it from the list
+        torch.serialization.add_safe_globals([argparse.Namespace])
         return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except SafetensorError as error:
         raise ModelError(

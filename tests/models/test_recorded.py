@@ -59,6 +59,13 @@ def test_preprocessing_of_the_training_is_used(tmp_path):
     assert not any("assumed" in note for note in model.notes)
 
 
+def test_arguments_are_read_after_timm_read_weights_of_its_own(tmp_path):
+    content = {"state_dict": state(), "args": argparse.Namespace(model="test_vit")}
+    torch.save(content, tmp_path / "own.pth")
+    timm.models.load_checkpoint(timm.create_model("test_vit", num_classes=3), str(tmp_path / "own.pth"))
+    assert opened(tmp_path, content).name == "test_vit"
+
+
 def test_pooling_that_shows_in_no_shape_is_used(tmp_path):
     weights = state(global_pool="avg", fc_norm=False)
     settings = argparse.Namespace(model="test_vit", gp="avg", model_kwargs={"fc_norm": False})
