@@ -47,8 +47,9 @@ def load_model(
 
     Args:
         name: An embedded model (see `list_models`), any model name of timm, or `local-dir:FOLDER` with a model that
-            timm saved. None to guess the architecture from the checkpoint.
+            timm saved. None to take the architecture that the checkpoint names, or to guess it from the tensors.
         checkpoint: Weights in a `.safetensors` file, or one of `torch.save`, which is read with `weights_only=True`.
+            What is assumed about them is in the model's notes.
             Without it the embedded weights are used, or timm's pretrained ones are downloaded.
         preprocessing: What to change of timm's data configuration: `mean`, `std`, `interpolation`, `crop_pct`,
             `crop_mode`.
