@@ -1,10 +1,13 @@
 """The first page: what is open here, what is known about it, where to go."""
 
+from dataclasses import replace
 from functools import partial
 
 import streamlit as st
 
+from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.costs import cost
+from mixqvit.allocation.request import Request
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import FULL_PRECISION, uniform
 from mixqvit.views import overview
@@ -147,7 +150,7 @@ def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
     show_accuracy(accuracy_place, study, full)
 
     result, progress, _ = matters
-    strategy = "mix-qvit"
+    request = Request(Budget(average_bits=AVERAGE_BITS))
     try:
         with progress:
             importance = common.run("Relevance", study.relevance_steps)
@@ -156,7 +159,7 @@ def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
         result.markdown(overview.matters_most(study.layers, importance.mean))
     except UnsupportedOperationError as error:
         result.warning(f"{error} Bits are chosen by sensitivity alone.")
-        strategy = "sensitivity"
+        request = replace(request, strategy="sensitivity")
 
     result, progress, _ = breaks
     with progress:
@@ -166,9 +169,8 @@ def fill_cards(study, full_bytes, accuracy_place, matters, breaks, gives):
     result.markdown(overview.breaks_first(sensitivity))
 
     result, progress, _ = gives
-    gamma = float(strategy == "mix-qvit")
-    mixed = study.allocate(average_bits=AVERAGE_BITS, strategy=strategy)
-    beside = study.uniform(AVERAGE_BITS, gamma)
+    mixed = study.allocate(request)
+    beside = study.uniform(AVERAGE_BITS, *request.yardstick)
     measured = {}
     for name, allocation in (("Mixed bits", mixed), ("Uniform bits", beside)):
         with progress:

@@ -59,9 +59,9 @@ class Budget:
             return dict(self.ceilings).get(name)
         raise AttributeError(f"A budget has no {name!r}.")
 
-    def with_ceilings(self, **changed: float | None) -> "Budget":
-        """Return the budget with other ceilings on some quantities; None for none."""
-        return Budget(**{**dict(self.ceilings), **changed}, cap_bitops=self.cap_bitops)
+    def changed(self, **ceilings: float | None) -> "Budget":
+        """Return the budget with other ceilings on some quantities, None for none; or with another `cap_bitops`."""
+        return Budget(**{**dict(self.ceilings), "cap_bitops": self.cap_bitops, **ceilings})
 
     def bounding(self, name: str) -> tuple[Quantity, ...]:
         """Return all quantities that the ceiling on one bounds, by the same number."""

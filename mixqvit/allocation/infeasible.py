@@ -57,7 +57,7 @@ def smallest_value(table: ChoiceTable, budget: Budget, ceiling: str) -> float | 
         budget: The ceilings.
         ceiling: Name of the quantity; what else its number bounds, as average bits do BitOps, moves with it.
     """
-    others = budget.with_ceilings(**{ceiling: None})
+    others = budget.changed(**{ceiling: None})
     found = []
     for one in budget.bounding(ceiling):
         least = _least(table, table.amounts[one.bounds], others)
@@ -85,7 +85,7 @@ def _raised_until_feasible(table: ChoiceTable, budget: Budget, ceiling: str, lea
         return steps / _STEPS * unit
 
     def fits(steps: int) -> bool:
-        return table.best(budget.with_ceilings(**{ceiling: value(steps)})) is not None
+        return table.best(budget.changed(**{ceiling: value(steps)})) is not None
 
     low = ceil(least / unit * _STEPS - 1e-6)
     if fits(low):
@@ -106,9 +106,9 @@ def _together(table: ChoiceTable, budget: Budget) -> dict[str, float]:
     found: dict[str, float] = {}
     raised = Budget(cap_bitops=budget.cap_bitops)
     for name, value in budget.ceilings:
-        least = smallest_value(table, raised.with_ceilings(**{name: value}), name)
+        least = smallest_value(table, raised.changed(**{name: value}), name)
         found[name] = max(value, _rounded_up(name, least)) if least is not None else value
-        raised = raised.with_ceilings(**{name: found[name]})
+        raised = raised.changed(**{name: found[name]})
     return found
 
 
@@ -151,5 +151,7 @@ def _rounded_up(name: str, value: float) -> float:
 
 
 def _shown(name: str, value: float, round_up: bool = False) -> str:
-    number, _, symbol = QUANTITIES[name].written(_rounded_up(name, value) if round_up else value, _DIGITS).partition(" ")
+    number, _, symbol = (
+        QUANTITIES[name].written(_rounded_up(name, value) if round_up else value, _DIGITS).partition(" ")
+    )
     return " ".join(filter(None, (number.rstrip("0").rstrip("."), symbol)))

@@ -8,7 +8,6 @@ one, such as latency, is one more entry here.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Any
 
 from mixqvit.allocation.costs import Storage, bitops, bits_of_uniform_bitops, layer_bytes, uniform_bitops
 from mixqvit.errors import AllocationError
@@ -67,14 +66,17 @@ class Quantity:
         """Name of the quantity whose amounts a ceiling bounds: usually its own."""
         return self.measure or self.name
 
-    def check(self, ceiling: Any) -> None:
+    def check(self, ceiling: float) -> None:
         """Refuse what is no ceiling.
 
         Raises:
             AllocationError: It is no positive number, or larger than any model needs.
         """
+        self._check(ceiling, ceiling)
+
+    def _check(self, ceiling: float, given: float) -> None:
         if not 0 < ceiling < _MOST:
-            shown = repr(ceiling) if isinstance(ceiling, float) or abs(ceiling) < _MOST else "a number that large"
+            shown = repr(given) if isinstance(given, float) or abs(given) < _MOST else "a number that large"
             raise AllocationError(f"The budget for {self.title} must be a positive number, not {shown}.")
 
     def from_shown(self, number: float) -> float:
@@ -84,7 +86,7 @@ class Quantity:
             AllocationError: It is no positive number, or larger than any model needs.
         """
         ceiling = number * self.unit
-        self.check(ceiling)
+        self._check(ceiling, number)
         return round(ceiling) if self.is_whole else ceiling
 
     def written(self, value: float, digits: int | None = None) -> str:

@@ -56,7 +56,7 @@ class Restrictions:
 
 
 RESTRICTIONS = ("pinned", "at_least", "at_most", "allowed")
-"""Names of all sorts of restrictions, in the order in which people see them; the last is by kind, the others by layer."""
+"""All sorts of restrictions, in the order in which people see them; the last is by kind, the others by layer."""
 
 
 def _frozen(value: int | Sequence[int]) -> int | tuple[int, ...]:

@@ -1,14 +1,20 @@
 """How results are printed: fractions, tables, measurements."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixqvit.tasks.evaluation import Evaluation
 
-__all__ = ["Document", "measured_columns", "measurement", "percent", "table"]
+__all__ = ["Document", "measured_columns", "measurement", "notice", "percent", "table"]
 
 Document = dict[str, Any]
+
+
+def notice(text: str) -> None:
+    """Say in one line on standard error what a person should know; the command goes on."""
+    print(text, file=sys.stderr)
 
 
 def measurement(evaluation: "Evaluation") -> Document:

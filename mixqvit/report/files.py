@@ -179,7 +179,7 @@ def document_of(title: str, study: "Study", found: "Findings", settings: Mapping
         },
         "images": asdict(study.image_sets.sample),
         "layers": [asdict(layer) for layer in study.layers],
-        "request": dict(found.request),
+        "request": found.asked,
         "bits": {name: list(pair) for name, pair in found.bits.items()},
         "measured": {
             name: {

@@ -220,7 +220,7 @@ def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
         with words:
             offer_sensitivity(str(error), chosen.strategy)
         return None
-    allocation = study.allocate(**study.first_last_request(chosen.bits), strategy=chosen.strategy)
+    allocation = study.allocate(study.first_last_request(chosen.bits), strategy=chosen.strategy)
     words.caption(
         f"{bits_words(study.layers, allocation.bits)} Chosen by strategy {chosen.strategy}: "
         f"{study.inner_average_bits(allocation.bits):.2f} bits on average."

@@ -4,14 +4,15 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.allocation.costs import uniform_bitops
+from mixqvit.allocation.request import as_request
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
-from mixqvit.files.allocation_document import recipe_document, request_of
+from mixqvit.files.allocation_document import allocation_document, request_of
 from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
@@ -190,6 +191,7 @@ def test_the_frontier_is_every_budgets_own_optimum(study):
     *_, last = study.frontier_steps(**request)
     assert last.done == last.total == len(last.result) == 61
     assert study.saved_frontier(**request) == last.result
+    assert study.saved_frontier(as_request(2.5, **request)) == last.result  # whatever its own average bits
     assert study.saved_frontier(gamma=0.5) is None
     assert last.result[0].allocation is None  # the pinned head alone is more than 2 bits
     for point in last.result[3::12]:
@@ -204,12 +206,12 @@ def test_the_frontier_is_every_budgets_own_optimum(study):
 def test_kept_allocations_come_back_until_they_are_deleted(study):
     request = {"average_bits": 3.0, "pinned": {"head.fc": 8}, "strategy": "sensitivity"}
     allocation = study.allocate(**request)
-    document = recipe_document(study.model.name, study.settings, allocation, request)
+    document = allocation_document(study.model.name, study.settings, allocation, as_request(**request))
     study.save_allocation(" small ", document)
     study.save_allocation("other", document)
     again = Study("digits_swin", settings=replace(SMALL, analysis_images=5), store=study.store)
     assert list(again.saved_allocations()) == ["small", "other"]
-    assert study.allocate(**request_of(again.saved_allocations()["small"])) == allocation
+    assert study.allocate(request_of(again.saved_allocations()["small"])) == allocation
     study.delete_allocation("small")
     assert list(again.saved_allocations()) == ["other"]
     amplified = Study("digits_swin", settings=replace(SMALL, outlier_factor=4.0), store=study.store)
@@ -225,7 +227,7 @@ def test_kept_allocations_come_back_until_they_are_deleted(study):
 
 def test_strategies_are_compared_by_what_they_measure(study):
     chosen = ("sensitivity", "uniform", "random")
-    *_, last = study.compare_strategies_steps(chosen, average_bits=3.0)
+    *_, last = study.compare_strategies_steps(chosen, as_request(3.0, strategy="inverse"))
     assert last.done == last.total
     assert tuple(last.result.results) == chosen
     assert last.result.refused == {}
