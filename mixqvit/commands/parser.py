@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     comparison = study_command("strategies", allocations.strategies, "measure all allocation strategies in one budget")
     _add_budget(comparison)
     frontier = study_command("frontier", allocations.frontier, "solve every budget from 2 to 8 average bits")
-    _add_budget(frontier, average_bits=False)
+    _add_budget(frontier, without="average_bits")
     _add_strategy(frontier)
     packing = study_command(
         "pack", allocations.pack, "write a quantized model as one file: uniform bits, a budget or an allocation file"
@@ -272,14 +272,14 @@ def _add_saved_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     removing.add_argument("name", help="a saved study")
 
 
-def _add_budget(parser: argparse.ArgumentParser, average_bits: bool = True) -> None:
-    """Add what is asked of an allocation, the strategy aside."""
+def _add_budget(parser: argparse.ArgumentParser, without: str | None = None) -> None:
+    """Add what is asked of an allocation, the strategy aside, and the ceiling on a quantity that the command varies."""
     for one in QUANTITIES.values():
-        if average_bits or one.name != "average_bits":
+        if one.name == without:
+            parser.set_defaults(**{one.shown_name: None})
+        else:
             option = f"--{one.shown_name.replace('_', '-')}"
             parser.add_argument(option, type=float, help=f"ceiling on {one.description}")
-        else:
-            parser.set_defaults(average_bits=None)
     defaults = Request()
     parser.add_argument(
         "--no-bitops-cap", action="store_true", help="let average bits alone leave BitOps free (default: as uniform)"

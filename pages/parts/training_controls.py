@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from mixqvit.allocation.request import Request
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
@@ -20,7 +21,7 @@ DEFAULTS = {
     "train_recipe": "lsq",
     "train_epochs": TrainingSettings.epochs,
     "train_seed": TrainingSettings.seed,
-    "train_strategy": "mix-qvit",
+    "train_strategy": Request().strategy,
     "train_batch": TrainingSettings.batch,
     "train_learning_rate": None,
     "train_patience": None,
