@@ -172,7 +172,7 @@ def request_schema() -> dict[str, Any]:
     """Return the JSON Schema of a request."""
     number, truth = {"type": ["number", "null"]}, {"type": ["boolean", "null"]}
     numbers = {
-        name: number | {"description": f"a number, the most of {one.title} in its base unit, or null"}
+        name: number | {"description": f"a number, the most that {one.title} may be, or null"}
         for name, one in QUANTITIES.items()
     }
     pin = {"enum": [*NUMBER_FORMATS, *_PAIRS], "description": f"a bit-width of {WIDTHS_TEXT}; or two, {_PAIR_TEXT}"}

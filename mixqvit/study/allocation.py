@@ -99,7 +99,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         }
         needs = request.criterion.needs
         seconds = sum(seconds_spent(self.store, key) for need in needs for key in keys.get(need, ()))
-        if "relevance" in needs:
+        if "relevance" in needs and request.gamma != 0:
             importance = self.relevance()
             seconds += importance.seconds * len(next(iter(importance.shares.values())))
         return seconds

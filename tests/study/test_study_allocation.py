@@ -150,6 +150,7 @@ def test_without_importance_no_relevance_is_computed(study, monkeypatch):
     monkeypatch.setattr(study, "relevance_steps", lambda *_: pytest.fail("computed"))
     for strategy in ("mix-qvit", "lrp-qvit"):
         list(study.score_steps(strategy, gamma=0.0))
+        assert study.score_seconds(strategy, gamma=0.0) >= 0
         assert study.allocate(3.0, gamma=0.0, strategy=strategy).cost.average_bits <= 3
 
 
