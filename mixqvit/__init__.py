@@ -20,6 +20,7 @@ _HOMES = {
     "Model": "models.model",
     "QuantizedModel": "quantization.model",
     "Relevance": "relevance.result",
+    "Request": "allocation.request",
     "Sampling": "images.sampling",
     "Settings": "study.settings",
     "Store": "study.store",

@@ -3,6 +3,7 @@
 __all__ = [
     "AccessError",
     "AllocationError",
+    "AllocationFileError",
     "BitWidthError",
     "CalibrationError",
     "EngineError",
@@ -12,7 +13,6 @@ __all__ = [
     "MixQViTError",
     "ModelError",
     "PackingError",
-    "RecipeError",
     "ReportError",
     "StoreError",
     "StudyFileError",
@@ -65,8 +65,8 @@ class PackingError(MixQViTError):
     """A packed model could not be written, or a file is none, is damaged or does not fit the model."""
 
 
-class RecipeError(MixQViTError):
-    """A file is no recipe of an allocation, or one that cannot be used."""
+class AllocationFileError(MixQViTError):
+    """A file, or a request in it, is no allocation, or one that cannot be used."""
 
 
 class StoreError(MixQViTError):

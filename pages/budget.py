@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import streamlit as st
 
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.allocation.quantities import spent
+from mixqvit.allocation.request import Request
 from mixqvit.errors import AllocationError, UnsupportedOperationError
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, is_tied
 from mixqvit.views import allocation_strip
 from mixqvit.views import budget as figures
-from mixqvit.views.allocation_words import LayerFacts, changes, is_tied
+from mixqvit.views.allocation_words import LayerFacts, changes
 from pages.parts import (
     budget_compare,
     budget_controls,
@@ -32,12 +33,11 @@ def memory(study) -> Memory:
     return by_study.setdefault(measuring.key(study), Memory())
 
 
-def scores(study, remembered: Memory, wanted: dict) -> bool:
+def scores(study, remembered: Memory, wanted: Request) -> bool:
     """Compute what the strategy has to know, and Λ, which all settings are compared by; returns whether it is there."""
-    strategy, tied = wanted["strategy"], wanted["tied"]
-    needs = STRATEGIES[strategy].needs
-    if (strategy, tied) in remembered.scored or ("pairs" in needs and not tied):
-        return True  # pairs are measured with tied operands only: `study.allocate` says so at once
+    strategy, tied = wanted.criterion, wanted.tied
+    if (strategy.name, tied) in remembered.scored or not (tied or strategy.is_independent):
+        return True  # `study.allocate` says at once what a strategy cannot do
     if common.run("Sensitivity", study.sensitivity_steps) is None:
         return False
     if not tied and any(
@@ -46,16 +46,17 @@ def scores(study, remembered: Memory, wanted: dict) -> bool:
         for operands in ("weights", "activations")
     ):
         return False
-    if "relevance" in needs:
+    if "relevance" in strategy.needs:
         importance = common.run("Relevance", study.relevance_steps)
         if importance is None:
             return False
         remembered.importance = importance.mean
-    if "pairs" in needs and not budget_strategies.pairs_wanted(study):
+    if "pairs" in strategy.needs and not budget_strategies.pairs_wanted(study):
         return False
-    if common.run(f"Scores for {strategy}", lambda: study.score_steps(strategy, tied)) is None:
+    # At any γ, which may move before the next time.
+    if common.run(f"Scores for {strategy.name}", lambda: study.score_steps(strategy.name, tied=tied)) is None:
         return False
-    remembered.scored.add((strategy, tied))
+    remembered.scored.add((strategy.name, tied))
     return True
 
 
@@ -73,10 +74,10 @@ def offer_sensitivity(reason: str, strategy: str) -> None:
     )
 
 
-def solve(study, wanted: dict, remembered: Memory):
+def solve(study, wanted: Request, remembered: Memory):
     """The allocation to show: the best within the budget; the last one that fitted where none does, None at first."""
     try:
-        remembered.show(study.allocate(**wanted), wanted)
+        remembered.show(study.allocate(wanted), wanted)
     except AllocationError as error:
         next_words = (
             "Raise a ceiling or lift a restriction to go on."
@@ -112,16 +113,16 @@ def tools(study, remembered: Memory) -> str:
     return view
 
 
-def headline(study, wanted: dict, remembered: Memory, allocation, view: str) -> None:
+def headline(study, wanted: Request, remembered: Memory, allocation, view: str) -> None:
     """Show the bits of every layer, what changed, and what is pinned."""
     facts = LayerFacts(
         allocation.bits,
         remembered.previous,
         remembered.importance,
         study.sensitivity(),
-        wanted["pinned"],
-        wanted["at_least"],
-        wanted["at_most"],
+        wanted.restrictions.pinned,
+        wanted.restrictions.at_least,
+        wanted.restrictions.at_most,
         study.settings.metric,
     )
     tied = all(is_tied(layer, allocation.bits[layer.name]) for layer in study.layers)
@@ -169,7 +170,7 @@ def main() -> None:
         except UnsupportedOperationError as error:
             waiting.empty()
             with message:
-                offer_sensitivity(str(error), wanted["strategy"])
+                offer_sensitivity(str(error), wanted.strategy)
             return
         waiting.empty()
         with message:
@@ -182,8 +183,8 @@ def main() -> None:
         show(study, wanted, remembered, allocation, numbers, costs, notes, status)
 
 
-def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, notes, status) -> None:
-    yardstick = budget_measure.yardstick_of(wanted)
+def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs, notes, status) -> None:
+    yardstick = wanted.yardstick
     uniform = study.uniform_beside(allocation.budget, *yardstick)
     full = study.uniform(FULL_PRECISION, *yardstick)
     compared = replace(allocation, harm=budget_measure.setting(study, remembered, allocation.bits, yardstick).harm)
@@ -194,11 +195,10 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, no
         "full precision": "Full precision",
     }
     with costs:
-        show_gauges(st.container(), figures.gauges(allocation, full.cost, study.bitops_ceiling(allocation.budget)))
+        taken, all_of_it = (spent(study.layers, one.bits, study.storage) for one in (allocation, full))
+        show_gauges(st.container(), figures.gauges(taken, all_of_it, study.ceilings(allocation.budget)))
         st.caption(
-            figures.solved_words(
-                allocation.gap, remembered.wanted["strategy"], remembered.wanted["strategy"] != "uniform"
-            )
+            figures.solved_words(allocation.gap, remembered.wanted.strategy, remembered.wanted.criterion.is_search)
         )
     with numbers:
         harm = st.empty()
@@ -208,8 +208,7 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, no
         "Predicted harm",
         figures.harm_text(compared.harm),
         f"uniform {figures.harm_text(uniform.harm)}" if uniform else "no uniform fits",
-        f"{'Σ Ω^γ · Λ' if wanted['strategy'] == 'mix-qvit' else 'Σ Λ'} over all layers, from calibration images. "
-        "Smaller is better.",
+        f"{wanted.yardstick_words} over all layers, from calibration images. Smaller is better.",
     )
     shown = {
         name: setting and budget_measure.measured(study, remembered, name, setting.bits)

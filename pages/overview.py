@@ -1,10 +1,13 @@
 """The first page: what is open here, what is known about it, where to go."""
 
+from dataclasses import replace
 from functools import partial
 
 import streamlit as st
 
+from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.costs import cost
+from mixqvit.allocation.request import Request
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import FULL_PRECISION, uniform
 from mixqvit.views import overview
@@ -148,7 +151,7 @@ def fill_cards(study, full_bytes, accuracy_place, notes_place, matters, breaks, 
     measuring.show_notes(notes_place, study)
 
     result, progress, _ = matters
-    strategy = "mix-qvit"
+    request = Request(Budget(average_bits=AVERAGE_BITS))
     try:
         with progress:
             importance = common.run("Relevance", study.relevance_steps)
@@ -157,7 +160,7 @@ def fill_cards(study, full_bytes, accuracy_place, notes_place, matters, breaks, 
         result.markdown(overview.matters_most(study.layers, importance.mean))
     except UnsupportedOperationError as error:
         result.warning(f"{error} Bits are chosen by sensitivity alone.")
-        strategy = "sensitivity"
+        request = replace(request, strategy="sensitivity")
 
     result, progress, _ = breaks
     with progress:
@@ -167,9 +170,8 @@ def fill_cards(study, full_bytes, accuracy_place, notes_place, matters, breaks, 
     result.markdown(overview.breaks_first(sensitivity))
 
     result, progress, _ = gives
-    gamma = float(strategy == "mix-qvit")
-    mixed = study.allocate(average_bits=AVERAGE_BITS, strategy=strategy)
-    beside = study.uniform(AVERAGE_BITS, gamma)
+    mixed = study.allocate(request)
+    beside = study.uniform(AVERAGE_BITS, *request.yardstick)
     measured = {}
     for name, allocation in (("Mixed bits", mixed), ("Uniform bits", beside)):
         with progress:

@@ -5,7 +5,7 @@ from itertools import accumulate
 from math import isfinite
 
 from mixqvit.errors import AllocationError
-from mixqvit.network.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.bits import UNQUANTIZED, Bits, kept_input_bits, tied_bits
 from mixqvit.network.layers import Layer
 
 __all__ = [
@@ -49,14 +49,9 @@ def monotone_choices(harms: ChoiceHarms) -> dict[str, dict[Bits, float]]:
 
 
 def choices(layer: Layer, harms: Mapping[int, float]) -> dict[Bits, float]:
-    """Return the layer's possible bits with their harm; both operands of a layer share one bit-width.
-
-    The patch embedding's input keeps 8 bits, because images arrive so.
-    """
+    """Return the layer's possible bits with their harm where both operands share one bit-width."""
     envelope = monotone_envelope(harms)
-    if layer.kind == "patch_embed":
-        return {(width, PATCH_EMBED_INPUT_BITS): harm for width, harm in envelope.items()}
-    return {(width, width): harm for width, harm in envelope.items()}
+    return dict(zip(tied_bits(layer, tuple(envelope)), envelope.values(), strict=True))
 
 
 def tied_choices(layers: Sequence[Layer], harms: Harms) -> dict[str, dict[Bits, float]]:
@@ -69,8 +64,7 @@ def independent_choices(
 ) -> dict[str, dict[Bits, float]]:
     """Return every layer's choices where weight and activation bits are chosen apart.
 
-    The harm of a pair is the sum of both operands' harms, each by its monotone envelope. The operands of an attention
-    product share one bit-width, and the patch embedding's input keeps 8 bits.
+    The harm of a pair is the sum of both operands' harms, each by its monotone envelope.
 
     Args:
         layers: The table of layers.
@@ -85,8 +79,9 @@ def independent_choices(
             continue
         weights = monotone_envelope(weight_harms[layer.name])
         activations = monotone_envelope(activation_harms.get(layer.name, {}))
-        if layer.kind == "patch_embed":
-            activations = {PATCH_EMBED_INPUT_BITS: activations.get(PATCH_EMBED_INPUT_BITS, 0.0)}
+        kept = kept_input_bits(layer)
+        if kept is not None:
+            activations = {kept: activations.get(kept, 0.0)}
         pairs[layer.name] = {(w, a): harm + more for w, harm in weights.items() for a, more in activations.items()}
     return pairs
 
@@ -122,7 +117,7 @@ def total_harm(layers: Sequence[Layer], bits: Mapping[str, Bits], harms: ChoiceH
     total = 0.0
     for layer in layers:
         pair = bits[layer.name]
-        if pair != (FULL_PRECISION, FULL_PRECISION):
+        if pair != UNQUANTIZED:
             if pair not in harms[layer.name]:
                 raise AllocationError(f"The harm of {pair} bits at layer {layer.name} was not measured.")
             total += harms[layer.name][pair]
@@ -137,5 +132,5 @@ def predicted_harm(
     gamma: float = 1.0,
 ) -> float:
     """Return Σ Ω^γ · Λ of an allocation whose bits were all measured; full precision does no harm."""
-    quantized = [layer for layer in layers if bits[layer.name] != (FULL_PRECISION, FULL_PRECISION)]
+    quantized = [layer for layer in layers if bits[layer.name] != UNQUANTIZED]
     return total_harm(quantized, bits, weighted(tied_choices(quantized, harms), importance, gamma))

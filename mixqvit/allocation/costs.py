@@ -6,9 +6,10 @@ one's bits take. So it is known before anything is calibrated, and can be a ceil
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from mixqvit.errors import CalibrationError
-from mixqvit.network.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.bits import NUMBER_FORMATS, Bits, input_bits, kept_input_bits
 from mixqvit.network.layers import Layer
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Storage",
     "activation_parameter_bytes",
     "bitops",
+    "bits_of_uniform_bitops",
     "channel_count",
     "code_bytes",
     "cost",
@@ -90,12 +92,14 @@ class Cost:
 
 def code_bytes(layer: Layer, weight_bits: int) -> int:
     """Bytes of the layer's weight codes, packed at their true width up to a full byte; none in full precision."""
-    return 0 if weight_bits == FULL_PRECISION else -(-layer.parameters * weight_bits // 8)
+    stored = NUMBER_FORMATS[weight_bits]
+    return -(-layer.parameters * stored.bits // 8) if stored.is_quantized else 0
 
 
 def full_precision_weight_bytes(layer: Layer, weight_bits: int) -> int:
     """Bytes of the layer's weight where it is not quantized."""
-    return _FLOAT32 * layer.parameters if weight_bits == FULL_PRECISION else 0
+    stored = NUMBER_FORMATS[weight_bits]
+    return 0 if stored.is_quantized else layer.parameters * stored.bits // 8
 
 
 def activation_parameter_bytes(layer: Layer, operand: int, recipe: str) -> int:
@@ -138,15 +142,13 @@ def scale_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
 
     Reparameterization gives a layer without a bias one, in float32; it is counted here.
     """
-    weight_bits, activation_bits = bits
+    is_quantized = [NUMBER_FORMATS[width].is_quantized for width in bits]
     if layer.is_matmul:
         return sum(
-            activation_parameter_bytes(layer, operand, recipe)
-            for operand, width in enumerate(bits)
-            if width != FULL_PRECISION
+            activation_parameter_bytes(layer, operand, recipe) for operand, has in enumerate(is_quantized) if has
         )
-    total = 0 if weight_bits == FULL_PRECISION else _SCALE_AND_ZERO_POINT * layer.channels
-    if activation_bits != FULL_PRECISION:
+    total = _SCALE_AND_ZERO_POINT * layer.channels if is_quantized[0] else 0
+    if is_quantized[1]:
         total += activation_parameter_bytes(layer, 0, recipe)
         folds = _is_moved(layer, recipe) and _channel_bytes(recipe) == _REPARAMETERIZED
         total += _FLOAT32 * layer.channels if folds and not layer.has_bias else 0
@@ -165,15 +167,22 @@ def layer_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
 
 def bitops(layer: Layer, bits: Bits) -> int:
     """BitOps of the layer for one image."""
-    return layer.macs * bits[0] * bits[1]
+    return layer.macs * NUMBER_FORMATS[bits[0]].bits * NUMBER_FORMATS[bits[1]].bits
 
 
 def uniform_bitops(layers: Sequence[Layer], average_bits: float) -> float:
     """BitOps of uniform `average_bits`, which may be fractional; the patch embedding's input keeps its 8 bits."""
-    return sum(
-        layer.macs * average_bits * (PATCH_EMBED_INPUT_BITS if layer.kind == "patch_embed" else average_bits)
-        for layer in layers
-    )
+    return sum(layer.macs * average_bits * input_bits(layer, average_bits) for layer in layers)
+
+
+def bits_of_uniform_bitops(layers: Sequence[Layer], most_bitops: float) -> float:
+    """Return the uniform bits, which may be fractional, that take so many BitOps."""
+    # Where the input keeps its bits, BitOps grow with the bits, elsewhere with their square.
+    linear = sum(layer.macs * (kept_input_bits(layer) or 0) for layer in layers)
+    square = sum(layer.macs for layer in layers if kept_input_bits(layer) is None)
+    if square == 0:
+        return most_bitops / linear if linear else 0.0
+    return (sqrt(linear**2 + 4.0 * square * most_bitops) - linear) / (2.0 * square)
 
 
 def cost(layers: Sequence[Layer], bits: Mapping[str, Bits], storage: Storage) -> Cost:

@@ -6,7 +6,7 @@ multiple-choice knapsack; `solver` solves it to proven optimality.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from mixqvit.allocation.budget import Allocation, Budget, check_budget
+from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.choices import ChoiceHarms, Harms, tied_choices, weighted
 from mixqvit.allocation.costs import Storage
 from mixqvit.allocation.infeasible import why_infeasible
@@ -47,7 +47,7 @@ def best_allocation(
         AllocationError: No ceiling was given, a number is not usable, or a restriction cannot be met.
         BitWidthError: A restriction names an unknown layer or a bit-width that is not possible.
     """
-    check_budget(budget)
+    budget.check()
     table = choice_table(layers, harms, storage, restrictions)
     found = table.best(budget)
     if found is None:
@@ -95,7 +95,7 @@ def frontier_steps(
         AllocationError, BitWidthError: As `best_allocation`.
     """
     for budget in budgets:
-        check_budget(budget)
+        budget.check()
     table = choice_table(layers, harms, storage, restrictions)
     for budget in budgets:
         yield table.best(budget)

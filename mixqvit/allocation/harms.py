@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mixqvit.allocation.choices import ChoiceHarms, independent_choices, tied_choices, weighted
-from mixqvit.network.bits import BIT_WIDTHS, Bits
+from mixqvit.allocation.choices import ChoiceHarms, weighted
+from mixqvit.network.bits import BIT_WIDTHS, Bits, possible_bits
 from mixqvit.network.layers import Layer
 
 __all__ = ["importance_only", "inverse_harms", "random_harms"]
@@ -24,17 +24,7 @@ def importance_only(
         tied: Whether both operands of a layer share one bit-width; else attention products alone do.
     """
     power = {width: 4.0**-width for width in BIT_WIDTHS}
-    one = {layer.name: power for layer in layers}
-    two = {layer.name: {width: 2.0 * value for width, value in power.items()} for layer in layers}
-    if tied:
-        errors = tied_choices(layers, two)
-        for layer in layers:
-            if layer.kind == "patch_embed":
-                errors[layer.name] = {(w, a): power[w] + power[a] for w, a in errors[layer.name]}
-    else:
-        errors = independent_choices(
-            layers, one, {layer.name: (two if layer.is_matmul else one)[layer.name] for layer in layers}
-        )
+    errors = {layer.name: {(w, a): power[w] + power[a] for w, a in possible_bits(layer, tied)} for layer in layers}
     return weighted(errors, importance, 1.0)
 
 

@@ -2,25 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
-from math import ceil, sqrt
+from math import ceil
 
 import numpy as np
 
 from mixqvit.allocation.budget import Budget
+from mixqvit.allocation.quantities import QUANTITIES
 from mixqvit.allocation.restrictions import Restrictions, single_restrictions
 from mixqvit.allocation.solver import least_harm
 from mixqvit.allocation.table import ChoiceTable
 from mixqvit.errors import AllocationError
-from mixqvit.network.bits import PATCH_EMBED_INPUT_BITS
 
 __all__ = ["smallest_value", "why_infeasible"]
 
-CEILINGS = {"average_bits": "average bits", "size_bytes": "model size", "bitops": "BitOps"}
-_UNITS = {"average_bits": (1.0, ""), "size_bytes": (1e6, " MB"), "bitops": (1e9, " G")}
-_DIGITS = 1e6  # six digits are shown, rounded up where the value shall be feasible as it is shown
+_DIGITS = 6  # that are shown, rounded up where the value shall be feasible as it is shown
+_STEPS = 10**_DIGITS
 _NAMED = 5
-_HALVINGS = 30
 
 
 def why_infeasible(table: ChoiceTable, budget: Budget, restrictions: Restrictions) -> str:
@@ -31,22 +28,23 @@ def why_infeasible(table: ChoiceTable, budget: Budget, restrictions: Restriction
         budget: The ceilings, which nothing fits.
         restrictions: The restrictions.
     """
-    given = [name for name in CEILINGS if getattr(budget, name) is not None]
-    asked = " and ".join(f"{_shown(name, getattr(budget, name))} for {CEILINGS[name]}" for name in given)
+    given = dict(budget.ceilings)
+    asked = " and ".join(f"{_shown(name, ceiling)} for {QUANTITIES[name].title}" for name, ceiling in given.items())
     alone = {name: smallest_value(table, budget, name) for name in given}
     alone = {name: value for name, value in alone.items() if value is not None}
     if len(given) == 1:
-        smallest = f"the smallest feasible value is {_shown(given[0], alone[given[0]], True)}"
+        ((name, value),) = alone.items()
+        smallest = f"the smallest feasible value is {_shown(name, value, True)}"
     elif alone:
         smallest = " or ".join(
-            f"the smallest feasible value for {CEILINGS[name]} is {_shown(name, value, True)}"
+            f"the smallest feasible value for {QUANTITIES[name].title} is {_shown(name, value, True)}"
             for name, value in alone.items()
         )
         smallest += " with the rest as it is"
     else:
         smallest = "no single ceiling is to blame; the smallest feasible values together are " + " and ".join(
-            f"{_shown(name, value, True)} for {CEILINGS[name]}"
-            for name, value in _together(table, budget, given).items()
+            f"{_shown(name, value, True)} for {QUANTITIES[name].title}"
+            for name, value in _together(table, budget).items()
         )
     return f"No allocation fits a budget of {asked}: {smallest}.{_blame(table, budget, restrictions, alone)}"
 
@@ -57,74 +55,60 @@ def smallest_value(table: ChoiceTable, budget: Budget, ceiling: str) -> float | 
     Args:
         table: The choices that the restrictions leave.
         budget: The ceilings.
-        ceiling: `average_bits`, `size_bytes` or `bitops`; average bits with their cap on BitOps, if the budget has it.
+        ceiling: Name of the quantity; what else its number bounds, as average bits do BitOps, moves with it.
     """
-    others = replace(budget, **{ceiling: None})
-    if ceiling == "size_bytes":
-        codes = _least(table, table.size_bytes, others)
-        return None if codes is None else codes + table.storage.full_precision_bytes + table.storage.container_bytes
-    if ceiling == "bitops":
-        found = _least(table, table.bitops, others)
-        cap = replace(budget, bitops=None)
-        return found if found is None or table.best(replace(cap, bitops=max(found, 1.0))) else None
-    weight_bits = _least(table, table.weight_bits, others)
-    if weight_bits is None:
-        return None
-    average = weight_bits / sum(layer.parameters for layer in table.layers)
-    if not budget.cap_bitops:
-        return average
-    average = max(average, _uniform_bits(table, _least(table, table.bitops, others)))
-    return _raised_until_feasible(table, budget, average)
+    others = budget.changed(**{ceiling: None})
+    found = []
+    for one in budget.bounding(ceiling):
+        least = _least(table, table.amounts[one.bounds], others)
+        if least is None:
+            return None
+        found.append(one.value(table.layers, table.storage, least))
+    return found[0] if len(found) == 1 else _raised_until_feasible(table, budget, ceiling, max(found))
 
 
 def _least(table: ChoiceTable, amounts: np.ndarray, budget: Budget) -> float | None:
-    """Return the least sum of amounts within the other ceilings."""
+    """Return the least sum of amounts within a budget."""
     values = np.where(table.possible, amounts, np.inf)
     solution = least_harm(values, *table.limits(budget))
     return None if solution is None else float(values[np.arange(len(values)), solution.chosen].sum())
 
 
-def _uniform_bits(table: ChoiceTable, bitops: float) -> float:
-    """Return the uniform bits, which may be fractional, that take so many BitOps."""
-    linear = sum(layer.macs * PATCH_EMBED_INPUT_BITS for layer in table.layers if layer.kind == "patch_embed")
-    square = sum(layer.macs for layer in table.layers if layer.kind != "patch_embed")
-    if square == 0:
-        return bitops / linear if linear else 0.0
-    return (sqrt(linear**2 + 4.0 * square * bitops) - linear) / (2.0 * square)
+def _raised_until_feasible(table: ChoiceTable, budget: Budget, ceiling: str, least: float) -> float:
+    """Return the least value of a ceiling from `least` on with which the budget can be met, to the digits shown.
 
+    With a value large enough it can be, as something fits the other ceilings.
+    """
+    unit = QUANTITIES[ceiling].unit
 
-def _raised_until_feasible(table: ChoiceTable, budget: Budget, average: float) -> float | None:
-    """Return the least average bits from `average` on with which the budget can be met, to the digits shown."""
+    def value(steps: int) -> float:
+        return steps / _STEPS * unit
 
-    def fits(units: int) -> bool:
-        return table.best(replace(budget, average_bits=units / _DIGITS)) is not None
+    def fits(steps: int) -> bool:
+        return table.best(budget.changed(**{ceiling: value(steps)})) is not None
 
-    low = ceil(average * _DIGITS - 1e-6)
+    low = ceil(least / unit * _STEPS - 1e-6)
     if fits(low):
-        return low / _DIGITS
+        return value(low)
     step = 1
     while not fits(low + step):
         step *= 2
-        if low + step > 64 * _DIGITS:
-            return None
     high = low + step
     low += step // 2
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
-    return high / _DIGITS
+    return value(high)
 
 
-def _together(table: ChoiceTable, budget: Budget, given: list[str]) -> dict[str, float]:
+def _together(table: ChoiceTable, budget: Budget) -> dict[str, float]:
     """Return values that are feasible together, each the smallest after those before it were raised."""
-    found = {}
+    found: dict[str, float] = {}
     raised = Budget(cap_bitops=budget.cap_bitops)
-    for name in given:
-        value = getattr(budget, name)
-        least = smallest_value(table, replace(raised, **{name: value}), name)
-        value = max(value, _rounded_up(name, least)) if least is not None else value
-        found[name] = value
-        raised = replace(raised, **{name: value})
+    for name, value in budget.ceilings:
+        least = smallest_value(table, raised.changed(**{name: value}), name)
+        found[name] = max(value, _rounded_up(name, least)) if least is not None else value
+        raised = raised.changed(**{name: found[name]})
     return found
 
 
@@ -144,7 +128,8 @@ def _blame(table: ChoiceTable, budget: Budget, restrictions: Restrictions, alone
         most = sorted((words for words in saved if saved[words] > 0), key=lambda words: -saved[words])
         if most:
             dearest = [f"{words} ({_shown(name, saved[words])})" for words in most]
-            return f" No single restriction is to blame; those that cost most {CEILINGS[name]} are {_listed(dearest)}."
+            title = QUANTITIES[name].title
+            return f" No single restriction is to blame; those that cost most {title} are {_listed(dearest)}."
     return " No single restriction is to blame, but all of them together."
 
 
@@ -161,11 +146,12 @@ def _listed(words: list[str], between: str = ", ") -> str:
 
 
 def _rounded_up(name: str, value: float) -> float:
-    per_unit = _UNITS[name][0]
-    return ceil(value / per_unit * _DIGITS - 1e-6) / _DIGITS * per_unit
+    unit = QUANTITIES[name].unit
+    return ceil(value / unit * _STEPS - 1e-6) / _STEPS * unit
 
 
 def _shown(name: str, value: float, round_up: bool = False) -> str:
-    per_unit, unit = _UNITS[name]
-    value = _rounded_up(name, value) if round_up else value
-    return f"{value / per_unit:.6f}".rstrip("0").rstrip(".") + unit
+    number, _, symbol = (
+        QUANTITIES[name].written(_rounded_up(name, value) if round_up else value, _DIGITS).partition(" ")
+    )
+    return " ".join(filter(None, (number.rstrip("0").rstrip("."), symbol)))

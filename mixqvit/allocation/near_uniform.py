@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mixqvit.allocation.budget import Allocation, Budget, check_budget, is_within
+from mixqvit.allocation.budget import Allocation, Budget, is_within
 from mixqvit.allocation.costs import Storage, cost
 from mixqvit.allocation.harms import importance_only
 from mixqvit.allocation.infeasible import why_infeasible
@@ -27,7 +27,7 @@ def uniform_allocation(
         AllocationError: No ceiling was given, a number is not usable, or a restriction cannot be met.
         BitWidthError: A restriction names an unknown layer or a bit-width that is not possible.
     """
-    check_budget(budget)
+    budget.check()
     harms = importance_only(layers, dict.fromkeys((layer.name for layer in layers), 1.0))
     table = choice_table(layers, harms, storage, restrictions)
     possible = [
@@ -36,10 +36,9 @@ def uniform_allocation(
     ]
     for width in reversed(BIT_WIDTHS):
         bits = {layer.name: _nearest(options, width) for layer, options in zip(layers, possible, strict=True)}
-        costs = cost(layers, bits, storage)
-        if is_within(layers, costs, budget):
+        if is_within(layers, bits, storage, budget):
             harm = sum(harms[name].get(pair, 0.0) for name, pair in bits.items())
-            return Allocation(bits, harm, costs, budget)
+            return Allocation(bits, harm, cost(layers, bits, storage), budget)
     if table.best(budget) is None:
         raise InfeasibleBudgetError(why_infeasible(table, budget, restrictions))
     raise InfeasibleBudgetError("No uniform bits fit this budget with these restrictions; mixed bits do.")

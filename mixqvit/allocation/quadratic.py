@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixqvit.allocation.budget import Allocation, Budget, check_budget
+from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.choices import ChoiceHarms, total_harm
 from mixqvit.allocation.convexity import convex_split
 from mixqvit.allocation.costs import Storage
@@ -92,7 +92,7 @@ def best_pairwise_allocation(
         InfeasibleBudgetError, AllocationError, BitWidthError: As `best_allocation`; AllocationError also where there
             are more than a thousand choices in all, or a pair names an unknown layer.
     """
-    check_budget(budget)
+    budget.check()
     table = choice_table(layers, harms, storage, restrictions)
     first = table.best(budget)
     if first is None:

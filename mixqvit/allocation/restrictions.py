@@ -1,30 +1,66 @@
 """What a person demands of single layers or kinds beside the budget."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 
-from mixqvit.errors import AllocationError, BitWidthError
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits, resolve_bits
+from mixqvit.errors import AllocationError
+from mixqvit.network.bits import (
+    BIT_WIDTHS,
+    Bits,
+    bound_bits,
+    check_bits,
+    check_names,
+    resolve_bits,
+    resolve_pair,
+    written_bits,
+)
 from mixqvit.network.layers import KINDS, Layer
 
-__all__ = ["Restrictions", "allowed_bits", "single_restrictions"]
+__all__ = ["RESTRICTIONS", "Restrictions", "allowed_bits", "single_restrictions"]
 
 
 @dataclass(frozen=True)
 class Restrictions:
     """Which bits layers may get; they bind weights and activations alike, except the patch embedding's 8-bit input.
 
+    They are copied and cannot be changed; in which order they were named does not matter.
+
     Attributes:
         pinned: Bits fixed by hand, by layer name; the only way to full precision (32). They go before `allowed`.
-        allowed: Bit-widths that the layers of a kind may get; any for kinds that are not named.
         at_least: Least bits by layer name.
         at_most: Most bits by layer name.
+        allowed: Bit-widths that the layers of a kind may get; any for kinds that are not named.
     """
 
     pinned: Mapping[str, int | Bits] = field(default_factory=dict)
     allowed: Mapping[str, Sequence[int]] = field(default_factory=dict)
     at_least: Mapping[str, int] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            values = {place: _frozen(value) for place, value in (getattr(self, one.name) or {}).items()}
+            object.__setattr__(self, one.name, MappingProxyType(values))
+
+    def __hash__(self) -> int:
+        return hash(tuple(frozenset(getattr(self, name).items()) for name in RESTRICTIONS))
+
+    def __reduce__(self) -> tuple[type["Restrictions"], tuple[dict, ...]]:
+        # Read-only views can neither be sent to another process nor copied deeply.
+        return Restrictions, tuple(dict(getattr(self, one.name)) for one in fields(self))
+
+    def __bool__(self) -> bool:
+        """Return whether anything is restricted."""
+        return any(getattr(self, name) for name in RESTRICTIONS)
+
+
+RESTRICTIONS = ("pinned", "at_least", "at_most", "allowed")
+"""All sorts of restrictions, in the order in which people see them; the last is by kind, the others by layer."""
+
+
+def _frozen(value: int | Sequence[int]) -> int | tuple[int, ...]:
+    return value if isinstance(value, int) else tuple(value)
 
 
 def allowed_bits(layers: Sequence[Layer], restrictions: Restrictions) -> list[Callable[[Bits], bool]]:
@@ -43,16 +79,14 @@ def allowed_bits(layers: Sequence[Layer], restrictions: Restrictions) -> list[Ca
         if low > high:
             raise AllocationError(f"Layer {layer.name} cannot have at least {low} and at most {high} bits.")
         if layer.name in restrictions.pinned:
-            pair = pinned[layer.name]
-            if layer.kind == "patch_embed" and pair[0] != FULL_PRECISION:
-                pair = (pair[0], PATCH_EMBED_INPUT_BITS)
-            for width in _bound(layer, pair):
+            bound = bound_bits(layer, pinned[layer.name])
+            for width in bound:
                 if width < low or (layer.name in restrictions.at_most and width > high):
                     raise AllocationError(
-                        f"Layer {layer.name} cannot be pinned to {_shown(restrictions.pinned[layer.name])} bits and "
-                        f"have {f'at least {low}' if width < low else f'at most {high}'}."
+                        f"Layer {layer.name} cannot be pinned to {written_bits(restrictions.pinned[layer.name])} bits "
+                        f"and have {f'at least {low}' if width < low else f'at most {high}'}."
                     )
-            tests.append(pair.__eq__)
+            tests.append((bound if len(bound) == 2 else resolve_pair(layer, bound[0])).__eq__)
         else:
             widths = frozenset(restrictions.allowed.get(layer.kind, BIT_WIDTHS)) & frozenset(range(low, high + 1))
             if not widths:
@@ -61,40 +95,26 @@ def allowed_bits(layers: Sequence[Layer], restrictions: Restrictions) -> list[Ca
                     f"No bit-width is left for layer {layer.name}: {layer.kind} layers may have {others}, "
                     f"this one {low} to {high}."
                 )
-            tests.append(lambda bits, layer=layer, widths=widths: widths.issuperset(_bound(layer, bits)))
+            tests.append(lambda bits, layer=layer, widths=widths: widths.issuperset(bound_bits(layer, bits)))
     return tests
 
 
-def _bound(layer: Layer, bits: Bits) -> Bits | tuple[int]:
-    """Return those of a layer's bits that restrictions bind."""
-    return bits[:1] if layer.kind == "patch_embed" else bits
-
-
 def _check(layers: Sequence[Layer], restrictions: Restrictions) -> None:
-    known = {layer.name for layer in layers}
     for bounds in (restrictions.at_least, restrictions.at_most):
+        check_names(layers, bounds)
         for name, width in bounds.items():
-            if name not in known:
-                raise BitWidthError(
-                    f"There is no layer {name!r} in this model. `python -m mixqvit layers` lists the names."
-                )
-            _check_width(width, f"layer {name}")
+            check_bits(width, f"layer {name}", quantized=True)
     for kind, widths in restrictions.allowed.items():
         if kind not in KINDS:
             raise AllocationError(f"There is no kind of layer {kind!r}; the kinds are {', '.join(KINDS)}.")
         for width in widths:
-            _check_width(width, f"{kind} layers")
-
-
-def _check_width(width: object, where: str) -> None:
-    if isinstance(width, bool) or not isinstance(width, int) or width not in BIT_WIDTHS:
-        raise BitWidthError(f"{width!r} bits are not possible for {where}: use {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}.")
+            check_bits(width, f"{kind} layers", quantized=True)
 
 
 def single_restrictions(restrictions: Restrictions) -> Iterator[tuple[str, Restrictions]]:
     """Yield every single restriction in words, with all the others."""
     words = {
-        "pinned": lambda name, bits: f"layer {name} pinned to {_shown(bits)} bits",
+        "pinned": lambda name, bits: f"layer {name} pinned to {written_bits(bits)} bits",
         "at_least": lambda name, bits: f"layer {name} with at least {bits} bits",
         "at_most": lambda name, bits: f"layer {name} with at most {bits} bits",
         "allowed": lambda kind, widths: f"{kind} layers with {', '.join(map(str, widths))} bits only",
@@ -104,7 +124,3 @@ def single_restrictions(restrictions: Restrictions) -> Iterator[tuple[str, Restr
         for name, value in every.items():
             others = {other: kept for other, kept in every.items() if other != name}
             yield say(name, value), replace(restrictions, **{attribute: others})
-
-
-def _shown(bits: int | Bits) -> str:
-    return str(bits) if isinstance(bits, int) else "/".join(map(str, bits))

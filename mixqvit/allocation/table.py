@@ -1,23 +1,23 @@
 """All choices of all layers as arrays: their harm, and what they take of every ceiling."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import isfinite
 
 import numpy as np
 
-from mixqvit.allocation.budget import Allocation, Budget, bitops_ceiling, is_within, weight_bits_ceiling
+from mixqvit.allocation.budget import Allocation, Budget, is_within, rooms
 from mixqvit.allocation.choices import ChoiceHarms
-from mixqvit.allocation.costs import Storage, bitops, cost, layer_bytes
+from mixqvit.allocation.costs import Storage, cost
+from mixqvit.allocation.quantities import QUANTITIES, Quantity
 from mixqvit.allocation.restrictions import Restrictions, allowed_bits
 from mixqvit.allocation.solver import least_harm
 from mixqvit.errors import AllocationError
-from mixqvit.network.bits import FULL_PRECISION, Bits
+from mixqvit.network.bits import UNQUANTIZED, Bits
 from mixqvit.network.layers import Layer
 
 __all__ = ["ChoiceTable", "choice_table"]
-
-_UNQUANTIZED = (FULL_PRECISION, FULL_PRECISION)
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class ChoiceTable:
         options: Bits of every layer's choices; full precision is among them, for pinned layers.
         possible: Which choices restrictions leave.
         harm: Predicted harm, infinite where a layer has fewer choices.
-        weight_bits: Bits of the quantized weights.
-        size_bytes: Bytes of the packed file.
-        bitops: BitOps for one image.
+        amounts: What every choice takes of each quantity, by its name.
     """
 
     layers: Sequence[Layer]
@@ -40,9 +38,7 @@ class ChoiceTable:
     options: tuple[tuple[Bits, ...], ...]
     possible: np.ndarray
     harm: np.ndarray
-    weight_bits: np.ndarray
-    size_bytes: np.ndarray
-    bitops: np.ndarray
+    amounts: Mapping[str, np.ndarray]
 
     @property
     def possible_harm(self) -> np.ndarray:
@@ -51,17 +47,9 @@ class ChoiceTable:
 
     def limits(self, budget: Budget) -> tuple[np.ndarray, np.ndarray]:
         """Return what every choice takes of each given ceiling `[M, L, K]`, and the ceilings `[M]`."""
-        found = []
-        if budget.average_bits is not None:
-            found.append((self.weight_bits, weight_bits_ceiling(self.layers, budget.average_bits)))
-        if budget.size_bytes is not None:
-            fixed = self.storage.full_precision_bytes + self.storage.container_bytes
-            found.append((self.size_bytes, budget.size_bytes - fixed))
-        most_bitops = bitops_ceiling(self.layers, budget)
-        if most_bitops is not None:
-            found.append((self.bitops, most_bitops))
-        amounts = np.array([amounts for amounts, _ in found]).reshape(-1, *self.harm.shape)
-        return amounts, np.array([room for _, room in found], dtype=float)
+        found = rooms(self.layers, self.storage, budget)
+        amounts = np.array([self.amounts[name] for name in found]).reshape(-1, *self.harm.shape)
+        return amounts, np.array(list(found.values()), dtype=float)
 
     def bits(self, chosen: Sequence[int]) -> dict[str, Bits]:
         """Return the bits by layer name of one choice per layer."""
@@ -75,7 +63,7 @@ class ChoiceTable:
         """
         bits = self.bits(chosen)
         costs = cost(self.layers, bits, self.storage)
-        if not is_within(self.layers, costs, budget):
+        if not is_within(self.layers, bits, self.storage, budget):
             raise AllocationError(f"The solver returned {costs}, which exceeds {budget}. Please report this.")
         return Allocation(bits, harm, costs, budget, gap)
 
@@ -107,10 +95,7 @@ class ChoiceTable:
                     else f"Layer {layer.name} cannot be pinned to {pinned}: the choices are "
                     f"{', '.join(map(str, options))} (weight bits, activation bits)."
                 )
-        return ChoiceTable(
-            *(self.layers, self.storage, self.options, possible),
-            *(self.harm, self.weight_bits, self.size_bytes, self.bitops),
-        )
+        return replace(self, possible=possible)
 
 
 def choice_table(
@@ -135,11 +120,13 @@ def choice_table(
         options=tuple(map(tuple, rows)),
         possible=np.zeros((len(layers), most), dtype=bool),
         harm=np.array([[*row.values(), *[np.inf] * (most - len(row))] for row in rows]),
-        weight_bits=array(lambda layer, bits: layer.parameters * bits[0], 0.0),
-        size_bytes=array(lambda layer, bits: layer_bytes(layer, bits, storage.recipe), 0.0),
-        bitops=array(bitops, 0.0),
+        amounts={name: array(partial(_amount, one, storage), 0.0) for name, one in QUANTITIES.items()},
     )
     return table.restricted(restrictions)
+
+
+def _amount(one: Quantity, storage: Storage, layer: Layer, bits: Bits) -> int:
+    return one.amount(layer, bits, storage)
 
 
 def _row(layer: Layer, harms: ChoiceHarms) -> dict[Bits, float]:
@@ -149,4 +136,4 @@ def _row(layer: Layer, harms: ChoiceHarms) -> dict[Bits, float]:
     for bits, harm in row.items():
         if not isfinite(harm):
             raise AllocationError(f"The harm of {bits} bits at layer {layer.name} is not a finite number: {harm}.")
-    return {**row, _UNQUANTIZED: 0.0}
+    return {**row, UNQUANTIZED: 0.0}

@@ -7,15 +7,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.commands.printing import Document, measured_columns, percent, table
-from mixqvit.commands.studies import allocation_request, finish, has_ceiling, score, study_of_recipe
+from mixqvit.commands.printing import Document, measured_columns, notice, percent, table
+from mixqvit.commands.studies import allocation_request, finish, has_ceiling, score, study_of_allocation
 from mixqvit.commands.studies import study as open_study
-from mixqvit.errors import AllocationError, BitWidthError, CalibrationError, RecipeError
-from mixqvit.files.allocation_document import recipe_document
+from mixqvit.errors import AllocationError, AllocationFileError, BitWidthError, CalibrationError
+from mixqvit.files.allocation_document import allocation_document
 from mixqvit.files.documents import measurement
 
 if TYPE_CHECKING:
     from mixqvit.allocation.budget import Allocation
+    from mixqvit.allocation.request import Request
     from mixqvit.network.bits import BitsPerLayer
     from mixqvit.study.study import Study
 
@@ -30,23 +31,21 @@ _SIZE_PARTS = {
 
 
 def allocate(options: argparse.Namespace) -> tuple[Document, str]:
-    """Solve for the best bits, show them beside uniform ones, and write the recipe if asked to."""
+    """Solve for the best bits, show them beside uniform ones, and write the allocation file if asked to."""
     study = open_study(options)
     request = allocation_request(options)
-    allocation = _allocation(study, options)
+    allocation = _allocation(study, request)
     # The predicted harm of every strategy is that of the measured sensitivity.
-    finish(study.score_steps("sensitivity", request["tied"]))
-    gamma, tied = options.gamma if options.strategy == "mix-qvit" else 0.0, request["tied"]
-    beside = study.uniform_beside(allocation.budget, gamma, tied)
-    document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
-    document |= {"budget": asdict(allocation.budget), "gap": allocation.gap}
-    mixed = replace(study.allocation(allocation.bits, gamma, tied), budget=allocation.budget)
+    finish(study.score_steps("sensitivity", tied=request.tied))
+    beside = study.uniform_beside(allocation.budget, *request.yardstick)
+    document = _asked(study, request) | {"budget": allocation.budget.to_json(), "gap": allocation.gap}
+    mixed = replace(study.allocation(allocation.bits, *request.yardstick), budget=allocation.budget)
     document |= {"allocation": _describe(study, mixed, options.evaluate)}
     document["uniform"] = None if beside is None else _describe(study, beside, options.evaluate)
     if options.output is not None:
         measured = study.saved_evaluation(allocation) if options.evaluate else None
-        recipe = recipe_document(study.model.name, study.settings, allocation, request, measured, study.notes)
-        _write(options.output, json.dumps(recipe, indent=2) + "\n")
+        written = allocation_document(study.model.name, study.settings, allocation, request, measured, study.notes)
+        _write(options.output, json.dumps(written, indent=2) + "\n")
     bits = [(name, *pair) for name, pair in allocation.bits.items()]
     summary = [_summary("mixed", document["allocation"])]
     if beside is not None:
@@ -59,9 +58,8 @@ def strategies(options: argparse.Namespace) -> tuple[Document, str]:
     """Measure every strategy within one budget."""
     study = open_study(options)
     request = allocation_request(options)
-    del request["strategy"]
-    found = finish(study.compare_strategies_steps(**request))
-    document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
+    found = finish(study.compare_strategies_steps(request=request))
+    document = _asked(study, request, "strategy")
     document["strategies"] = {
         name: {
             "description": study.strategies[name],
@@ -90,10 +88,9 @@ def frontier(options: argparse.Namespace) -> tuple[Document, str]:
     """Solve every budget from 2 to 8 average bits."""
     study = open_study(options)
     request = allocation_request(options)
-    del request["average_bits"]
-    score(study, options.strategy, request["tied"], options.gamma)
-    points = finish(study.frontier_steps(**request))
-    document: Document = {"model": study.model.name, "settings": asdict(study.settings), "request": request}
+    score(study, request)
+    points = finish(study.frontier_steps(request))
+    document = _asked(study, request, "average_bits")
     document["points"] = [
         {"budget": point.average_bits, "feasible": point.allocation is not None}
         | ({} if point.allocation is None else _describe(study, point.allocation, False))
@@ -123,36 +120,40 @@ def pack(options: argparse.Namespace) -> tuple[Document, str]:
 
 
 def chosen_setting(options: argparse.Namespace) -> tuple["Study", "Allocation | BitsPerLayer"]:
-    """Open the study and return the bits that `--bits`, a budget or `--recipe` asks for.
+    """Open the study and return the bits that `--bits`, a budget or `--allocation` asks for.
 
     Raises:
         AllocationError: None or several of them are given.
     """
     budgeted = has_ceiling(options) or bool(options.pin)
-    if (options.bits is not None) + budgeted + (options.recipe is not None) != 1:
+    if (options.bits is not None) + budgeted + (options.allocation is not None) != 1:
         raise AllocationError(
-            "Give --bits for uniform bits, a budget such as --average-bits, or --recipe with a file that `allocate` "
-            "wrote; one of the three."
+            "Give --bits for uniform bits, a budget such as --average-bits, or --allocation with a file that "
+            "`allocate` wrote; one of the three."
         )
-    if options.recipe is not None:
-        return study_of_recipe(options, options.recipe)
+    if options.allocation is not None:
+        return study_of_allocation(options, options.allocation)
     study = open_study(options)
-    return study, study.resolved(options.bits) if options.bits is not None else _allocation(study, options)
+    if options.bits is not None:
+        return study, study.resolved(options.bits)
+    return study, _allocation(study, allocation_request(options))
 
 
 def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
-    """Measure uniform bits, a recipe file or a packed file."""
+    """Measure uniform bits, an allocation file or a packed file."""
     from mixqvit.quantization.recipes import RECIPES
 
-    is_name = options.recipe in RECIPES
-    if (options.bits is not None) + (options.packed is not None) + (options.recipe is not None and not is_name) != 1:
+    if options.recipe is not None and options.recipe not in RECIPES and options.allocation is None:
+        notice("--recipe names a quantization recipe; an allocation file is given as --allocation FILE.")
+        options.allocation, options.recipe = options.recipe, None
+    if sum(one is not None for one in (options.bits, options.allocation, options.packed)) != 1:
         raise BitWidthError(
-            "Give --bits, --recipe with a file that `allocate` wrote, or --packed with one that `pack` wrote; one of "
-            "the three."
+            "Give --bits, --allocation with a file that `allocate` wrote, or --packed with one that `pack` wrote; one "
+            "of the three."
         )
+    if options.recipe is not None and options.bits is None:
+        raise CalibrationError("--recipe goes with --bits: allocation files and packed files say theirs.")
     if options.packed is not None:
-        if is_name:
-            raise CalibrationError("--recipe goes with --bits; a packed file is quantized already.")
         from mixqvit.packing.model import packed_source
 
         options.model = options.model or packed_source(options.packed).model
@@ -163,26 +164,31 @@ def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
         recipe = options.recipe or study.settings.recipe
         steps, what = study.evaluate_steps(options.bits, recipe), {"bits": options.bits, "recipe": recipe}
     else:
-        study, bits = study_of_recipe(options, options.recipe)
-        steps, what = study.evaluate_steps(bits), {"recipe": options.recipe}
+        study, bits = study_of_allocation(options, options.allocation)
+        steps, what = study.evaluate_steps(bits), {"allocation": options.allocation}
     measured = measurement(finish(steps))
     rows = [(*what.values(), *measured_columns(measured), measured["images"])]
     document = {"model": study.model.name, **what, "measured": measured}
     return document, table((*what, "top-1", "agreement", "KL", "images"), rows)
 
 
-def _allocation(study: "Study", options: argparse.Namespace) -> "Allocation":
-    """Return the best allocation within the budget on the command line."""
-    request = allocation_request(options)
-    score(study, options.strategy, request["tied"], options.gamma)
-    return study.allocate(**request)
+def _asked(study: "Study", request: "Request", *without: str) -> Document:
+    """Return what was asked for as a document, without what a command goes through all of."""
+    asked = {name: value for name, value in request.to_json().items() if name not in without}
+    return {"model": study.model.name, "settings": asdict(study.settings), "request": asked}
+
+
+def _allocation(study: "Study", request: "Request") -> "Allocation":
+    """Return the best allocation that is asked for, with progress."""
+    score(study, request)
+    return study.allocate(request)
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise RecipeError(f"The recipe cannot be written to {path}: {error.strerror or error}.") from error
+        raise AllocationFileError(f"The allocation cannot be written to {path}: {error.strerror or error}.") from error
 
 
 def _describe(study: "Study", allocation: "Allocation", measure: bool) -> Document:

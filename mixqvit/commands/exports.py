@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixqvit.commands.allocations import chosen_setting
-from mixqvit.commands.paths import expanded, path_of
-from mixqvit.commands.printing import Document, percent, table
+from mixqvit.commands.options import add_allocation_file
+from mixqvit.commands.paths import path_of
+from mixqvit.commands.printing import Document, notice, percent, table
 from mixqvit.commands.studies import allocation_request, finish
 from mixqvit.errors import ExportError, UnsupportedOperationError
-from mixqvit.files.allocation_document import recipe_document
+from mixqvit.files.allocation_document import allocation_document
 from mixqvit.files.export.formats import FORMATS, Exported, exported, find_format
 
 if TYPE_CHECKING:
@@ -30,11 +31,9 @@ CHECKED_IMAGES = 256
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export` beside those of a study and of a budget."""
     formats = "; ".join(f"{one.name}: {one.title}" for one in FORMATS.values())
-    parser.add_argument("--format", choices=list(FORMATS), required=True, help=formats)
+    parser.add_argument("--format", type=_format_name, choices=list(FORMATS), required=True, help=formats)
     parser.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
-    parser.add_argument(
-        "--recipe", type=expanded, metavar="FILE", help="what `allocate --output` wrote; it names its model"
-    )
+    add_allocation_file(parser)
     parser.add_argument(
         "--output",
         type=path_of,
@@ -61,7 +60,8 @@ def export(options: argparse.Namespace) -> tuple[Document, str]:
         raise ExportError("--check runs an ONNX model; give it with --format onnx.")
     study, setting = chosen_setting(options)
     bits = study.resolved(setting)
-    found = _recipe(study, setting, options) if options.format == "recipe" else _exported(study, bits, options)
+    is_own = options.format == "allocation"
+    found = _allocation_file(study, setting, options) if is_own else _exported(study, bits, options)
     files = {}
     for path, content in _paths(options, found):
         write_file(content, path)
@@ -81,8 +81,15 @@ def export(options: argparse.Namespace) -> tuple[Document, str]:
     return document, "\n\n".join(parts)
 
 
-def _recipe(study: "Study", setting: "Allocation | BitsPerLayer", options: argparse.Namespace) -> Exported:
-    """Return this program's own recipe; bits that nothing was solved for have no predicted harm."""
+def _format_name(text: str) -> str:
+    if text != "recipe":
+        return text
+    notice("--format recipe is --format allocation now: the file holds an allocation.")
+    return "allocation"
+
+
+def _allocation_file(study: "Study", setting: "Allocation | BitsPerLayer", options: argparse.Namespace) -> Exported:
+    """Return this program's own allocation file."""
     from mixqvit.allocation.budget import Allocation
     from mixqvit.allocation.costs import cost
     from mixqvit.files.export.library_config import json_content
@@ -90,9 +97,9 @@ def _recipe(study: "Study", setting: "Allocation | BitsPerLayer", options: argpa
     if isinstance(setting, Allocation):
         allocation, request = setting, allocation_request(options)
     else:
-        allocation, request = Allocation(setting, nan, cost(study.layers, setting, study.storage)), {}
-    document = recipe_document(study.model.name, study.settings, allocation, request, notes=study.notes)
-    return Exported({FORMATS["recipe"].suffix: json_content(document)})
+        allocation, request = Allocation(setting, nan, cost(study.layers, setting, study.storage)), None
+    document = allocation_document(study.model.name, study.settings, allocation, request, notes=study.notes)
+    return Exported({FORMATS["allocation"].suffix: json_content(document)})
 
 
 def _exported(study: "Study", bits: "BitsPerLayer", options: argparse.Namespace) -> Exported:

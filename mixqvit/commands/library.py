@@ -3,9 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from mixqvit.allocation.budget import Budget
+from mixqvit.allocation.request import Request
 from mixqvit.commands.printing import Document, measured_columns, table
 from mixqvit.commands.studies import description_of, finish, opened
 from mixqvit.commands.studies import study as open_study
@@ -29,15 +31,15 @@ def analyze(options: argparse.Namespace) -> tuple[Document, str]:
     expected = study.estimate()
     print(f"{name}: {expected or 'not estimated on a GPU'}; stop and start again as you like.", file=sys.stderr)
     finish(study.evaluate_steps(32))
-    strategy = "mix-qvit"
+    request = Request(Budget(average_bits=options.average_bits))
     try:
         finish(study.relevance_steps())
     except UnsupportedOperationError as error:
         print(f"{error} Bits are chosen by sensitivity alone.", file=sys.stderr)
-        strategy = "sensitivity"
+        request = replace(request, strategy="sensitivity")
     finish(study.sensitivity_steps())
-    allocation = study.allocate(average_bits=options.average_bits, strategy=strategy)
-    uniform = study.uniform_beside(allocation.budget, float(strategy == "mix-qvit"))
+    allocation = study.allocate(request)
+    uniform = study.uniform_beside(request.budget, *request.yardstick)
     measured = {"full precision": study.evaluate(32), "mixed": finish(study.evaluate_steps(allocation))}
     if uniform is not None:
         measured["uniform"] = finish(study.evaluate_steps(uniform))

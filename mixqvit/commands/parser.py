@@ -4,8 +4,11 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
+from mixqvit.allocation.quantities import QUANTITIES
+from mixqvit.allocation.request import Request
 from mixqvit.commands import allocations, exports, library, reports, stages, training
 from mixqvit.commands.explanations import EXPLANATIONS
+from mixqvit.commands.options import add_allocation_file
 from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document
 from mixqvit.criteria.strategies import STRATEGIES
@@ -21,11 +24,11 @@ BAD_INPUT = 2
 _FIRST_STEPS = """\
 from a model to a report:
   python -m mixqvit analyze --model digits_vit --name digits
-  python -m mixqvit allocate --model digits --average-bits 4 --output recipe.json
-  python -m mixqvit evaluate --recipe recipe.json
-  python -m mixqvit pack --recipe recipe.json --output model.safetensors
-  python -m mixqvit export --recipe recipe.json --format onnx --output model.onnx
-  python -m mixqvit report --model digits --recipe recipe.json --output report.html
+  python -m mixqvit allocate --model digits --average-bits 4 --output allocation.json
+  python -m mixqvit evaluate --allocation allocation.json
+  python -m mixqvit pack --allocation allocation.json --output model.safetensors
+  python -m mixqvit export --allocation allocation.json --format onnx --output model.onnx
+  python -m mixqvit report --model digits --allocation allocation.json --output report.html
 
 Everything long is saved piece by piece: stop with Ctrl-C, run the same command again, and it goes on.
 Results go to standard output (--json: one document, nothing else), progress to standard error: a bar on a
@@ -45,19 +48,25 @@ _EXAMPLES = {
     "layers": [_MODEL, f"{_MODEL} --json | jq '[.layers[].macs] | add'"],
     "relevance": [_MODEL, f"{_MODEL} --method attnlrp"],
     "sensitivity": [_MODEL, f"{_MODEL} --engine processes --workers 2", f"{_MODEL} --json | jq '.harm.head'"],
-    "allocate": [f"{_MODEL} --average-bits 4 --output recipe.json", f"{_MODEL} --size-mb 0.4 --pin head=8 --evaluate"],
+    "allocate": [
+        f"{_MODEL} --average-bits 4 --output allocation.json",
+        f"{_MODEL} --size-mb 0.4 --pin head=8 --evaluate",
+    ],
     "strategies": [f"{_MODEL} --average-bits 3"],
     "frontier": [_MODEL, f"{_MODEL} --json | jq '.points[] | [.budget, .predicted_harm]'"],
-    "pack": ["--recipe recipe.json --output model.safetensors", f"{_MODEL} --bits 4 --output model.safetensors"],
+    "pack": [
+        "--allocation allocation.json --output model.safetensors",
+        f"{_MODEL} --bits 4 --output model.safetensors",
+    ],
     "export": [
-        "--recipe recipe.json --format onnx --output model.onnx --check",
+        "--allocation allocation.json --format onnx --output model.onnx --check",
         f"{_MODEL} --average-bits 4 --format torchao --output torchao.json",
     ],
     "report": [
         f"{_MODEL} --output report.html",
-        f"{_MODEL} --recipe recipe.json --output report.html --comparisons",
+        f"{_MODEL} --allocation allocation.json --output report.html --comparisons",
     ],
-    "evaluate": ["--recipe recipe.json", f"{_MODEL} --bits 4", "--packed model.safetensors"],
+    "evaluate": ["--allocation allocation.json", f"{_MODEL} --bits 4", "--packed model.safetensors"],
     "recipes": [f"{_MODEL} --bits 4"],
     "train": [f"{_MODEL} --bits 2", f"{_MODEL} --average-bits 2.5 --recipe ofq --output trained.safetensors"],
     "train-embedded": [_MODEL],
@@ -121,36 +130,33 @@ def parser() -> argparse.ArgumentParser:
     allocation = study_command("allocate", allocations.allocate, "find the best bits per layer under a budget")
     _add_budget(allocation)
     _add_strategy(allocation)
-    allocation.add_argument("--output", type=path_of, metavar="FILE", help="write the allocation as a JSON recipe")
+    allocation.add_argument("--output", type=path_of, metavar="FILE", help="write it as an allocation file, JSON")
     allocation.add_argument("--evaluate", action="store_true", help="measure the allocation and uniform bits beside it")
     comparison = study_command("strategies", allocations.strategies, "measure all allocation strategies in one budget")
     _add_budget(comparison)
     frontier = study_command("frontier", allocations.frontier, "solve every budget from 2 to 8 average bits")
-    _add_budget(frontier, average_bits=False)
+    _add_budget(frontier, without="average_bits")
     _add_strategy(frontier)
     packing = study_command(
-        "pack", allocations.pack, "write a quantized model as one file: uniform bits, a budget or a recipe"
+        "pack", allocations.pack, "write a quantized model as one file: uniform bits, a budget or an allocation file"
     )
     packing.add_argument("--bits", type=int, help="the same bits for every layer: 2 to 8, or 32 for full precision")
     _add_budget(packing)
     _add_strategy(packing)
-    packing.add_argument(
-        "--recipe", type=expanded, metavar="FILE", help="what `allocate --output` wrote; it names its model"
-    )
+    add_allocation_file(packing)
     packing.add_argument("--output", type=path_of, required=True, metavar="FILE", help="the safetensors file to write")
     exporting = study_command("export", exports.export, exports.DESCRIPTION)
     _add_budget(exporting)
     _add_strategy(exporting)
     exports.add_export(exporting)
-    evaluation = study_command("evaluate", allocations.evaluate, "measure uniform bits, a JSON recipe or a packed file")
+    evaluation = study_command(
+        "evaluate", allocations.evaluate, "measure uniform bits, an allocation file or a packed file"
+    )
     evaluation.add_argument("--bits", type=int, help="2 to 8, or 32 for full precision")
     evaluation.add_argument(
-        "--recipe",
-        type=expanded,
-        metavar="FILE|NAME",
-        help="a JSON recipe that `allocate --output` wrote; or, with --bits, the name of the quantization recipe "
-        "(default: mix-qvit; `recipes` lists all)",
+        "--recipe", metavar="NAME", help="with --bits, the quantization recipe (default: mix-qvit; `recipes` lists all)"
     )
+    add_allocation_file(evaluation, earlier=False)
     evaluation.add_argument(
         "--packed", type=path_of, metavar="FILE", help="what `pack` wrote; it names its model itself"
     )
@@ -182,9 +188,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="mixed bits within model size and BitOps of uniform bits of this average; patch embedding and head keep 8",
     )
-    parser.add_argument(
-        "--allocation", type=expanded, metavar="FILE", help="what `allocate --output` wrote; it names its model itself"
-    )
+    add_allocation_file(parser, earlier=False)
     defaults = TrainingSettings()
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help=f"default: {defaults.epochs}")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the order of images and their augmentation")
@@ -286,19 +290,23 @@ def _add_saved_studies(command: Callable[..., argparse.ArgumentParser]) -> None:
     removing.add_argument("name", help="a saved study")
 
 
-def _add_budget(parser: argparse.ArgumentParser, average_bits: bool = True) -> None:
-    """Add ceilings and restrictions."""
-    if average_bits:
-        parser.add_argument("--average-bits", type=float, help="ceiling on weight bits, averaged over weights")
-    parser.set_defaults(average_bits=None)
-    parser.add_argument("--size-mb", type=float, help="ceiling on the size of the packed file in MB (10^6 bytes)")
-    parser.add_argument("--bitops-g", type=float, help="ceiling on BitOps for one image, in G (10^9)")
+def _add_budget(parser: argparse.ArgumentParser, without: str | None = None) -> None:
+    """Add what is asked of an allocation, the strategy aside, and the ceiling on a quantity that the command varies."""
+    for one in QUANTITIES.values():
+        if one.name == without:
+            parser.set_defaults(**{one.shown_name: None})
+        else:
+            option = f"--{one.shown_name.replace('_', '-')}"
+            parser.add_argument(option, type=float, help=f"ceiling on {one.description}")
+    defaults = Request()
     parser.add_argument(
         "--no-bitops-cap", action="store_true", help="let average bits alone leave BitOps free (default: as uniform)"
     )
-    parser.add_argument("--gamma", type=float, default=1.0, help="exponent of importance; 0 is sensitivity alone")
+    parser.add_argument(
+        "--gamma", type=float, default=defaults.gamma, help="exponent of importance; 0 is sensitivity alone"
+    )
     for option, meaning in (
-        ("--pin", "fix a layer's bits"),
+        ("--pin", "fix a layer's bits, 4/8 for weights and input apart"),
         ("--at-least", "give a layer at least so many bits"),
         ("--at-most", "give a layer at most so many bits"),
     ):
@@ -315,15 +323,16 @@ def _add_budget(parser: argparse.ArgumentParser, average_bits: bool = True) -> N
     parser.add_argument(
         "--independent", action="store_true", help="choose the bits of weights and activations independently"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the strategy `random`")
-    parser.set_defaults(strategy="mix-qvit")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the strategy `random`")
+    parser.set_defaults(strategy=defaults.strategy)
     _add_method(parser)
     _add_harm(parser)
 
 
 def _add_strategy(parser: argparse.ArgumentParser) -> None:
+    default = Request().strategy
     parser.add_argument(
-        "--strategy", choices=list(STRATEGIES), default="mix-qvit", help="what to minimise (default: mix-qvit)"
+        "--strategy", choices=list(STRATEGIES), default=default, help=f"what to minimise (default: {default})"
     )
 
 

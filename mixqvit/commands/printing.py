@@ -1,14 +1,20 @@
 """How results are printed: fractions, tables, measurements."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
-__all__ = ["Document", "measured_columns", "percent", "table"]
+__all__ = ["Document", "measured_columns", "notice", "percent", "table"]
 
 Document = dict[str, Any]
 
 _NOTHING = "–"
+
+
+def notice(text: str) -> None:
+    """Say in one line on standard error what a person should know; the command goes on."""
+    print(text, file=sys.stderr)
 
 
 def measured_columns(measured: Mapping[str, Any] | None) -> tuple[str, str, str]:

@@ -2,9 +2,10 @@
 
 import argparse
 
-from mixqvit.commands.paths import expanded, path_of
+from mixqvit.commands.options import add_allocation_file
+from mixqvit.commands.paths import path_of
 from mixqvit.commands.printing import Document, table
-from mixqvit.commands.studies import finish, study_of_recipe
+from mixqvit.commands.studies import finish, study_of_allocation
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import ReportError
 
@@ -16,9 +17,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=path_of, required=True, metavar="FILE", help="the page, e.g. report.html")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--average-bits", type=float, default=4.0, help="budget of the allocation (default: 4)")
-    chosen.add_argument(
-        "--recipe", type=expanded, metavar="FILE", help="the allocation, as `allocate --output` wrote it"
-    )
+    add_allocation_file(chosen)
     parser.add_argument(
         "--comparisons", action="store_true", help="compare strategies and kinds of importance too, which takes longer"
     )
@@ -31,8 +30,8 @@ def report(options: argparse.Namespace) -> tuple[Document, str]:
     if not options.output.resolve().parent.is_dir():
         raise ReportError(f"The folder of {options.output} does not exist; make it first.")
     bits = None
-    if options.recipe is not None:
-        study, bits = study_of_recipe(options, options.recipe)
+    if options.allocation is not None:
+        study, bits = study_of_allocation(options, options.allocation)
     else:
         study = open_study(options)
     found = finish(report_steps(study, bits, options.average_bits, options.comparisons, options.model))

@@ -9,18 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixqvit.allocation.quantities import QUANTITIES
+from mixqvit.allocation.request import Request
 from mixqvit.commands.paths import path_of
 from mixqvit.criteria.strategies import find_strategy
 from mixqvit.engines.choice import EngineChoice, find_engine
-from mixqvit.errors import (
-    AllocationError,
-    BitWidthError,
-    ImageError,
-    ModelError,
-    RecipeError,
-    UnsupportedOperationError,
-)
-from mixqvit.files.allocation_document import read_recipe, recipe_bits, settings_of
+from mixqvit.errors import AllocationFileError, BitWidthError, ImageError, ModelError, UnsupportedOperationError
+from mixqvit.files.allocation_document import bits_of, read_allocation, settings_of
+from mixqvit.network.bits import WIDTHS_TEXT, Bits, read_bits
 from mixqvit.study.library import StudyDescription, known_studies
 from mixqvit.study.store import Store
 
@@ -39,7 +35,7 @@ __all__ = [
     "say_notes",
     "score",
     "study",
-    "study_of_recipe",
+    "study_of_allocation",
 ]
 
 SECONDS_BETWEEN_LINES = 5
@@ -57,19 +53,19 @@ def study(options: argparse.Namespace) -> "Study":
     return opened(_on_engine(finish(open_study_steps(description, settings)), options), options)
 
 
-def study_of_recipe(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
-    """Open the study that a recipe file was made with; model, checkpoint and images may be given beside it."""
+def study_of_allocation(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
+    """Open the study that an allocation file was made with; model, checkpoint and images may be given beside it."""
     from mixqvit.study.open_studies import open_study_steps
 
     if options.outliers != 1:
-        raise RecipeError("--outliers cannot be changed beside a recipe file: the recipe says it.")
-    document = read_recipe(path)
+        raise AllocationFileError("--outliers cannot be changed beside an allocation file, which says it.")
+    document = read_allocation(path)
     if not options.checkpoint:
         options.model = options.model or document["model"]
     description = description_of(options)
     settings = replace(settings_of(document, str(path)), **description.settings)
     study = opened(_on_engine(finish(open_study_steps(description, settings)), options), options)
-    return study, study.resolved(recipe_bits(document, str(path)))
+    return study, study.resolved(bits_of(document, str(path)))
 
 
 def opened(study: "Study", options: argparse.Namespace) -> "Study":
@@ -151,64 +147,72 @@ def _preprocessing(texts: list[str]) -> dict[str, Any]:
     return found
 
 
-def score(study: "Study", strategy: str = "mix-qvit", tied: bool = True, gamma: float = 1.0) -> None:
-    """Compute what a strategy has to know of all layers.
+def score(study: "Study", request: Request) -> None:
+    """Compute what the strategy of a request has to know of all layers.
 
     Raises:
         UnsupportedOperationError: The model has no relevance and the strategy needs it; or another score is refused.
     """
     try:
-        finish(study.score_steps(strategy, tied, gamma))
+        finish(study.score_steps(request))
     except UnsupportedOperationError as error:
-        if "relevance" not in find_strategy(strategy).needs:
+        if "relevance" not in find_strategy(request.strategy).needs:
             raise
         raise UnsupportedOperationError(
-            f"{error} Strategy {strategy} needs importance by relevance; `allocate --strategy sensitivity` chooses "
-            "bits without it, and is as exact."
+            f"{error} Strategy {request.strategy} needs importance by relevance; `allocate --strategy sensitivity` "
+            "chooses bits without it, and is as exact."
         ) from error
 
 
 def has_ceiling(options: argparse.Namespace) -> bool:
     """Return whether the options give a budget."""
-    return any(value is not None for value in (options.average_bits, options.size_mb, options.bitops_g))
+    return any(getattr(options, one.shown_name) is not None for one in QUANTITIES.values())
 
 
-def allocation_request(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the keywords of `Study.allocate` that the options ask for."""
-    if options.size_mb is not None and not 0 < options.size_mb < 1e12:
-        raise AllocationError(f"The budget for model size must be a positive number, not {options.size_mb}.")
-    return {
-        "average_bits": options.average_bits,
-        "size_bytes": None if options.size_mb is None else round(options.size_mb * 1e6),
-        "bitops": None if options.bitops_g is None else options.bitops_g * 1e9,
-        "cap_bitops": not options.no_bitops_cap,
-        "gamma": options.gamma,
-        "pinned": _bits_by_name(options.pin, "--pin", "head=8"),
-        "strategy": options.strategy,
-        "allowed": dict(_widths(text) for text in options.allow),
-        "at_least": _bits_by_name(options.at_least, "--at-least", "head=4"),
-        "at_most": _bits_by_name(options.at_most, "--at-most", "head=6"),
-        "tied": not options.independent,
-        "seed": options.seed,
-    }
+def allocation_request(options: argparse.Namespace) -> Request:
+    """Return what the options ask for.
+
+    Raises:
+        AllocationError: A ceiling is no positive number.
+        BitWidthError: A restriction is not written as it must be, or a bit-width does not exist.
+    """
+    given = {name: getattr(options, one.shown_name) for name, one in QUANTITIES.items()}
+    return Request().changed(
+        **{name: QUANTITIES[name].from_shown(number) for name, number in given.items() if number is not None},
+        cap_bitops=not options.no_bitops_cap,
+        strategy=options.strategy,
+        gamma=options.gamma,
+        tied=not options.independent,
+        seed=options.seed,
+        pinned=_bits_by_name(options.pin, "--pin", "head=8, or head=4/8 for weights and input"),
+        at_least=_bits_by_name(options.at_least, "--at-least", "head=4"),
+        at_most=_bits_by_name(options.at_most, "--at-most", "head=6"),
+        allowed=dict(_widths(text) for text in options.allow),
+    )
 
 
-def _bits_by_name(texts: list[str], option: str, example: str) -> dict[str, int]:
+def _bits_by_name(texts: list[str], option: str, example: str) -> dict[str, int | Bits]:
     found = {}
     for text in texts:
         name, _, bits = text.rpartition("=")
-        if not name or not bits.isdecimal():
+        if not name:
             raise BitWidthError(f"{option} is written LAYER=BITS, e.g. {example}, not {text!r}.")
-        found[name] = int(bits)
+        found[name] = _read(bits, f"{option} {text}")
     return found
 
 
-def _widths(text: str) -> tuple[str, tuple[int, ...]]:
+def _widths(text: str) -> tuple[str, tuple[int | Bits, ...]]:
     kind, _, widths = text.partition("=")
-    parts = widths.split(",")
-    if not kind or not all(part.isdecimal() for part in parts):
+    if not widths:
         raise BitWidthError(f"--allow is written KIND=BITS,BITS, e.g. fc1=4,8, not {text!r}.")
-    return kind, tuple(int(part) for part in parts)
+    return kind, tuple(_read(part, f"--allow {text}") for part in widths.split(","))
+
+
+def _read(text: str, where: str) -> int | Bits:
+    found = read_bits(text)
+    if found is None:
+        raise BitWidthError(f"{text!r} bits are not possible in {where}: use {WIDTHS_TEXT}.")
+    return found
 
 
 def finish(steps: "Iterator[Progress]") -> Any:

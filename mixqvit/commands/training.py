@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixqvit.allocation.costs import cost
 from mixqvit.commands.printing import Document, measured_columns, table
-from mixqvit.commands.studies import absolute, description_of, finish, score, study_of_recipe
+from mixqvit.commands.studies import absolute, description_of, finish, score, study_of_allocation
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import BitWidthError, TrainingError
 from mixqvit.files.documents import measurement
@@ -77,13 +77,13 @@ def _study_and_bits(options: argparse.Namespace) -> tuple["Study", "BitsPerLayer
             "wrote; one of the three."
         )
     if options.allocation is not None:
-        return study_of_recipe(options, options.allocation)
+        return study_of_allocation(options, options.allocation)
     study = open_study(options)
     if options.bits is not None:
         return study, study.first_last_uniform(options.bits)
     request = study.first_last_request(options.average_bits)
-    score(study)
-    return study, study.allocate(**request).bits
+    score(study, request)
+    return study, study.allocate(request).bits
 
 
 def _check_saved(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixqvit.network.bits import BIT_WIDTHS, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.bits import BIT_WIDTHS, Bits, input_bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
@@ -137,8 +137,7 @@ class _SharedModel:
         self._lowest: dict[tuple[str, str], dict[int, int]] = {}
         self._scales: dict[tuple[str, str], dict[int, float]] = {}
         for (layer, name), (mean, is_unsigned, elements) in _statistics(graph, pixels[:_IMAGES]).items():
-            keeps_bits = layer.kind == "patch_embed" and name != "weight"
-            widths = (PATCH_EMBED_INPUT_BITS,) if keeps_bits else BIT_WIDTHS
+            widths = BIT_WIDTHS if name == "weight" else sorted({input_bits(layer, bits) for bits in BIT_WIDTHS})
             lowest = {bits: 0 if is_unsigned else -(2 ** (bits - 1)) for bits in widths}
             highest = {bits: 2**bits - 1 + low for bits, low in lowest.items()}
             first = torch.stack([paper_step(mean, high, per_channel=False) for high in highest.values()])
@@ -213,7 +212,7 @@ class _SharedModel:
 
     def _quantized(self, layer: Layer, name: str, values: Tensor, bits: int) -> Tensor:
         lowest = self._lowest[layer.name, name]
-        bits = bits if bits in lowest else PATCH_EMBED_INPUT_BITS
+        bits = bits if name == "weight" else input_bits(layer, bits)
         step = self.steps[layer.name, name][list(lowest).index(bits)].exp()
         low = lowest[bits]
         return learned_step(values, step, low, 2**bits - 1 + low, self._scales[layer.name, name][bits])

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.criteria.shared import batch_size, batch_starts, random_signs, tied_bits
-from mixqvit.network.bits import Bits
+from mixqvit.criteria.shared import batch_size, batch_starts, random_signs
+from mixqvit.network.bits import Bits, tied_bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer

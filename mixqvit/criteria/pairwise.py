@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixqvit.criteria.shared import tied_bits
 from mixqvit.network.batching import repeat_values
-from mixqvit.network.bits import BIT_WIDTHS, Bits
+from mixqvit.network.bits import BIT_WIDTHS, Bits, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.graph import Graph, Values
 from mixqvit.network.layers import Layer

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.criteria.shared import tied_bits
-from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.network.bits import BIT_WIDTHS, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, prepare_weight

@@ -1,4 +1,4 @@
-"""What the criteria have in common: the bits they score, and how their images are divided into batches.
+"""What the criteria have in common: how their images are divided into batches.
 
 A batch is what is saved, with random signs of its own: its size does not depend on the memory of the day. Where memory
 is short, its images run in parts, with the signs that they have in the whole batch.
@@ -9,21 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixqvit.network.bits import BIT_WIDTHS, Bits, uniform
 from mixqvit.network.graph import Graph
-from mixqvit.network.layers import Layer
 
-__all__ = ["batch_size", "batch_starts", "part_of", "random_signs", "tied_bits"]
+__all__ = ["batch_size", "batch_starts", "part_of", "random_signs"]
 
 MEMORY_BYTES = 2**29
 """Bound of what a criterion keeps for backward passes of a batch of several images (one always runs)."""
 
 _MOST_IMAGES = 32  # more do not make a pass faster
-
-
-def tied_bits(layer: Layer, bit_widths: Sequence[int] = BIT_WIDTHS) -> tuple[Bits, ...]:
-    """Return (b, b) for every bit-width b; (b, 8) for the patch embedding, as in every allocation."""
-    return tuple(uniform((layer,), bits)[layer.name] for bits in bit_widths)
 
 
 def batch_size(graph: Graph, copies: int) -> int:

@@ -19,6 +19,10 @@ class Strategy:
             `pairs` (with the sensitivity over full precision), `step sizes`.
         is_control: Whether it is there for comparison only.
         has_gamma: Whether γ changes what it chooses.
+        has_seed: Whether it draws at random.
+        is_independent: Whether it can choose the bits of weights and activations apart.
+        is_search: Whether it minimises anything.
+        is_exact: Whether its optimum is proven for any budget, so that every budget of a frontier is solved at once.
     """
 
     name: str
@@ -26,6 +30,15 @@ class Strategy:
     needs: tuple[str, ...] = ()
     is_control: bool = False
     has_gamma: bool = False
+    has_seed: bool = False
+    is_independent: bool = True
+    is_search: bool = True
+    is_exact: bool = True
+
+    @property
+    def weighs_sensitivity(self) -> bool:
+        """Whether it minimises Σ Ω^γ · Λ; its allocations are compared by that, those of others by Σ Λ."""
+        return self.has_gamma and "sensitivity" in self.needs
 
 
 STRATEGIES: Mapping[str, Strategy] = {
@@ -62,6 +75,8 @@ STRATEGIES: Mapping[str, Strategy] = {
             "integer quadratic program (CLADO, arXiv 2307.05657; noise in the pairs is projected away relative to the "
             "layers' own harms, ours).",
             ("pairs",),
+            is_independent=False,
+            is_exact=False,
         ),
         Strategy(
             "limpq",
@@ -73,8 +88,15 @@ STRATEGIES: Mapping[str, Strategy] = {
             "uniform",
             "The same bits everywhere, the largest that fit; restricted layers get the nearest that they may have.",
             is_control=True,
+            is_search=False,
+            is_exact=False,
         ),
-        Strategy("random", "A random importance in place of Ω: seeded, within the budget.", is_control=True),
+        Strategy(
+            "random",
+            "A random importance in place of Ω: seeded, within the budget.",
+            is_control=True,
+            has_seed=True,
+        ),
         Strategy(
             "inverse",
             "The worst informed: layers count by one over their harm, so that those that break get the fewest bits.",

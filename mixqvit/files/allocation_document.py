@@ -1,25 +1,23 @@
-"""The JSON recipe of an allocation: bits per layer with all that they were solved with, to save, send and read back.
+"""The allocation file: bits per layer with all that they were solved with, as JSON, to save, send and read back.
 
-Schema, version 1 (`RECIPE_VERSION`): `mixqvit_recipe` is the version; `model`; `recipe`, the quantization recipe, which
-`settings` may repeat; `settings`, the fields of `Settings` by name; `request`, the keywords of `Study.allocate`
-(strategy, ceilings, γ, restrictions); `bits`, from layer name to [weight bits, activation bits]; `predicted_harm`, what
-the strategy minimised; `cost` in bytes, BitOps and bits; `measured` with fractions from 0 to 1 and KL in nats, or null;
-`notes`, sentences to know beside the numbers.
-Only `mixqvit_recipe`, `model` and `bits` must be there.
+`document_schema` says what it holds. Only the version, `model` and `bits` must be there. Files of version 1 were called
+recipes, with the version in `mixqvit_recipe`; they are read like those of today.
+
+The schema is checked by `jsonschema`; that and the sentence about what is wrong are `allocation.documents`.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from math import isfinite
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.criteria.strategies import find_strategy
-from mixqvit.errors import AllocationError, RecipeError
+from mixqvit.allocation.documents import check_document
+from mixqvit.allocation.request import BITS_SCHEMA, Request, request_schema
+from mixqvit.errors import AllocationFileError
 from mixqvit.files.documents import finite, measurement
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
+from mixqvit.network.bits import BitsPerLayer
 from mixqvit.notes import Note
 
 if TYPE_CHECKING:
@@ -28,31 +26,33 @@ if TYPE_CHECKING:
     from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = [
-    "RECIPE_VERSION",
-    "parse_recipe",
-    "read_recipe",
-    "recipe_bits",
-    "recipe_document",
+    "ALLOCATION_VERSION",
+    "allocation_document",
+    "bits_of",
+    "document_schema",
+    "parse_allocation",
+    "read_allocation",
     "request_of",
     "settings_of",
 ]
 
-RECIPE_VERSION = 1
+ALLOCATION_VERSION = 2
 
 LIMIT_BYTES = 10 * 2**20
-"""A recipe is a few kilobytes; nothing larger is read."""
+"""An allocation file is a few kilobytes; nothing larger is read."""
 
 OUTLIER_FACTORS = (1e-3, 1e6)
-"""Least and largest amplification of outlier channels that a recipe may ask for."""
+"""Least and largest amplification of outlier channels that a file may ask for."""
 
-_NUMBERS = ("average_bits", "size_bytes", "bitops", "gamma")
+_VERSION_KEY, _FIRST_VERSION_KEY = "mixqvit_allocation", "mixqvit_recipe"
+_WRITES = "`allocate --output FILE` writes one"
 
 
-def recipe_document(
+def allocation_document(
     model: str,
     settings: "Settings",
     allocation: "Allocation",
-    request: Mapping[str, Any],
+    request: Request | None = None,
     evaluation: "Evaluation | None" = None,
     notes: Sequence[Note] = (),
 ) -> dict[str, Any]:
@@ -62,19 +62,19 @@ def recipe_document(
         model: What `load_model` is called with.
         settings: What the study computed with.
         allocation: Bits per layer with their cost and harm.
-        request: The keywords of `Study.allocate` that it was solved with.
+        request: What it was solved for; None for bits that nothing was solved for, which have no predicted harm.
         evaluation: What was measured; None if nothing was.
         notes: Those of the study.
     """
     return finite(
         {
-            "mixqvit_recipe": RECIPE_VERSION,
+            _VERSION_KEY: ALLOCATION_VERSION,
             "model": model,
             "recipe": settings.recipe,
             "settings": asdict(settings),
-            "request": dict(request),
+            "request": {} if request is None else request.to_json(),
             "bits": {name: list(pair) for name, pair in allocation.bits.items()},
-            "predicted_harm": allocation.harm,
+            "predicted_harm": None if request is None else allocation.harm,
             "cost": asdict(allocation.cost) | {"size_bytes": allocation.cost.size_bytes},
             "measured": evaluation and _measured(evaluation),
             "notes": [note.text for note in notes],
@@ -88,185 +88,143 @@ def _measured(evaluation: "Evaluation") -> dict[str, Any]:
     return {name: found[name] for name in ("images", "top1", "agreement", "kl")} | {"top1_interval": interval}
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Read and check a recipe file.
+def document_schema() -> dict[str, Any]:
+    """Return the JSON Schema of an allocation file; the description of every part completes "must be …"."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "description": "an object",
+        "required": ["model", "bits"],
+        "properties": {
+            _VERSION_KEY: {"const": ALLOCATION_VERSION, "description": f"the version, {ALLOCATION_VERSION}"},
+            _FIRST_VERSION_KEY: {"const": 1, "description": f"1, in place of `{_VERSION_KEY}`, in files of version 1"},
+            "model": {"type": "string", "description": "a text that names the model, as `--model` does"},
+            "bits": BITS_SCHEMA,
+            "recipe": {
+                "type": ["string", "null"],
+                "description": "a text, the quantization recipe, which `settings` may repeat",
+            },
+            "settings": _settings_schema(),
+            "request": request_schema() | {"description": "an object, what the bits were solved for"},
+            "predicted_harm": {"description": "a number, what the strategy minimised, or null"},
+            "cost": {"description": "an object, bytes of the packed file and of its parts, BitOps, average bits"},
+            "measured": {
+                "description": "an object, number of images, top-1 with its interval and agreement as fractions, KL in "
+                "nats; or null"
+            },
+            "notes": {"description": "a list of sentences to know beside the numbers"},
+        },
+    }
+
+
+def _settings_schema() -> dict[str, Any]:
+    from mixqvit.study.settings import Settings
+
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "description": "an object, the settings of the study",
+        "properties": {one.name: _setting_schema(one.name, one.default) for one in fields(Settings)},
+    }
+
+
+def _setting_schema(name: str, default: Any) -> dict[str, Any]:
+    count = {"type": "integer", "minimum": 1, "maximum": 2**63, "description": "a whole number from 1"}
+    if name == "evaluation_images":
+        return count | {"type": ["integer", "null"], "description": "a whole number from 1, or null for all"}
+    if isinstance(default, bool):
+        return {"type": "boolean", "description": "true or false"}
+    if isinstance(default, float):
+        low, high = OUTLIER_FACTORS
+        return {"type": "number", "minimum": low, "maximum": high, "description": f"a number from {low:g} to {high:g}"}
+    if isinstance(default, int):
+        return count | {"minimum": 0, "description": "a whole number from 0"} if name.endswith("_seed") else count
+    return {"type": "string" if default is not None else ["string", "null"], "description": "a text"}
+
+
+def read_allocation(path: str | Path) -> dict[str, Any]:
+    """Read and check an allocation file.
 
     Raises:
-        RecipeError: The file cannot be read, or is no recipe of this version.
+        AllocationFileError: The file cannot be read, or is no allocation of a version that this program reads.
     """
     try:
         with Path(path).open("rb") as file:
             content = file.read(LIMIT_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error.strerror or error}.") from error
-    return parse_recipe(content, str(path))
+        raise AllocationFileError(f"The allocation {path} cannot be read: {error.strerror or error}.") from error
+    return parse_allocation(content, str(path))
 
 
-def parse_recipe(content: str | bytes, name: str = "This recipe") -> dict[str, Any]:
-    """Return a recipe from JSON text, checked.
+def parse_allocation(content: str | bytes, name: str = "This file") -> dict[str, Any]:
+    """Return an allocation from JSON text, checked.
 
     Args:
         content: JSON.
         name: What messages call it.
 
     Raises:
-        RecipeError: It is too large, not JSON, or no recipe of this version.
+        AllocationFileError: It is too large, not JSON, or no allocation of a version that this program reads.
     """
     if len(content) > LIMIT_BYTES:
-        raise RecipeError(f"{name} is larger than {LIMIT_BYTES // 2**20} MB, which no recipe is.")
+        raise AllocationFileError(f"{name} is larger than {LIMIT_BYTES // 2**20} MB, which no allocation file is.")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{name} is not JSON; `allocate --output FILE` writes one that is a recipe.") from error
-    if not isinstance(document, dict) or "mixqvit_recipe" not in document:
-        raise RecipeError(f"{name} is no recipe: it has no `mixqvit_recipe`. `allocate --output FILE` writes one.")
-    if document["mixqvit_recipe"] != RECIPE_VERSION:
-        raise RecipeError(
-            f"{name} has version {shortened(document['mixqvit_recipe'])}; this program reads version {RECIPE_VERSION}."
+        raise AllocationFileError(f"{name} is not JSON; an allocation file is, and {_WRITES}.") from error
+    versions = {_FIRST_VERSION_KEY: 1, _VERSION_KEY: ALLOCATION_VERSION}
+    key = next((key for key in versions if isinstance(document, dict) and key in document), None)
+    if key is None:
+        raise AllocationFileError(f"{name} is no allocation file: it has no `{_VERSION_KEY}`. {_WRITES.capitalize()}.")
+    if document[key] != versions[key]:
+        raise AllocationFileError(
+            f"{name} has version {shortened(document[key])}; this program reads versions 1 to {ALLOCATION_VERSION}."
         )
-    if not isinstance(document.get("model"), str):
-        raise RecipeError(f"{name} does not name its model: `model` must be a text.")
-    for part in ("settings", "request"):
-        if not isinstance(document.get(part, {}), dict):
-            raise RecipeError(f"`{part}` of {name} must be an object.")
-    recipe_bits(document, name)
-    request_of(document, name)
+    check_document(document, document_schema(), name)
     settings_of(document, name)
     return document
 
 
-def recipe_bits(document: Mapping[str, Any], name: str = "This recipe") -> BitsPerLayer:
+def bits_of(document: Mapping[str, Any], name: str = "This file") -> BitsPerLayer:
     """Return (weight bits, activation bits) by layer name.
 
     Raises:
-        RecipeError: They are missing, or a bit-width is not possible.
+        AllocationFileError: They are missing, or a bit-width is not possible.
     """
-    bits = document.get("bits")
-    if not isinstance(bits, dict) or not bits:
-        raise RecipeError(f"{name} has no `bits`: an object from layer name to [weight bits, activation bits].")
-    for layer, pair in bits.items():
-        if not isinstance(pair, list) or len(pair) != 2 or not all(_is_width(width) for width in pair):
-            raise RecipeError(
-                f"The bits of layer {layer} in {name} must be [weight bits, activation bits], each "
-                f"{BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} or {FULL_PRECISION}, not {shortened(pair)}."
-            )
-    return {layer: (pair[0], pair[1]) for layer, pair in bits.items()}
+    check_document(document.get("bits"), BITS_SCHEMA, name, ("bits",))
+    return {layer: (int(pair[0]), int(pair[1])) for layer, pair in document["bits"].items()}
 
 
-def request_of(document: Mapping[str, Any], name: str = "This recipe") -> dict[str, Any]:
-    """Return the keywords of `Study.allocate` that the allocation was solved with; those that are null are not given.
+def request_of(document: Mapping[str, Any], name: str = "This file") -> Request | None:
+    """Return what the allocation was solved for, None where the document does not say.
 
     Raises:
-        RecipeError: One of them is not of its kind.
+        AllocationFileError: An entry is unknown or not of its kind.
     """
-    known = {
-        **dict.fromkeys(_NUMBERS, _is_number),
-        "seed": lambda value: _is_whole(value) and value >= 0,
-        "pinned": lambda value: _is_by_name(value, _is_pin),
-        "at_least": lambda value: _is_by_name(value, _is_quantized_width),
-        "at_most": lambda value: _is_by_name(value, _is_quantized_width),
-        "allowed": lambda value: _is_by_name(value, _is_widths),
-        "strategy": _is_strategy,
-        "cap_bitops": lambda value: isinstance(value, bool),
-        "tied": lambda value: isinstance(value, bool),
-    }
-    request = {}
-    for key, value in document.get("request", {}).items():
-        if key not in known:
-            raise RecipeError(f"`request` of {name} has an entry {shortened(key)} that this version does not know.")
-        if value is None:
-            continue
-        if not known[key](value):
-            raise RecipeError(f"`{key}` in the request of {name} is not usable: {shortened(value)}.")
-        request[key] = value
-    if "seed" in request:
-        request["seed"] = int(request["seed"])
-    if "allowed" in request:
-        request["allowed"] = {kind: tuple(widths) for kind, widths in request["allowed"].items()}
-    if "pinned" in request:
-        pins = request["pinned"].items()
-        request["pinned"] = {layer: tuple(bits) if isinstance(bits, list) else bits for layer, bits in pins}
-    return request
+    stated = document.get("request", {})
+    request = Request.from_json(stated, name, ("request",))
+    return request if any(value is not None for value in stated.values()) else None
 
 
-def settings_of(document: Mapping[str, Any], name: str = "This recipe") -> "Settings":
+def settings_of(document: Mapping[str, Any], name: str = "This file") -> "Settings":
     """Return what the study computed with.
 
     Raises:
-        RecipeError: A setting is unknown or not of its kind, or `recipe` and `settings` name different quantization
-            recipes.
+        AllocationFileError: A setting is unknown or not of its kind, or `recipe` and `settings` name different
+            quantization recipes.
     """
     from mixqvit.study.settings import Settings
 
-    defaults = Settings()
-    settings: dict[str, Any] = {}
-    for key, value in document.get("settings", {}).items():
-        if key not in asdict(defaults):
-            raise RecipeError(f"`settings` of {name} has an entry {shortened(key)} that this version does not know.")
-        if not _is_setting(key, value, getattr(defaults, key)):
-            raise RecipeError(f"`{key}` in the settings of {name} is not usable: {shortened(value)}.")
-        whole = _is_number(value) and not isinstance(getattr(defaults, key), float)
-        settings[key] = int(value) if whole else value
-    recipe = document.get("recipe")
-    if recipe is None:
-        return Settings(**settings)
-    if not isinstance(recipe, str):
-        raise RecipeError(f"`recipe` of {name} must be the name of a quantization recipe, not {shortened(recipe)}.")
-    if settings.setdefault("recipe", recipe) != recipe:
-        raise RecipeError(
+    stated, recipe = document.get("settings", {}), document.get("recipe")
+    check_document(stated, _settings_schema(), name, ("settings",))
+    whole = {one.name for one in fields(Settings) if isinstance(one.default, int) or one.name == "evaluation_images"}
+    settings = {
+        key: int(value) if key in whole and not isinstance(value, bool | None) else value
+        for key, value in stated.items()
+    }
+    if recipe is not None and settings.setdefault("recipe", recipe) != recipe:
+        raise AllocationFileError(
             f"{name} names two quantization recipes: `recipe` is {shortened(recipe)}, the one in `settings` is "
             f"{shortened(settings['recipe'])}. Make them the same."
         )
     return Settings(**settings)
-
-
-def _is_setting(key: str, value: Any, default: Any) -> bool:
-    if key == "evaluation_images":
-        return value is None or (_is_whole(value) and value >= 1)
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, float):
-        return _is_number(value) and OUTLIER_FACTORS[0] <= value <= OUTLIER_FACTORS[1]
-    if isinstance(default, int):
-        return _is_whole(value) and value >= (0 if key.endswith("_seed") else 1)
-    return isinstance(value, str) or (value is None and default is None)
-
-
-def _is_width(value: Any) -> bool:
-    return _is_quantized_width(value) or (type(value) is int and value == FULL_PRECISION)
-
-
-def _is_quantized_width(value: Any) -> bool:
-    return type(value) is int and value in BIT_WIDTHS
-
-
-def _is_widths(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_quantized_width, value))
-
-
-def _is_pin(value: Any) -> bool:
-    return _is_width(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_width, value)))
-
-
-def _is_by_name(value: Any, is_usable: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(map(is_usable, value.values()))
-
-
-def _is_strategy(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(find_strategy(value))
-    except AllocationError:
-        return False
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return isfinite(value)
-    except OverflowError:  # an integer that no float can hold
-        return False
-
-
-def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)

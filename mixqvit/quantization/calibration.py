@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixqvit.errors import CalibrationError
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, kept_input_bits
 from mixqvit.network.devices import moved, named_out_of_memory
 from mixqvit.network.graph import Graph, Values
 from mixqvit.network.layers import Layer
@@ -254,12 +254,9 @@ def _fitted(
     operands = operands_of(graph, layer, values, images, fisher)
     if recipe.one_setting:
         return LayerCalibration(layer.name, repq_operands(operands, bits))
-    quantizers = tuple(
-        recipe.activations[operand.role](
-            operand, sorted({*bit_widths, PATCH_EMBED_INPUT_BITS}) if operand.role == "image" else bit_widths
-        )
-        for operand in operands
-    )
+    kept = kept_input_bits(layer)
+    widths = bit_widths if kept is None else sorted({*bit_widths, kept})
+    quantizers = tuple(recipe.activations[operand.role](operand, widths) for operand in operands)
     return LayerCalibration(layer.name, quantizers, fisher.tokens if fisher else None)
 
 

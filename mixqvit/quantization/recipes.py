@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mixqvit.errors import CalibrationError
-from mixqvit.network.bits import PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.bits import Bits, input_bits
 from mixqvit.quantization import fits, ranges
 from mixqvit.quantization.fits import Fit, OperandQuantizers
 from mixqvit.quantization.operands import ROLES, Operand
@@ -58,7 +58,7 @@ def repq_operands(operands: tuple[Operand, ...], bits: Bits) -> tuple[OperandQua
     """Fit every operand as the published RepQ-ViT code does (arXiv 2212.08254), for one setting."""
     fitted = []
     for operand in operands:
-        width = PATCH_EMBED_INPUT_BITS if operand.role == "image" else bits[1]
+        width = input_bits(operand.layer, bits[1])
         if operand.role == "post_layer_norm":
             channels = ranges.fit_per_channel(operand.rows, width)
             quantizer = reparameterized_quantizer(channels, round_zero_point=False)

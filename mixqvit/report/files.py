@@ -180,7 +180,7 @@ def document_of(title: str, study: "Study", found: "Findings", settings: Mapping
         "notes": [note.text for note in study.notes],
         "images": asdict(study.image_sets.sample),
         "layers": [asdict(layer) for layer in study.layers],
-        "request": dict(found.request),
+        "request": found.asked,
         "bits": {name: list(pair) for name, pair in found.bits.items()},
         "measured": {
             name: measurement(one) | {"cost": asdict(found.costs[name]) | {"size_bytes": found.costs[name].size_bytes}}

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly
 import plotly.graph_objects as go
 
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, is_tied
 from mixqvit.views import (
     accuracy,
     allocation_strip,
@@ -28,7 +28,7 @@ from mixqvit.views import (
     studies,
 )
 from mixqvit.views import training as training_figures
-from mixqvit.views.allocation_words import LayerFacts, is_tied
+from mixqvit.views.allocation_words import LayerFacts
 
 if TYPE_CHECKING:
     from mixqvit.report.steps import Findings
@@ -204,10 +204,9 @@ def _sensitivity(study: "Study", found: "Findings") -> Section:
 def _frontier(study: "Study", found: "Findings") -> Section | None:
     if not found.frontier:
         return None
-    gamma = 1.0 if found.importance is not None else 0.0
 
     def point(name: str, bits: Any, evaluation: "Evaluation | None", at: float | None = None) -> frontier.Point:
-        shown = study.allocation(study.resolved(bits), gamma)
+        shown = study.allocation(study.resolved(bits), found.request.yardstick[0])
         return frontier.Point(name, shown.cost, shown.harm, evaluation, at)
 
     curve = [
@@ -302,10 +301,10 @@ def _strategies(found: "Findings") -> Section:
     comparison = found.strategies
     has_labels = next(iter(comparison.results.values())).evaluation.correct is not None
     pictures = tuple(
-        Figure(measure, strategies.strategy_figure(comparison, measure, "mix-qvit"))
+        Figure(measure, strategies.strategy_figure(comparison, measure, found.request.strategy))
         for measure in strategies.measures(has_labels)
     )
-    words = (_within(found), strategies.strategy_words(comparison, "mix-qvit"))
+    words = (_within(found), strategies.strategy_words(comparison, found.request.strategy))
     refused = tuple(f"{name}: {reason}" for name, reason in comparison.refused.items())
     return Section(title, words + refused, pictures, {"Strategies": strategies.strategy_frame(comparison)})
 
@@ -328,7 +327,7 @@ def _methods(study: "Study", found: "Findings") -> Section:
 
 
 def _within(found: "Findings") -> str:
-    return f"Within {found.compared_bits:g} average bits and the BitOps of uniform bits."
+    return f"Within {found.request.budget.average_bits:g} average bits and the BitOps of uniform bits."
 
 
 def _trainings(study: "Study") -> Section:
@@ -349,7 +348,7 @@ def _trainings(study: "Study") -> Section:
 def _settings(study: "Study", found: "Findings") -> Section:
     settings = asdict(study.settings)
     rows = pd.DataFrame([(name, str(value)) for name, value in settings.items()], columns=["setting", "value"])
-    request = pd.DataFrame([(name, str(value)) for name, value in found.request.items()], columns=["of", "value"])
+    request = pd.DataFrame([(name, str(value)) for name, value in found.asked.items()], columns=["of", "value"])
     versions = {**study.made_with, "python": platform.python_version(), "plotly": plotly.__version__}
     versions |= {
         "pandas": pd.__version__,

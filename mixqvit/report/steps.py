@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mixqvit.allocation.budget import Allocation
+from mixqvit.allocation.budget import Budget, largest_uniform
 from mixqvit.allocation.costs import Cost, cost
+from mixqvit.allocation.request import Request
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
 from mixqvit.progress import Progress
@@ -29,7 +30,8 @@ class Findings:
     Attributes:
         bits: (weight bits, activation bits) of every layer.
         how: How they were chosen, in words.
-        request: The keywords of `Study.allocate` they were solved with; empty for given bits.
+        request: What they were solved for; of given bits, what everything beside them is solved for.
+        is_given: Whether the bits were given.
         measured: Evaluations by setting: `full precision`, `mixed`, and `uniform N bits` where one fits the budget.
         costs: Costs by setting.
         importance: Ω; None where the model has none.
@@ -37,12 +39,12 @@ class Findings:
         frontier: The optimum of every budget; empty where it cannot be solved.
         strategies: The comparison of strategies, if asked for.
         methods: That of kinds of importance, if asked for.
-        compared_bits: Average bits that both comparisons are within.
     """
 
     bits: BitsPerLayer
     how: str
-    request: Mapping[str, Any]
+    request: Request
+    is_given: bool
     measured: Mapping[str, Evaluation]
     costs: Mapping[str, Cost]
     importance: Importance | None
@@ -50,7 +52,11 @@ class Findings:
     frontier: Sequence[FrontierPoint]
     strategies: StrategyComparison | None
     methods: MethodComparison | None
-    compared_bits: float
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the bits were solved for, as a document; empty for given bits."""
+        return {} if self.is_given else self.request.to_json()
 
 
 def report_steps(
@@ -84,21 +90,21 @@ def report_steps(
         refused = str(error)
     yield from _quiet(study.sensitivity_steps())
     yield from _quiet(study.channels.statistics_steps())
-    strategy = "mix-qvit" if importance is not None else "sensitivity"
-    allocation: Allocation | None = None
-    request: dict[str, Any] = {}
+    request, is_given = Request(Budget(average_bits=average_bits)), bits is not None
+    if importance is None:
+        request = replace(request, strategy="sensitivity")
     if bits is None:
-        request = {"average_bits": average_bits, "strategy": strategy}
-        allocation = study.allocate(**request)
-        bits = allocation.bits
-        how = f"The best bits by {strategy} within {average_bits:g} average bits and the BitOps of uniform bits."
+        bits = study.allocate(request).bits
+        how = (
+            f"The best bits by {request.strategy} within {average_bits:g} average bits and the BitOps of uniform bits."
+        )
     else:
         bits = study.resolved(bits)
-        how = "These bits were given, e.g. by a recipe file."
+        how = "These bits were given, e.g. by an allocation file."
+        given = cost(study.layers, bits, study.storage).average_bits
+        request = request.changed(average_bits=min(math.ceil(given * 100) / 100, BIT_WIDTHS[-1]))
     settings: dict[str, Any] = {"full precision": study.resolved(FULL_PRECISION), "mixed": bits}
-    given = cost(study.layers, bits, study.storage).average_bits
-    ceiling = average_bits if allocation else min(math.ceil(given * 100) / 100, BIT_WIDTHS[-1])
-    width = max((width for width in BIT_WIDTHS if width <= ceiling + 1e-9), default=BIT_WIDTHS[0])
+    width = largest_uniform(study.layers, request.budget, study.storage, BIT_WIDTHS) or BIT_WIDTHS[0]
     settings[f"uniform {width} bits"] = study.resolved(width)
     measured = {}
     for title, chosen in settings.items():
@@ -106,21 +112,21 @@ def report_steps(
         measured[title] = study.evaluate(chosen)
     points: Sequence[FrontierPoint] = ()
     try:
-        for step in study.frontier_steps(strategy=strategy):
+        for step in study.frontier_steps(request):
             yield replace(step, result=None)
         points = step.result
     except AllocationError:
         pass  # nothing fits any budget
     compared, methods = None, None
     if comparisons:
-        for step in study.compare_strategies_steps(average_bits=ceiling):
+        for step in study.compare_strategies_steps(request=request):
             yield replace(step, result=None)
         compared = step.result
-        for step in study.method_comparison_steps(ceiling):
+        for step in study.method_comparison_steps(request.budget.average_bits):
             yield replace(step, result=None)
         methods = step.result
     costs = {title: cost(study.layers, chosen, study.storage) for title, chosen in settings.items()}
-    found = Findings(bits, how, request, measured, costs, importance, refused, points, compared, methods, ceiling)
+    found = Findings(bits, how, request, is_given, measured, costs, importance, refused, points, compared, methods)
     title = name or study.model.name
     parts = sections(study, found)
     document = document_of(title, study, found, asdict(study.settings))

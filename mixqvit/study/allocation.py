@@ -1,11 +1,11 @@
 """Allocation in a study: every strategy under any budget, the frontier, and allocations that a person keeps."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mixqvit.allocation.budget import Allocation, Budget, bitops_ceiling, largest_uniform
+from mixqvit.allocation.budget import Allocation, Budget, ceilings, largest_uniform
 from mixqvit.allocation.choices import (
     ChoiceHarms,
     Harms,
@@ -20,11 +20,18 @@ from mixqvit.allocation.exact import best_allocation, frontier_steps
 from mixqvit.allocation.harms import importance_only, inverse_harms, random_harms
 from mixqvit.allocation.near_uniform import uniform_allocation
 from mixqvit.allocation.quadratic import best_pairwise_allocation
-from mixqvit.allocation.restrictions import Restrictions
-from mixqvit.criteria.shared import tied_bits
-from mixqvit.criteria.strategies import STRATEGIES, find_strategy
+from mixqvit.allocation.request import Request, as_request
+from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
+from mixqvit.network.bits import (
+    BIT_WIDTHS,
+    FULL_PRECISION,
+    UNQUANTIZED,
+    Bits,
+    BitsPerLayer,
+    resolve_bits,
+    tied_bits,
+)
 from mixqvit.network.layers import Layer
 from mixqvit.progress import Progress
 from mixqvit.study.claims import seconds_spent
@@ -41,20 +48,6 @@ FRONTIER_BITS = tuple(round(float(bits), 1) for bits in np.arange(BIT_WIDTHS[0],
 
 FRONTIERS = 16  # of which so many are remembered
 
-_FRONTIER_REQUEST: dict[str, Any] = {
-    "strategy": "mix-qvit",
-    "gamma": 1.0,
-    "tied": True,
-    "seed": 0,
-    "size_bytes": None,
-    "bitops": None,
-    "cap_bitops": True,
-    "pinned": None,
-    "allowed": None,
-    "at_least": None,
-    "at_most": None,
-}
-
 
 class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
     """Bits chosen under a budget."""
@@ -64,18 +57,20 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         """Descriptions of the allocation strategies by name, the controls last."""
         return {name: strategy.description for name, strategy in STRATEGIES.items()}
 
-    def score_steps(self, strategy: str = "mix-qvit", tied: bool = True, gamma: float = 1.0) -> Iterator[Progress]:
+    def score_steps(self, strategy: Request | str | None = None, **keywords: Any) -> Iterator[Progress]:
         """Compute what a strategy has to know about the layers; everything that is missing, piece by piece.
 
         Args:
-            strategy: One of `strategies`.
-            tied: Whether both operands of a layer share their bits.
-            gamma: Exponent of importance; with 0 importance is not needed.
+            strategy: A request, of which strategy, γ and whether bits are tied count; or one of `strategies`.
+            keywords: What else is requested, as for `allocate`.
 
         Raises:
             AllocationError: The strategy is unknown, or cannot choose bits independently.
             UnsupportedOperationError: It needs relevance, and the model has an operation without a rule.
         """
+        request = _scored(strategy, keywords)
+        request.check()
+        tied = request.tied
         operands = ("both",) if tied else ("weights", "activations")
         stages: dict[str, list[Callable[[], Iterator[Progress]]]] = {
             "relevance": [self.relevance_steps],
@@ -85,14 +80,15 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             "pairs": [lambda: self.sensitivity_steps("both", FULL_PRECISION), self.pair_steps],
             "step sizes": [self.indicator_steps],
         }
-        _check_tied(strategy, tied)
-        for stage in find_strategy(strategy).needs:
-            for steps in stages[stage] if stage != "relevance" or gamma != 0 else ():
+        for stage in request.criterion.needs:
+            for steps in stages[stage] if stage != "relevance" or request.gamma != 0 else ():
                 yield from steps()
-        yield Progress(1, 1, f"scores for {strategy}", strategy)
+        yield Progress(1, 1, f"scores for {request.strategy}", request.strategy)
 
-    def score_seconds(self, strategy: str, tied: bool = True) -> float:
+    def score_seconds(self, strategy: Request | str | None = None, **keywords: Any) -> float:
         """Return the computing time in seconds of what `score_steps` computed, calibration aside, over all sessions."""
+        request = _scored(strategy, keywords)
+        tied = request.tied
         operands = ("both",) if tied else ("weights", "activations")
         keys = {
             "sensitivity": [self._sensitivity_key(swept, self.settings.baseline) for swept in operands],
@@ -101,48 +97,37 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             "pairs": [self._sensitivity_key("both", FULL_PRECISION), self._pair_key],
             "step sizes": [self._indicator_key],
         }
-        needs = find_strategy(strategy).needs
+        needs = request.criterion.needs
         seconds = sum(seconds_spent(self.store, key) for need in needs for key in keys.get(need, ()))
-        if "relevance" in needs:
+        if "relevance" in needs and request.gamma != 0:
             importance = self.relevance()
             seconds += importance.seconds * len(next(iter(importance.shares.values())))
         return seconds
 
     def allocate(
         self,
-        average_bits: float | None = None,
-        size_bytes: int | None = None,
-        bitops: float | None = None,
-        cap_bitops: bool = True,
-        gamma: float = 1.0,
-        pinned: Mapping[str, int | Bits] | None = None,
+        request: Request | float | None = None,
         *,
-        strategy: str = "mix-qvit",
-        allowed: Mapping[str, Sequence[int]] | None = None,
-        at_least: Mapping[str, int] | None = None,
-        at_most: Mapping[str, int] | None = None,
-        tied: bool = True,
-        seed: int = 0,
         importance: Mapping[str, float] | None = None,
         sensitivity: Harms | None = None,
+        **keywords: Any,
     ) -> Allocation:
-        """Return the best allocation by one strategy within the given ceilings.
+        """Return the best allocation that a request asks for; what its strategy needs is computed where it is missing.
 
         Args:
-            average_bits: Ceiling on weight bits per quantized weight.
-            size_bytes: Ceiling on the bytes of the packed file.
-            bitops: Ceiling on BitOps for one image.
-            cap_bitops: Whether `average_bits` also limits BitOps to those of uniform bits.
-            gamma: Exponent of importance; with 0 importance is not needed.
-            pinned: Bits fixed by hand, by layer name.
-            strategy: One of `strategies`; what it needs is computed first where it is missing.
-            allowed: Bit-widths by layer kind, others are not used there.
-            at_least: Bits that a layer gets at least, by name.
-            at_most: Bits that a layer gets at most, by name.
-            tied: Whether both operands of a layer share their bits; attention products always do.
-            seed: Of the `random` strategy.
+            request: What is asked for; or a budget in average bits, or nothing, to go with keywords.
             importance: Another Ω by layer name than the study's own.
             sensitivity: Another Λ by layer name and bit-width than the study's own, for tied bits.
+            keywords: What is asked for, or asked otherwise than the request does:
+                `average_bits`, `size_bytes`, `bitops`: ceilings on weight bits per quantized weight, on the bytes of
+                the packed file, on BitOps for one image, and on any other of `QUANTITIES`;
+                `cap_bitops`: whether average bits also limit BitOps to those of uniform bits (by default they do);
+                `strategy`: one of `strategies`;
+                `gamma`: exponent of importance, with 0 importance is not needed;
+                `tied`: whether both operands of a layer share their bits; attention products always do;
+                `pinned`, `at_least`, `at_most`: bits that a layer gets, gets at least or at most, by its name;
+                `allowed`: bit-widths by layer kind, others are not used there;
+                `seed`: of the `random` strategy.
 
         Returns:
             The allocation; its harm is what the strategy minimises.
@@ -152,15 +137,14 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
             AllocationError: The strategy is unknown, no ceiling is given, or a number is not usable.
             BitWidthError: A bit-width or layer name is not possible.
         """
-        budget = Budget(average_bits, size_bytes, bitops, cap_bitops)
-        restrictions = _restrictions(pinned, allowed, at_least, at_most)
-        if strategy == "uniform":
-            return uniform_allocation(self.layers, budget, self.storage, restrictions)
-        harms = self._choice_harms(strategy, gamma, tied, seed, importance, sensitivity)
-        if strategy == "clado":
-            terms = self._finished("pairs", self.pair_steps)
-            return best_pairwise_allocation(self.layers, harms, terms, budget, self.storage, restrictions)
-        return best_allocation(self.layers, harms, budget, self.storage, restrictions)
+        wanted = as_request(request, **keywords)
+        if not wanted.criterion.is_search:
+            return uniform_allocation(self.layers, wanted.budget, self.storage, wanted.restrictions)
+        asked = wanted.budget, self.storage, wanted.restrictions
+        harms = self._choice_harms(wanted, importance, sensitivity)
+        if "pairs" in wanted.criterion.needs:
+            return best_pairwise_allocation(self.layers, harms, self._finished("pairs", self.pair_steps), *asked)
+        return best_allocation(self.layers, harms, *asked)
 
     def uniform(self, bits: int, gamma: float = 1.0, tied: bool = True) -> Allocation:
         """Return the uniform allocation at `bits` with its cost and predicted harm; arguments as in `allocation`."""
@@ -188,60 +172,54 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         width = largest_uniform(self.layers, budget, self.storage, BIT_WIDTHS)
         return None if width is None else self.uniform(width, gamma, tied)
 
-    def bitops_ceiling(self, budget: Budget) -> float | None:
-        """Return the BitOps that a budget allows; None for any number."""
-        return bitops_ceiling(self.layers, budget)
+    def ceilings(self, budget: Budget) -> dict[str, float]:
+        """Return the most that a budget allows of every quantity that it bounds, by name; implied ceilings included."""
+        return ceilings(self.layers, self.storage, budget)
 
     # The frontier
 
-    def frontier_steps(self, **request: Any) -> Iterator[Progress]:
+    def frontier_steps(self, request: Request | None = None, **keywords: Any) -> Iterator[Progress]:
         """Solve every budget from 2 to 8 average bits; the last result is a tuple of `FrontierPoint`.
 
         Args:
-            request: The keywords of `allocate`, without `average_bits`; strategies that are not solved exactly are
-                refused.
+            request: What is asked for, but for its average bits.
+            keywords: As for `allocate`.
 
         Raises:
-            AllocationError: The strategy is `uniform` or `clado`, or as in `allocate`.
+            AllocationError: The strategy is not solved exactly, or as in `allocate`.
         """
-        name = _frontier_name(request)
+        wanted = as_request(request, **keywords).changed(average_bits=None)
         total = len(FRONTIER_BITS)
-        if name not in self._frontiers:
+        if wanted not in self._frontiers:
             points: list[FrontierPoint] = []
-            wanted = _FRONTIER_REQUEST | request
-            if unknown := set(wanted) - set(_FRONTIER_REQUEST):
-                raise TypeError(f"frontier_steps() got an unexpected keyword argument {unknown.pop()!r}")
-            if wanted["strategy"] in ("uniform", "clado"):
+            if not wanted.criterion.is_exact:
                 raise AllocationError(
-                    f"There is no frontier of strategy {wanted['strategy']}; choose one that is solved exactly."
+                    f"There is no frontier of strategy {wanted.strategy}; choose one that is solved exactly."
                 )
-            budgets = [
-                Budget(bits, wanted["size_bytes"], wanted["bitops"], wanted["cap_bitops"]) for bits in FRONTIER_BITS
-            ]
-            harms = self._choice_harms(*(wanted[name] for name in ("strategy", "gamma", "tied", "seed")))
-            restrictions = _restrictions(*(wanted[name] for name in ("pinned", "allowed", "at_least", "at_most")))
-            found = frontier_steps(self.layers, harms, self.storage, budgets, restrictions)
+            budgets = [wanted.budget.changed(average_bits=bits) for bits in FRONTIER_BITS]
+            harms = self._choice_harms(wanted)
+            found = frontier_steps(self.layers, harms, self.storage, budgets, wanted.restrictions)
             for bits, allocation in zip(FRONTIER_BITS, found, strict=True):
                 points.append(FrontierPoint(bits, allocation))
                 yield Progress(len(points), total, f"frontier at {bits} bits")
             with self._lock:
-                self._frontiers[name] = tuple(points)
+                self._frontiers[wanted] = tuple(points)
                 while len(self._frontiers) > FRONTIERS:
                     self._frontiers.pop(next(iter(self._frontiers)))
-        yield Progress(total, total, "frontier", self._frontiers.get(name))
+        yield Progress(total, total, "frontier", self._frontiers.get(wanted))
 
-    def saved_frontier(self, **request: Any) -> tuple[FrontierPoint, ...] | None:
+    def saved_frontier(self, request: Request | None = None, **keywords: Any) -> tuple[FrontierPoint, ...] | None:
         """Return a frontier that was computed already, None if it was not; arguments as in `frontier_steps`."""
-        return self._frontiers.get(_frontier_name(request))
+        return self._frontiers.get(as_request(request, **keywords).changed(average_bits=None))
 
     @property
-    def _frontiers(self) -> dict[str, tuple[FrontierPoint, ...]]:
+    def _frontiers(self) -> dict[Request, tuple[FrontierPoint, ...]]:
         return self._remembered("frontiers", dict)
 
     # Allocations that a person keeps: by name, for this very model, whatever version of the program made them
 
     def save_allocation(self, name: str, document: Mapping[str, Any]) -> None:
-        """Keep an allocation's recipe under a name; an earlier one of the same name is replaced.
+        """Keep the document of an allocation under a name; an earlier one of the same name is replaced.
 
         Raises:
             AllocationError: The name is empty.
@@ -251,7 +229,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         self.store.put(self._kept_key, name.strip(), dict(document))
 
     def saved_allocations(self) -> dict[str, dict[str, Any]]:
-        """Return the recipes of the allocations that were kept, by name, oldest first."""
+        """Return the documents of the allocations that were kept, by name, oldest first."""
         return self.store.rows(self._kept_key)
 
     def delete_allocation(self, name: str) -> None:
@@ -266,20 +244,16 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
 
     def _choice_harms(
         self,
-        strategy: str,
-        gamma: float,
-        tied: bool,
-        seed: int,
+        request: Request,
         importance: Mapping[str, float] | None = None,
         sensitivity: Harms | None = None,
     ) -> ChoiceHarms:
-        """Return what a strategy adds up: harm by layer and (weight bits, activation bits)."""
-        _check_tied(strategy, tied)
-        needs = find_strategy(strategy).needs
+        """Return what a request's strategy adds up: harm by layer and (weight bits, activation bits)."""
+        request.check()
+        strategy, gamma, tied = request.strategy, request.gamma, request.tied
+        needs = request.criterion.needs
         if strategy == "random":
-            if seed < 0:
-                raise AllocationError(f"The seed must be 0 or a positive number, not {seed}.")
-            return random_harms(self.layers, seed, tied)
+            return random_harms(self.layers, request.seed, tied)
         if importance is None and "relevance" in needs and gamma != 0:
             importance = self.relevance().mean
         if strategy == "lrp-qvit":
@@ -341,7 +315,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
     def _harm(self, bits: BitsPerLayer, gamma: float, tied: bool | None) -> float:
         importance = None if gamma == 0 else self.relevance().mean
         if tied is not False:
-            tied = all(bits[layer.name] in _tied_or_full(layer) for layer in self.layers)
+            tied = all(bits[layer.name] in (*tied_bits(layer), UNQUANTIZED) for layer in self.layers)
         choices = self._sensitivity_choices(tied)
         return sum(
             self._layer_harm(layer, bits[layer.name], choices)
@@ -350,7 +324,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         )
 
     def _layer_harm(self, layer: Layer, bits: Bits, choices: ChoiceHarms) -> float:
-        if bits == (FULL_PRECISION, FULL_PRECISION):
+        if bits == UNQUANTIZED:
             return 0.0
         if bits in choices[layer.name]:
             return choices[layer.name][bits]
@@ -364,31 +338,9 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         return dict.fromkeys((layer.name for layer in self.layers), 1.0)
 
 
-def _check_tied(strategy: str, tied: bool) -> None:
-    if strategy == "clado" and not tied:
-        raise AllocationError(
-            "The pairwise terms of clado are measured with both operands of a layer at the same bits: let them share "
-            "their bits, or choose another strategy."
-        )
-
-
-def _tied_or_full(layer: Layer) -> tuple[Bits, ...]:
-    return (*tied_bits(layer), (FULL_PRECISION, FULL_PRECISION))
+def _scored(strategy: Request | str | None, keywords: Mapping[str, Any]) -> Request:
+    return as_request(strategy=strategy, **keywords) if isinstance(strategy, str) else as_request(strategy, **keywords)
 
 
 def _not_below_zero(harms: Harms) -> dict[str, dict[int, float]]:
     return {name: {bits: max(0.0, harm) for bits, harm in row.items()} for name, row in harms.items()}
-
-
-def _restrictions(
-    pinned: Mapping[str, int | Bits] | None,
-    allowed: Mapping[str, Sequence[int]] | None,
-    at_least: Mapping[str, int] | None,
-    at_most: Mapping[str, int] | None,
-) -> Restrictions:
-    widths = {kind: tuple(widths) for kind, widths in (allowed or {}).items()}
-    return Restrictions(pinned or {}, widths, at_least or {}, at_most or {})
-
-
-def _frontier_name(request: Mapping[str, Any]) -> str:
-    return fingerprint(_FRONTIER_REQUEST | {name: value for name, value in request.items() if value not in (None, {})})

@@ -9,8 +9,7 @@ from mixqvit.criteria.indicators import INDICATOR_PASSES, Indicators, IndicatorS
 from mixqvit.criteria.loss_change import LossChangeBatch, loss_change_steps, mean_loss_changes
 from mixqvit.criteria.pairwise import Pair, all_pairs, block_pairs, pair_cost
 from mixqvit.criteria.perturbation import Perturbation, squared_perturbations
-from mixqvit.criteria.shared import tied_bits
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, possible_bits, tied_bits
 from mixqvit.network.layers import Layer
 from mixqvit.progress import Progress
 from mixqvit.study.claims import once
@@ -218,7 +217,7 @@ def _operands_alone(layer: Layer) -> tuple[Bits, ...]:
     """Return bits with only the weights or only the activations quantized."""
     if layer.is_matmul:
         return tied_bits(layer)
-    inputs = sorted({bits[1] for bits in tied_bits(layer)})
+    inputs = sorted({bits for _, bits in possible_bits(layer, tied=False)})
     return (*((bits, FULL_PRECISION) for bits in BIT_WIDTHS), *((FULL_PRECISION, bits) for bits in inputs))
 
 

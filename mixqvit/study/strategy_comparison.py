@@ -1,12 +1,13 @@
 """Does the criterion matter? All allocation strategies side by side, within the same budget, measured."""
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.allocation.request import Request
+from mixqvit.criteria.strategies import STRATEGIES, find_strategy
 from mixqvit.errors import AllocationError, InfeasibleBudgetError, UnsupportedOperationError
 from mixqvit.progress import Progress
 from mixqvit.study.parts import PART, Parts
@@ -20,7 +21,7 @@ __all__ = ["compare_strategies_steps"]
 
 
 def compare_strategies_steps(
-    study: "Study", strategies: Sequence[str] = tuple(STRATEGIES), **request: Any
+    study: "Study", request: Request, strategies: Sequence[str] = tuple(STRATEGIES)
 ) -> Iterator[Progress]:
     """Score, solve and measure one strategy after the other; every `result` is a `StrategyComparison` so far.
 
@@ -28,8 +29,8 @@ def compare_strategies_steps(
 
     Args:
         study: The open study.
+        request: What is asked of all of them.
         strategies: Which of `STRATEGIES`.
-        request: The keywords of `Study.allocate`, without `strategy`.
 
     Raises:
         InfeasibleBudgetError, AllocationError: No strategy can meet the budget.
@@ -37,20 +38,21 @@ def compare_strategies_steps(
     comparison = StrategyComparison({})
     parts = Parts(2 * len(strategies), lambda: comparison)
     yield from (replace(step, result=None) for step in study.calibration_steps())
-    tied, gamma = request.get("tied", True), request.get("gamma", 1.0)
-    yield from (replace(step, result=None) for step in study.score_steps("sensitivity", tied))  # the common yardstick
+    wanted = [replace(request, strategy=name) for name in strategies]
+    yardstick = replace(request, strategy="sensitivity")
+    yield from (replace(step, result=None) for step in study.score_steps(yardstick))
     if not study.engine.is_here:
-        allocations = yield from _allocations(study, strategies, request)
+        allocations = yield from _allocations(study, wanted)
         yield from (replace(step, result=None) for step in study.evaluations_steps(allocations))
-    for name in strategies:
-        before = parts.finished
+    for own in wanted:
+        name, before = own.strategy, parts.finished
         try:
-            yield from parts.forwarded(study.score_steps(name, tied, gamma), name)
+            yield from parts.forwarded(study.score_steps(own), name)
             started = time.perf_counter()
-            allocation = study.allocate(**request, strategy=name)
+            allocation = study.allocate(own)
             seconds = time.perf_counter() - started
         except (UnsupportedOperationError, AllocationError) as error:
-            if isinstance(error, InfeasibleBudgetError) and name != "uniform":
+            if isinstance(error, InfeasibleBudgetError) and find_strategy(name).is_search:
                 raise
             comparison = replace(comparison, refused={**comparison.refused, name: str(error)})
             parts.total, parts.finished = parts.total - 2 * PART, before
@@ -58,9 +60,9 @@ def compare_strategies_steps(
         measured = yield from parts.forwarded(study.evaluate_steps(allocation), name)
         found = StrategyResult(
             allocation,
-            study.predicted_harm(allocation.bits, tied),
+            study.predicted_harm(allocation.bits, request.tied),
             measured,
-            study.score_seconds(name, tied),
+            study.score_seconds(own),
             seconds,
         )
         comparison = replace(comparison, results={**comparison.results, name: found})
@@ -69,14 +71,11 @@ def compare_strategies_steps(
     yield Progress(parts.total, parts.total, "comparison", comparison)
 
 
-def _allocations(
-    study: "Study", strategies: Sequence[str], request: Mapping[str, Any]
-) -> Generator[Progress, None, list["Allocation"]]:
+def _allocations(study: "Study", wanted: Sequence[Request]) -> Generator[Progress, None, list["Allocation"]]:
     """Score and solve all strategies, so that an engine can measure them side by side; leave out those refused."""
     found = []
-    for name in strategies:
+    for own in wanted:
         with suppress(UnsupportedOperationError, AllocationError):
-            steps = study.score_steps(name, request.get("tied", True), request.get("gamma", 1.0))
-            yield from (replace(step, result=None) for step in steps)
-            found.append(study.allocate(**request, strategy=name))
+            yield from (replace(step, result=None) for step in study.score_steps(own))
+            found.append(study.allocate(own))
     return found

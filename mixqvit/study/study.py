@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from mixqvit.allocation.request import Request, as_request
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.progress import Progress
 from mixqvit.relevance.records import ImageRelevance, Importance
@@ -36,18 +37,19 @@ class Study(TrainingStages):
         return compare_methods_steps(self, average_bits)
 
     def compare_strategies_steps(
-        self, strategies: Sequence[str] = tuple(STRATEGIES), **request: Any
+        self, strategies: Sequence[str] = tuple(STRATEGIES), request: Request | None = None, **keywords: Any
     ) -> Iterator[Progress]:
         """Compare allocation strategies within one budget; every `result` is a `StrategyComparison` so far.
 
         Args:
             strategies: Which of `strategies`.
-            request: The keywords of `allocate`, without `strategy`.
+            request: What is asked of all of them.
+            keywords: As for `allocate`.
 
         Raises:
             InfeasibleBudgetError, AllocationError: The budget is not possible.
         """
-        return compare_strategies_steps(self, strategies, **request)
+        return compare_strategies_steps(self, as_request(request, **keywords), strategies)
 
     def estimate(self) -> Estimate | None:
         """Return how long what is left to compute will take here, from a timed run of a few images; None on a GPU."""

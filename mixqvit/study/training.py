@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.costs import Cost, bitops, cost
+from mixqvit.allocation.request import Request
+from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.errors import BitWidthError, TrainingError
 from mixqvit.images.training_images import TrainingImages
 from mixqvit.images.training_sources import load_training_images_steps
@@ -67,8 +70,8 @@ class TrainingStages(AllocationStages):
         kept = (FIRST_AND_LAST_BITS, FIRST_AND_LAST_BITS)
         return {layer.name: kept if _is_first_or_last(layer) else (bits, bits) for layer in self.layers}
 
-    def first_last_request(self, average_bits: float) -> dict[str, Any]:
-        """Return keywords of `allocate` for an average over all layers but patch embedding and head.
+    def first_last_request(self, average_bits: float) -> Request:
+        """Return what `allocate` is asked for an average over all layers but patch embedding and head.
 
         Those keep `FIRST_AND_LAST_BITS`; model size and BitOps are at most those of uniform bits of that average,
         between two bit-widths in proportion.
@@ -88,11 +91,8 @@ class TrainingStages(AllocationStages):
             for layer in self.layers
         )
         pinned = {layer.name: FIRST_AND_LAST_BITS for layer in self.layers if _is_first_or_last(layer)}
-        return {
-            "size_bytes": math.floor(sizes[0] + part * (sizes[1] - sizes[0])),
-            "bitops": operations,
-            "pinned": pinned,
-        }
+        size = math.floor(sizes[0] + part * (sizes[1] - sizes[0]))
+        return Request(Budget(size_bytes=size, bitops=operations), Restrictions(pinned))
 
     def inner_average_bits(self, bits: BitsPerLayer) -> float:
         """Return the weight bits, averaged over the weights between patch embedding and head."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from mixqvit.network.bits import BIT_WIDTHS, Bits
+from mixqvit.network.bits import BIT_WIDTHS, Bits, is_tied
 from mixqvit.network.layers import Layer
-from mixqvit.views.allocation_words import LayerFacts, is_tied, mark
+from mixqvit.views.allocation_words import LayerFacts, mark
 from mixqvit.views.style import BIT_COLOURS, bit_scale, finish
 
 __all__ = ["FULL_PRECISION_STEP", "allocation_strip", "bit_step", "difference_strip"]
@@ -37,7 +37,7 @@ def allocation_strip(layers: Sequence[Layer], facts: LayerFacts, tied: bool) -> 
     rows = _rows(layers, "now", facts.bits, tied) | _rows(layers, "before", facts.previous, tied)
     marks = {
         _CHANGED: {layer.name: facts.mark(layer.name) for layer in layers},
-        _PINNED: {layer.name: "●" for layer in layers if facts.is_held(layer.name)},
+        _PINNED: {layer.name: "●" for layer in layers if facts.is_held(layer)},
     }
     return _strip(layers, rows, hovers, marks, [_CHANGED, *rows, _PINNED])
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mixqvit.network.bits import FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.bits import UNQUANTIZED, Bits, is_tied, resolve_pair, written_bits
 from mixqvit.network.layers import Layer
 from mixqvit.views.overview import percent
 from mixqvit.views.sensitivity import in_words
 
-__all__ = ["LayerFacts", "bits_text", "changes", "is_tied", "mark"]
+__all__ = ["LayerFacts", "bits_text", "changes", "mark"]
 
 _NO_BREAK = "\u00a0"
 
@@ -37,16 +37,10 @@ class LayerFacts:
     at_most: Mapping[str, int] = field(default_factory=dict)
     metric: str = "kl"
 
-    def is_held(self, name: str) -> bool:
+    def is_held(self, layer: Layer) -> bool:
         """Return whether the layer has the bits that it was pinned to; one of a budget too small may not."""
-        pin = self.pinned.get(name)
-        if pin is None:
-            return False
-        first, second = self.bits[name]
-        # The input of the patch embedding keeps its 8 bits whatever the pin says.
-        return (
-            first == pin and second in (pin, PATCH_EMBED_INPUT_BITS) if isinstance(pin, int) else (first, second) == pin
-        )
+        pin = self.pinned.get(layer.name)
+        return pin is not None and self.bits[layer.name] == resolve_pair(layer, pin)
 
     def mark(self, name: str) -> str:
         """Return ▲ or ▼ where the layer got more or fewer bits than before."""
@@ -64,7 +58,7 @@ class LayerFacts:
         ]
         if self.mark(name):
             lines.append(f"before: {bits_text(layer, self.previous[name])} bits")
-        if self.is_held(name):
+        if self.is_held(layer):
             lines.append("pinned by hand ●")
         if name in self.at_least:
             lines.append(f"at least {self.at_least[name]} bits by hand")
@@ -75,21 +69,14 @@ class LayerFacts:
             lines.append(f"importance Ω = {percent(self.importance[name], 2)}")
         if harm is not None:
             lines.append(f"sensitivity Λ = {in_words(harm, self.metric)}")
-        elif (first, second) == (FULL_PRECISION, FULL_PRECISION):
+        elif (first, second) == UNQUANTIZED:
             lines.append("full precision: no harm")
         return "<br>".join(lines) + "<br>"
 
 
-def is_tied(layer: Layer, bits: Bits) -> bool:
-    """Return whether both operands share one bit-width; images keep their 8 bits."""
-    if layer.kind == "patch_embed" and bits[0] != FULL_PRECISION:
-        return bits[1] == PATCH_EMBED_INPUT_BITS
-    return bits[0] == bits[1]
-
-
 def bits_text(layer: Layer, bits: Bits) -> str:
     """Write bits for a cell: one number, or weight and activation bits where they differ."""
-    return str(bits[0]) if is_tied(layer, bits) else f"{bits[0]}/{bits[1]}"
+    return written_bits(bits[0] if is_tied(layer, bits) else bits)
 
 
 def mark(before: Bits, now: Bits) -> str:

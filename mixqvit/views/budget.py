@@ -8,6 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mixqvit.allocation.costs import Cost, bitops, code_bytes
+from mixqvit.allocation.quantities import QUANTITIES, Quantity
+from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits
 from mixqvit.network.layers import Layer
 from mixqvit.views.accuracy import AGREEMENT, TOP1, Accuracy
@@ -18,7 +20,6 @@ from mixqvit.views.overview import NOTHING, megabytes, nats, percent
 from mixqvit.views.style import BIT_COLOURS, bit_scale
 
 if TYPE_CHECKING:
-    from mixqvit.allocation.budget import Allocation
     from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = [
@@ -49,7 +50,7 @@ def bits_grid(layers: Sequence[Layer], facts: LayerFacts) -> go.Figure:
     """
 
     def text(layer: Layer, value: float) -> str:
-        marks = [facts.mark(layer.name), "●" if facts.is_held(layer.name) else ""]
+        marks = [facts.mark(layer.name), "●" if facts.is_held(layer) else ""]
         return " ".join([bits_text(layer, facts.bits[layer.name]), *filter(None, marks)])
 
     figure = blocks_by_kinds(
@@ -86,34 +87,26 @@ def solved_words(gap: float, strategy: str, is_search: bool) -> str:
     return f"Within {percent(gap)} of the best possible score by {strategy}, by a proven bound."
 
 
-def gauges(allocation: "Allocation", full: Cost, bitops_ceiling: float | None) -> list[tuple[str, float]]:
-    """Return the costs of an allocation in words, each with the fraction used of what is allowed.
+def gauges(
+    spent: Mapping[str, float], full: Mapping[str, float], ceilings: Mapping[str, float]
+) -> list[tuple[str, float]]:
+    """Return what an allocation takes of every quantity in words, each with the fraction used of what is allowed.
 
     Without a ceiling, the fraction is that of full precision.
 
     Args:
-        allocation: Bits per layer with their cost and budget.
-        full: Cost of full precision.
-        bitops_ceiling: The most BitOps that the budget allows, as `allocation.bitops_ceiling` says; None for no limit.
+        spent: What it takes, by name of the quantity, as `quantities.spent` says.
+        full: What full precision takes.
+        ceilings: The most that its budget allows, as `budget.ceilings` says.
     """
-    budget, spent = allocation.budget, allocation.cost
-    return [
-        _gauge("Average bits", spent.average_bits, budget.average_bits, full.average_bits, "{:.2f}"),
-        _gauge(
-            "Model size", spent.size_bytes / 1e6, _scaled(budget.size_bytes, 1e6), full.size_bytes / 1e6, "{:.3f} MB"
-        ),
-        _gauge("BitOps", spent.bitops / 1e9, _scaled(bitops_ceiling, 1e9), full.bitops / 1e9, "{:.3f} G"),
-    ]
+    return [_gauge(QUANTITIES[name], spent[name], ceilings.get(name), full[name]) for name in spent]
 
 
-def _scaled(amount: float | None, unit: float) -> float | None:
-    return None if amount is None else amount / unit
-
-
-def _gauge(name: str, spent: float, ceiling: float | None, full: float, form: str) -> tuple[str, float]:
+def _gauge(one: Quantity, spent: float, ceiling: float | None, full: float) -> tuple[str, float]:
+    title = f"{one.title[0].upper()}{one.title[1:]} **{one.written(spent)}**"
     if ceiling is None:
-        return f"{name} **{form.format(spent)}**, {percent(spent / full)} of full precision", min(spent / full, 1.0)
-    return f"{name} **{form.format(spent)}** of {form.format(ceiling)} allowed", min(spent / ceiling, 1.0)
+        return f"{title}, {percent(spent / full)} of full precision", min(spent / full, 1.0)
+    return f"{title} of {one.written(ceiling)} allowed", min(spent / ceiling, 1.0)
 
 
 def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | None], has_labels: bool = True) -> str:
@@ -178,32 +171,29 @@ def allocation_frame(layers: Sequence[Layer], facts: LayerFacts) -> pd.DataFrame
 
 def restriction_frame(
     layers: Sequence[Layer],
-    pinned: Mapping[str, int | Bits],
-    at_least: Mapping[str, int],
-    at_most: Mapping[str, int],
+    restricted: Restrictions,
     tied: bool,
 ) -> pd.DataFrame:
     """Return the table in which layers are restricted by hand, empty where the allocation decides.
 
     Args:
         layers: The table of layers.
-        pinned: Bits fixed by hand, by layer name.
-        at_least: Least bits, by layer name.
-        at_most: Most bits, by layer name.
+        restricted: What is restricted so far; kinds are not shown here.
         tied: Whether both operands share their bits; else the table has a column for the pinned input.
     """
+    pinned = restricted.pinned.items()
     columns: dict[str, Mapping[str, int]] = {
-        _PINNED: {name: bits if isinstance(bits, int) else bits[0] for name, bits in pinned.items()}
+        _PINNED: {name: bits if isinstance(bits, int) else bits[0] for name, bits in pinned}
     }
     if not tied:
-        columns[_PINNED_INPUT] = {name: bits[1] for name, bits in pinned.items() if not isinstance(bits, int)}
-    columns |= {_AT_LEAST: at_least, _AT_MOST: at_most}
+        columns[_PINNED_INPUT] = {name: bits[1] for name, bits in pinned if not isinstance(bits, int)}
+    columns |= {_AT_LEAST: restricted.at_least, _AT_MOST: restricted.at_most}
     frame = layer_frame(layers, columns).drop(columns="block")
     return frame.astype(dict.fromkeys(columns, "Int64"))
 
 
-def restrictions(frame: pd.DataFrame) -> dict[str, dict[str, int | Bits]]:
-    """Return `pinned`, `at_least` and `at_most` by layer name, read from an edited `restriction_frame`.
+def restrictions(frame: pd.DataFrame) -> Restrictions:
+    """Return what is restricted by layer, read from an edited `restriction_frame`.
 
     Where only the weight or only the input of a layer is pinned, the other shares its bits.
     """
@@ -213,7 +203,7 @@ def restrictions(frame: pd.DataFrame) -> dict[str, dict[str, int | Bits]]:
         pair = weights.get(name, inputs.get(name)), inputs.get(name, weights.get(name))
         if pair[0] is not None:
             pinned[name] = pair[0] if pair[0] == pair[1] else pair
-    return {"pinned": pinned, "at_least": _column(frame, _AT_LEAST), "at_most": _column(frame, _AT_MOST)}
+    return Restrictions(pinned, at_least=_column(frame, _AT_LEAST), at_most=_column(frame, _AT_MOST))
 
 
 def _column(frame: pd.DataFrame, column: str) -> dict[str, int]:

@@ -38,7 +38,7 @@ def comparison_section(study, remembered, allocation, yardstick: tuple[float, bo
         study: The open study.
         remembered: What this session knows.
         allocation: The allocation shown now.
-        yardstick: What predicted harm is compared by, as `yardstick_of` says.
+        yardstick: What predicted harm is compared by, as `Request.yardstick` says.
         shown: What was measured, by `A` and `mixed`.
     """
     st.subheader("A against B", anchor=False)

@@ -1,59 +1,66 @@
 """Everything a person chooses on the Budget page, how it is undone, and how a link brings it back."""
 
+from dataclasses import replace
+
 import streamlit as st
 
-from mixqvit.criteria.strategies import STRATEGIES
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.allocation.request import Request
+from mixqvit.allocation.restrictions import Restrictions
+from mixqvit.criteria.strategies import STRATEGIES, Strategy
+from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS
 from mixqvit.views import budget as figures
 from pages.parts import budget_url
 from pages.parts.budget_request import (
     DEFAULTS,
+    FURTHER,
     INDEPENDENT,
     RANGES,
-    RESTRICTIONS,
+    SLIDER,
     TIED,
     controls_of,
     is_tied_everywhere,
+    request_from,
 )
 
 TABLE_HEIGHT = 315  # pixels
+HELD_APART = "restrictions"  # which no single widget holds
 
 # The state behind the controls. Widgets hold most of it; restrictions are in the session, by model.
 
 
-def restrictions(model: str) -> dict:
-    return st.session_state.setdefault(f"restrictions {model}", {name: {} for name in RESTRICTIONS})
+def restrictions(model: str) -> Restrictions:
+    return st.session_state.setdefault(f"restrictions {model}", Restrictions())
 
 
-def set_restrictions(model: str, changed: dict) -> None:
-    """Replace restrictions; the editable tables start anew from them."""
-    st.session_state[f"restrictions {model}"] = restrictions(model) | changed
+def set_restrictions(model: str, wanted: Restrictions) -> None:
+    """Replace the restrictions; the editable tables start anew from them."""
+    st.session_state[f"restrictions {model}"] = wanted
     st.session_state["restrictions set"] = st.session_state.get("restrictions set", 0) + 1
 
 
 def current(model: str) -> dict:
     """Return what all controls are set to."""
-    values = {name: st.session_state.get(name, default) for name, default in DEFAULTS.items()}
-    return values | {"restrictions": restrictions(model)}
+    values = {name: st.session_state.get(name, default) for name, default in DEFAULTS.items() if name != HELD_APART}
+    return values | {HELD_APART: restrictions(model)}
 
 
 def set_controls(model: str, controls: dict) -> None:
     """Set controls, for callbacks; what is not named stays as it is."""
-    st.session_state.update({name: controls[name] for name in DEFAULTS if name in controls})
-    if "restrictions" in controls:
-        set_restrictions(model, controls["restrictions"])
+    st.session_state.update({name: value for name, value in controls.items() if name != HELD_APART})
+    if HELD_APART in controls:
+        set_restrictions(model, controls[HELD_APART])
 
 
 def reset(model: str) -> None:
-    set_controls(model, DEFAULTS | {"restrictions": {name: {} for name in RESTRICTIONS}})
+    set_controls(model, DEFAULTS)
 
 
 def undo(model: str, remembered) -> None:
     set_controls(model, remembered.step_back())
 
 
-def set_request(study, request: dict) -> list[str]:
-    """Set all controls to a request as `study.allocate` takes it; returns sentences about what they cannot show."""
+def set_request(study, request: Request) -> list[str]:
+    """Set all controls to a request; returns sentences about what they cannot show."""
     controls, problems = controls_of(request, study.layers)
     set_controls(study.model.name, controls)
     return problems
@@ -61,7 +68,7 @@ def set_request(study, request: dict) -> list[str]:
 
 def pin(study, bits: dict) -> None:
     """Pin layers to bits, for callbacks; operands become independent where the bits need it."""
-    set_restrictions(study.model.name, {"pinned": bits})
+    set_restrictions(study.model.name, replace(restrictions(study.model.name), pinned=bits))
     if not is_tied_everywhere(study.layers, bits):
         st.session_state["operand_bits"] = INDEPENDENT
 
@@ -100,20 +107,20 @@ def show_link_problems() -> None:
 # The controls themselves
 
 
-def controls(study, remembered) -> dict:
-    """Show everything a person chooses; returns the arguments of `study.allocate`."""
+def controls(study, remembered) -> Request:
+    """Show everything a person chooses; returns what it asks for."""
     model = study.model.name
     with st.container(border=True):
         left, middle, right = st.columns([9, 5, 5], vertical_alignment="bottom", gap="medium")
         average_bits = left.slider(
             "Budget: average bits per weight",
-            *RANGES["average_bits"],
-            DEFAULTS["average_bits"],
-            0.1,
+            *SLIDER.range,
+            DEFAULTS[SLIDER.shown_name],
+            SLIDER.step,
             format="%.1f",
-            key="average_bits",
+            key=SLIDER.shown_name,
             bind="query-params",
-            help="Weight bits per quantized weight, averaged over all weights: a ceiling, never exceeded.",
+            help=f"{_capitalised(SLIDER.description)}: a ceiling, never exceeded.",
         )
         strategy = middle.selectbox(
             "Strategy",
@@ -136,21 +143,12 @@ def controls(study, remembered) -> dict:
         with st.expander("More ceilings and restrictions"):
             left, right = st.columns([2, 3], gap="medium")
             with left:
-                size, bitops, cap, tied, seed = ceilings(strategy)
+                further = further_controls(STRATEGIES[strategy])
             with right:
-                restricted = restriction_tables(study, tied)
+                restricted = restriction_tables(study, further["operand_bits"] == TIED)
     remembered.note(current(model))
-    return {
-        "average_bits": average_bits,
-        "size_bytes": None if size is None else round(size * 1e6),
-        "bitops": None if bitops is None else round(bitops * 1e9),
-        "cap_bitops": cap,
-        "gamma": gamma,
-        "strategy": strategy,
-        "tied": tied,
-        "seed": seed,
-        **restricted,
-    }
+    main = {SLIDER.shown_name: average_bits, "strategy": strategy, "gamma": gamma}
+    return request_from({**DEFAULTS, **main, **further, HELD_APART: restricted})
 
 
 def buttons(model: str, remembered) -> None:
@@ -173,32 +171,22 @@ def buttons(model: str, remembered) -> None:
     )
 
 
-def ceilings(strategy: str):
-    """Show further ceilings and how operands share bits; returns size (MB), BitOps (G), cap, tied, seed."""
-    size = st.number_input(
-        "Model size at most (MB)",
-        *RANGES["size_mb"],
-        None,
-        0.01,
-        format="%.3f",
-        key="size_mb",
-        bind="query-params",
-        placeholder="no ceiling",
-        help="Decimal megabytes, exactly those of the packed file: weight codes at their true width, scales and zero "
-        "points, what stays in full precision, and the file's header.",
-    )
-    bitops = st.number_input(
-        "BitOps at most (G)",
-        *RANGES["bitops_g"],
-        None,
-        0.05,
-        format="%.3f",
-        key="bitops_g",
-        bind="query-params",
-        placeholder="no ceiling",
-        help="Multiply-accumulates × weight bits × activation bits, summed over layers, for one image; in billions.",
-    )
-    cap = st.toggle(
+def further_controls(strategy: Strategy) -> dict:
+    """Show further ceilings, how operands share bits, and the seed where there is one; returns their values by name."""
+    found: dict = {}
+    for one in FURTHER:
+        found[one.shown_name] = st.number_input(
+            f"{_capitalised(one.title)} at most ({one.symbol})",
+            *one.range,
+            None,
+            one.step,
+            format=f"%.{one.digits}f",
+            key=one.shown_name,
+            bind="query-params",
+            placeholder="no ceiling",
+            help=f"{_capitalised(one.description)}.",
+        )
+    found["cap_bitops"] = st.toggle(
         "Cap BitOps at those of uniform bits",
         DEFAULTS["cap_bitops"],
         key="cap_bitops",
@@ -206,7 +194,7 @@ def ceilings(strategy: str):
         help="Average bits say nothing about activations and attention products. With the cap, a budget of b bits "
         "also allows no more BitOps than b bits everywhere.",
     )
-    operands = st.segmented_control(
+    found["operand_bits"] = st.segmented_control(
         "Weights and inputs of a layer",
         [TIED, INDEPENDENT],
         default=DEFAULTS["operand_bits"],
@@ -216,9 +204,8 @@ def ceilings(strategy: str):
         help="Tied: both get the same bits. Independent: each its own; the harm of a pair is that of the weights alone "
         "plus that of the input alone, so two more sweeps are measured first. Attention products stay tied.",
     )
-    seed = 0
-    if strategy == "random":
-        seed = st.number_input(
+    if strategy.has_seed:
+        found["random_seed"] = st.number_input(
             "Seed of the random strategy",
             *RANGES["random_seed"],
             DEFAULTS["random_seed"],
@@ -227,23 +214,27 @@ def ceilings(strategy: str):
             bind="query-params",
             width=220,
         )
-    return size, bitops, cap, operands == TIED, int(seed)
+    return found
 
 
-def restriction_tables(study, tied: bool) -> dict:
-    """Show editable tables of layers and kinds; returns what they restrict, by argument of `study.allocate`."""
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def restriction_tables(study, tied: bool) -> Restrictions:
+    """Show editable tables of layers and kinds; returns what they restrict."""
     model, layers = study.model.name, study.layers
     layer_tab, kind_tab = st.tabs(["Layers", "Kinds"])
     with layer_tab:
         before = table_start(model, f"layers {tied}")
-        if tied and not is_tied_everywhere(layers, before["pinned"]):
+        if tied and not is_tied_everywhere(layers, before.pinned):
             st.caption(
                 "Layers that were pinned to other bits for their weights than for their input are pinned to those of "
                 "the weights while both are tied."
             )
         widths = st.column_config.SelectboxColumn
         edited = st.data_editor(
-            figures.restriction_frame(layers, before["pinned"], before["at_least"], before["at_most"], tied),
+            figures.restriction_frame(layers, before, tied),
             hide_index=True,
             height=TABLE_HEIGHT,
             placeholder="–",
@@ -251,11 +242,11 @@ def restriction_tables(study, tied: bool) -> dict:
             disabled=["layer", "kind"],
             column_config={
                 "pinned": widths(
-                    options=[*BIT_WIDTHS, FULL_PRECISION],
+                    options=list(NUMBER_FORMATS),
                     help="Bits fixed by hand; the other layers are solved around them. 32 is full precision.",
                 ),
                 "pinned input": widths(
-                    options=[*BIT_WIDTHS, FULL_PRECISION],
+                    options=list(NUMBER_FORMATS),
                     help="Bits of the input where they are to differ from those of the weights.",
                 ),
                 "at least": widths(options=list(BIT_WIDTHS), help="No fewer bits than these."),
@@ -266,28 +257,28 @@ def restriction_tables(study, tied: bool) -> dict:
     with kind_tab:
         before = table_start(model, "kinds")
         edited_kinds = st.data_editor(
-            figures.allowed_frame(layers, before["allowed"]),
+            figures.allowed_frame(layers, before.allowed),
             hide_index=True,
             height=TABLE_HEIGHT,
             key=table_key(model, "kinds"),
             disabled=["kind"],
             alt="Editable table: which bit-widths layers of each kind may get.",
         )
-    found = figures.restrictions(edited) | {"allowed": figures.allowed(edited_kinds)}
+    found = replace(figures.restrictions(edited), allowed=figures.allowed(edited_kinds))
     st.session_state[f"restrictions {model}"] = found
     with st.container(horizontal=True, vertical_alignment="center"):
-        bounded = len(found["at_least"].keys() | found["at_most"].keys())
+        bounded = len(found.at_least.keys() | found.at_most.keys())
         st.caption(
-            f"{len(found['pinned'])} of {len(layers)} layers pinned (● in the figure), {bounded} bounded, "
-            f"{len(found['allowed'])} kinds restricted."
+            f"{len(found.pinned)} of {len(layers)} layers pinned (● in the figure), {bounded} bounded, "
+            f"{len(found.allowed)} kinds restricted."
         )
         st.button(
             "Lift all",
             icon=":material/lock_open:",
             type="tertiary",
             on_click=set_restrictions,
-            args=(model, {name: {} for name in RESTRICTIONS}),
-            disabled=not any(found.values()),
+            args=(model, Restrictions()),
+            disabled=not found,
         )
     return found
 
@@ -296,7 +287,7 @@ def table_key(model: str, table: str) -> str:
     return f"{table} of {model}, edition {st.session_state.get('restrictions set', 0)}"
 
 
-def table_start(model: str, table: str) -> dict:
+def table_start(model: str, table: str) -> Restrictions:
     """Return the restrictions that a table's edits go on top of: those of when it appeared."""
     key = table_key(model, table)
     if key not in st.session_state:

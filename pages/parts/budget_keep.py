@@ -1,11 +1,20 @@
-"""Save, name, load and delete allocations on the Budget page; download them, and open a recipe file."""
+"""Save, name, load and delete allocations on the Budget page; download them, and open an allocation file."""
 
 import json
 
 import streamlit as st
 
+from mixqvit.allocation.budget import Budget
+from mixqvit.allocation.request import Request
+from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.errors import MixQViTError
-from mixqvit.files.allocation_document import parse_recipe, recipe_bits, recipe_document, request_of, settings_of
+from mixqvit.files.allocation_document import (
+    allocation_document,
+    bits_of,
+    parse_allocation,
+    request_of,
+    settings_of,
+)
 from mixqvit.views import overview
 from pages.parts import budget_controls
 from pages.parts.budget_request import is_tied_everywhere
@@ -13,7 +22,7 @@ from pages.parts.budget_request import is_tied_everywhere
 
 def document_of(study, remembered, evaluation) -> dict:
     """Return the allocation with what it was solved with, whatever is chosen now."""
-    return recipe_document(
+    return allocation_document(
         study.model.name, study.settings, remembered.allocation, remembered.wanted, evaluation, study.notes
     )
 
@@ -27,13 +36,12 @@ def keep_section(study, remembered, evaluation) -> None:
     with right:
         downloads(study, remembered, evaluation)
         st.file_uploader(
-            "Open a recipe",
+            "Open an allocation file",
             type="json",
-            key="recipe file",
+            key="allocation file",
             on_change=open_file,
             args=(study,),
-            help="A JSON recipe downloaded here or written by the command line: sets all controls to what it was "
-            "solved with.",
+            help="JSON, downloaded here or written by the command line: sets all controls to what it was solved for.",
         )
     message = st.session_state.get("kept message")
     if message:
@@ -50,7 +58,7 @@ def save_controls(study, remembered, evaluation) -> None:
         st.text_input(
             "Name",
             max_chars=80,
-            placeholder=f"such as {remembered.wanted['strategy']} {spent:.1f} bits",
+            placeholder=f"such as {remembered.wanted.strategy} {spent:.1f} bits",
             key="kept name",
             help="An allocation kept under the same name is replaced.",
         )
@@ -122,9 +130,9 @@ def bring_back(study) -> None:
 
 
 def load(study, document: dict, name: str) -> None:
-    """Set all controls to what a recipe was solved with; one that does not say so becomes a pin on every layer."""
+    """Set all controls to what bits were solved for; where a file does not say so, every layer is pinned to them."""
     try:
-        bits = study.resolved(recipe_bits(document, name))
+        bits = study.resolved(bits_of(document, name))
         request = request_of(document, name)
         other_settings = settings_of(document, name) != study.settings
     except MixQViTError as error:
@@ -140,17 +148,17 @@ def load(study, document: dict, name: str) -> None:
         say("success", f"Loaded {name}.{note}")
 
 
-def request_for(study, bits: dict) -> dict:
+def request_for(study, bits: dict) -> Request:
     """Return a request that no ceiling binds and that leaves nothing but these bits."""
-    return {"pinned": bits, "tied": is_tied_everywhere(study.layers, bits)}
+    return Request(Budget(), Restrictions(pinned=bits), tied=is_tied_everywhere(study.layers, bits))
 
 
 def open_file(study) -> None:
-    file = st.session_state["recipe file"]
+    file = st.session_state["allocation file"]
     if file is None:
         return
     try:
-        document = parse_recipe(file.getvalue(), file.name)
+        document = parse_allocation(file.getvalue(), file.name)
     except MixQViTError as error:
         say("warning", str(error))
         return
@@ -161,7 +169,7 @@ def open_file(study) -> None:
 
 
 def show_difference(study, allocation) -> None:
-    """Say so where loaded controls lead to other bits than the recipe had."""
+    """Say so where loaded controls lead to other bits than the file had."""
     loaded = st.session_state.get("loaded")
     if loaded is None or loaded["controls"] != budget_controls.current(study.model.name):
         return
@@ -173,7 +181,7 @@ def show_difference(study, allocation) -> None:
             icon=":material/info:",
         )
         st.button(
-            "Pin the bits of the recipe",
+            "Pin the bits of the file",
             on_click=budget_controls.pin,
             args=(study, loaded["bits"]),
         )
@@ -194,12 +202,12 @@ def downloads(study, remembered, evaluation) -> None:
             "width, scales, and the allocation. `mixqvit.load_packed` reads it; its logits are those measured here.",
         )
         st.download_button(
-            "Allocation as JSON recipe",
+            "Download allocation",
             json.dumps(document_of(study, remembered, evaluation), indent=2),
             f"{name}.json",
             "application/json",
             icon=":material/download:",
             on_click="ignore",
-            help="Bits of every layer with all that they were solved with. Read back here, or by the command line: "
-            "`python -m mixqvit evaluate --recipe FILE`.",
+            help="An allocation file, JSON: bits of every layer with all that they were solved with. Read back here, "
+            "or by the command line: `python -m mixqvit evaluate --allocation FILE`.",
         )

@@ -7,6 +7,7 @@ from math import nan
 import streamlit as st
 
 from mixqvit.allocation.costs import cost
+from mixqvit.allocation.request import Request
 from mixqvit.errors import AllocationError
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.views import frontier as figures
@@ -15,11 +16,6 @@ from pages.parts import common, measuring
 from pages.parts.memory import key
 
 MOST_SETTINGS = 2000  # of which a session remembers cost and harm: some 30 frontiers
-
-
-def yardstick_of(wanted: dict) -> tuple[float, bool]:
-    """Return what all settings are compared by: γ (0, so Σ Λ, for strategies other than Mix-QViT), and which Λ."""
-    return (wanted["gamma"] if wanted["strategy"] == "mix-qvit" else 0.0), wanted["tied"]
 
 
 def setting(study, remembered, bits, yardstick: tuple[float, bool]):
@@ -107,16 +103,15 @@ def offer_measuring(study, remembered, waiting) -> None:
             )
 
 
-def frontier(study, remembered, wanted: dict):
+def frontier(study, remembered, wanted: Request):
     """Return the optimum of every budget as points; empty while stopped, and for strategies that have none."""
-    request = {name: value for name, value in wanted.items() if name != "average_bits"}
-    found = study.saved_frontier(**request)
+    found = study.saved_frontier(wanted)
     try:
         if found is None:
-            found = common.run("The frontier", lambda: study.frontier_steps(**request))
+            found = common.run("The frontier", lambda: study.frontier_steps(wanted))
     except AllocationError:
         return []
-    yardstick = yardstick_of(wanted)
+    yardstick = wanted.yardstick
     return [
         figures.Point("mixed", point.allocation.cost, shown.harm, budget=point.average_bits)
         for point in found or ()
@@ -142,7 +137,7 @@ def points(study, remembered, yardstick: tuple[float, bool]):
     return found
 
 
-def frontier_section(study, remembered, wanted: dict, allocation, curve, full) -> None:
+def frontier_section(study, remembered, wanted: Request, allocation, curve, full) -> None:
     """Show predicted harm and what was measured against average bits."""
     st.subheader("The frontier", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -162,7 +157,7 @@ def frontier_section(study, remembered, wanted: dict, allocation, curve, full) -
             disabled=remembered.uniforms,
             help=f"Uniform {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, each on all evaluation images.",
         )
-    yardstick = yardstick_of(wanted)
+    yardstick = wanted.yardstick
     shown = setting(study, remembered, allocation.bits, yardstick)
     current = figures.Point("mixed", shown.cost, shown.harm, remembered.measured(allocation.bits))
     others = points(study, remembered, yardstick)
@@ -176,11 +171,11 @@ def frontier_section(study, remembered, wanted: dict, allocation, curve, full) -
     words = figures.frontier_words([point for point in others if point.name == "uniform"], current)
     st.caption(
         f"{words} Above: the line is the best of every budget from 2 to 8 average bits "
-        f"({'Σ Ω^γ · Λ' if yardstick[0] else 'Σ Λ'}), squares are uniform bits. Below: every setting that was "
+        f"({wanted.yardstick_words}), squares are uniform bits. Below: every setting that was "
         "measured, with 95 % intervals; allocations that you look at are added. The ring is the allocation shown now."
     )
     if not curve:
-        st.caption(f"No line is drawn: the budgets of strategy {wanted['strategy']} were not all solved.")
+        st.caption(f"No line is drawn: the budgets of strategy {wanted.strategy} were not all solved.")
 
 
 def ask_uniforms(study, remembered) -> None:

@@ -1,11 +1,15 @@
 """All allocation strategies side by side on the Budget page, within the ceilings chosen now."""
 
+from dataclasses import replace
+
 import streamlit as st
 
+from mixqvit.allocation.request import Request
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError
 from mixqvit.views import strategies as figures
 from pages.parts import common, measuring
+from pages.parts.budget_request import START
 from pages.parts.measuring import duration
 
 
@@ -34,14 +38,13 @@ def pairs_seconds(study) -> float:
     return st.session_state[name]
 
 
-def strategies_section(study, wanted: dict) -> None:
+def strategies_section(study, wanted: Request) -> None:
     """Compare strategies on a button, with a live figure. It comes last in the script, as it may take minutes."""
     st.subheader("Does the criterion matter?", anchor=False)
     st.markdown(
         "All strategies within the very ceilings and restrictions above, each measured on all evaluation images. The "
         "controls know nothing (random), treat all layers alike (uniform) or do the opposite (inverse)."
     )
-    request = {name: value for name, value in wanted.items() if name != "strategy"}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         measure = st.segmented_control(
             "Compare by",
@@ -55,18 +58,19 @@ def strategies_section(study, wanted: dict) -> None:
             "with clado",
             key="strategies_with_pairs",
             bind="query-params",
-            disabled=not wanted["tied"],
+            disabled=not wanted.tied,
             help="CLADO measures pairs of layers first, which takes longest of all: here about "
             f"{duration(pairs_seconds(study))}. What is measured is saved."
-            if wanted["tied"]
+            if wanted.tied
             else "CLADO's pairs are measured with both operands of a layer at the same bits: tie the weights and "
             "inputs of a layer to compare it.",
         )
-        with_pairs = with_pairs and wanted["tied"]
+        with_pairs = with_pairs and wanted.tied
+        request = replace(wanted, strategy=START.strategy)  # which of them is shown above does not matter
         wanted_flag = f"strategies compared for {request} {with_pairs} on {st.session_state.study}"
         wanted_flag += f" {st.session_state.outliers}"
         asked = st.session_state.get(wanted_flag, False)
-        names = [name for name in STRATEGIES if name != "clado" or with_pairs]
+        names = [name for name, one in STRATEGIES.items() if "pairs" not in one.needs or with_pairs]
         seconds = measuring.strategies_seconds(study, len(names)) + (pairs_seconds(study) if with_pairs else 0.0)
         st.button(
             f"Compare the strategies, about {duration(seconds)}",
@@ -80,14 +84,14 @@ def strategies_section(study, wanted: dict) -> None:
         )
     if not asked:
         return
-    comparison = run(study, names, request, wanted_flag, measure, wanted["strategy"])
+    comparison = run(study, names, wanted, wanted_flag, measure)
     if comparison is None or not comparison.results:
         st.info("The first strategy appears here once its allocation is measured.")
         return
-    results(study, comparison, measure, wanted["strategy"])
+    results(study, comparison, measure, wanted.strategy)
 
 
-def run(study, names, request: dict, flag: str, measure: str, chosen: str):
+def run(study, names, wanted: Request, flag: str, measure: str):
     """Run the comparison; returns it, or what is finished while it is stopped."""
     progress, slot = st.container(), st.empty()
     so_far = f"finished of {flag}"
@@ -98,16 +102,16 @@ def run(study, names, request: dict, flag: str, measure: str, chosen: str):
         st.session_state[so_far] = step.result
         if len(step.result.results) > drawn:
             drawn = len(step.result.results)
-            slot.plotly_chart(figures.strategy_figure(step.result, measure, chosen), alt="Strategies measured so far")
+            slot.plotly_chart(
+                figures.strategy_figure(step.result, measure, wanted.strategy), alt="Strategies measured so far"
+            )
 
     known = st.session_state.get(so_far)
     if known is not None and len(known.results) + len(known.refused) == len(names):
         return known
     with progress:
         try:
-            comparison = common.run(
-                "Strategies", lambda: study.compare_strategies_steps(strategies=names, **request), draw
-            )
+            comparison = common.run("Strategies", lambda: study.compare_strategies_steps(names, wanted), draw)
         except AllocationError as error:
             st.warning(str(error), icon=":material/block:")
             return None

@@ -2,6 +2,8 @@
 
 import streamlit as st
 
+from mixqvit.allocation.request import request_schema
+from mixqvit.files.allocation_document import document_schema
 from mixqvit.views.sensitivity import rising
 from pages.parts import budget_compare, budget_controls
 
@@ -108,9 +110,10 @@ def method(sensitivity) -> None:
             "points (parameters of the activation quantizers included), what stays in float32 (biases, norms, "
             "embeddings), and a header of fixed size. The uniform setting beside it is the largest one within every "
             "ceiling.\n\n"
-            "The recipe file is JSON: `mixqvit_recipe` (version of the schema), `model`, `recipe` (quantization "
-            "recipe), `settings` (images, importance, metric, outlier amplification), `request` (strategy, ceilings, "
-            "γ, restrictions), `bits` from layer name to [weight bits, activation bits], `predicted_harm` (what the "
-            "strategy minimised), `cost` and `measured`.\n\n"
+            "The allocation file is JSON:\n\n"
+            + "\n".join(f"- `{name}`: {part['description']}" for name, part in document_schema()["properties"].items())
+            + "\n\nIn its `request`:\n\n"
+            + "\n".join(f"- `{name}`: {part['description']}" for name, part in request_schema()["properties"].items())
+            + "\n\n"
             "The address of this page carries all of it, what is held as A included: a link reproduces the view."
         )

@@ -4,14 +4,23 @@ Compact and readable: `pinned=head-8~blocks.0.attn.qkv-4.6` (weight and input bi
 `at_most` alike, `allowed=fc1-248`, and `held` with two characters per layer in network order, f for full precision.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
-from pages.parts.budget_request import RANGES, RESTRICTIONS, can_pin
+from mixqvit.allocation.restrictions import RESTRICTIONS, Restrictions
+from mixqvit.network.bits import (
+    BIT_WIDTHS,
+    NUMBER_FORMATS,
+    Bits,
+    BitsPerLayer,
+    bits_with_character,
+    read_bits,
+    written_bits,
+)
+from mixqvit.network.layers import Layer
+from pages.parts.budget_request import RANGES, can_pin
 
 BETWEEN, BEFORE_BITS, BETWEEN_BITS = "~", "-", "."
-FULL_PRECISION_CHARACTER = "f"
 PARAMETERS = (*RESTRICTIONS, "held")
 
 
@@ -20,39 +29,33 @@ class Found:
     """What a URL says; `problems` are sentences about the parts of it that could not be used.
 
     Attributes:
-        restrictions: By name, as `study.allocate` takes them.
+        restrictions: Those that fit the model.
         held: (weight bits, activation bits) by layer name, None for nothing.
         problems: One sentence per part that was dropped.
     """
 
-    restrictions: dict
-    held: dict | None
-    problems: list = field(default_factory=list)
+    restrictions: Restrictions
+    held: BitsPerLayer | None
+    problems: list[str] = field(default_factory=list)
 
 
-def written(restrictions: Mapping, held: Mapping | None) -> dict[str, str]:
+def written(restrictions: Restrictions, held: Mapping[str, Bits] | None) -> dict[str, str]:
     """Return the parameters by name; empty texts for those that the URL does not need."""
     found = {
         name: BETWEEN.join(
-            f"{place}{BEFORE_BITS}{_bits(bits, '' if name == 'allowed' else BETWEEN_BITS)}"
-            for place, bits in restrictions[name].items()
+            f"{place}{BEFORE_BITS}{written_bits(bits, '' if name == 'allowed' else BETWEEN_BITS)}"
+            for place, bits in getattr(restrictions, name).items()
         )
         for name in RESTRICTIONS
     }
     return found | {
-        "held": "" if held is None else "".join(_character(bits) for pair in held.values() for bits in pair)
+        "held": ""
+        if held is None
+        else "".join(NUMBER_FORMATS[bits].character for pair in held.values() for bits in pair)
     }
 
 
-def _bits(bits, between: str) -> str:
-    return str(bits) if isinstance(bits, int) else between.join(map(str, bits))
-
-
-def _character(bits: int) -> str:
-    return FULL_PRECISION_CHARACTER if bits == FULL_PRECISION else str(bits)
-
-
-def read(parameters: Mapping[str, str], layers, tied: bool) -> Found:
+def read(parameters: Mapping[str, str], layers: Sequence[Layer], tied: bool) -> Found:
     """Return what the parameters say; what they say wrongly becomes a sentence and is dropped.
 
     Numbers are bound to widgets, which drop what is out of their range without a word: here they get their sentence.
@@ -69,7 +72,7 @@ def read(parameters: Mapping[str, str], layers, tied: bool) -> Found:
     ]
     by_name = {layer.name: layer for layer in layers}
     kinds = {layer.kind for layer in layers}
-    restrictions = {}
+    restrictions: dict[str, dict] = {}
     for name in RESTRICTIONS:
         known, parse = (kinds, _widths) if name == "allowed" else (by_name, _pin if name == "pinned" else _width)
         restrictions[name] = {}
@@ -88,7 +91,7 @@ def read(parameters: Mapping[str, str], layers, tied: bool) -> Found:
     held = _held(parameters.get("held", ""), layers)
     if held is None and parameters.get("held"):
         problems.append("`held` of the link is no allocation of this model.")
-    return Found(restrictions, held, problems)
+    return Found(Restrictions(**restrictions), held, problems)
 
 
 def _is_number_within(text: str, low: float, high: float) -> bool:
@@ -102,24 +105,22 @@ def _short(text: str) -> str:
     return (text if len(text) <= 40 else f"{text[:40]}…").replace("`", "'")
 
 
-def _width(text: str, possible=BIT_WIDTHS) -> int | None:
-    return next((bits for bits in possible if str(bits) == text), None)
+def _width(text: str) -> int | None:
+    bits = read_bits(text, BETWEEN_BITS)
+    return bits if bits in BIT_WIDTHS else None
 
 
-def _pin(text: str):
-    pair = [_width(part, (*BIT_WIDTHS, FULL_PRECISION)) for part in text.split(BETWEEN_BITS)]
-    if None in pair or len(pair) > 2:
-        return None
-    return pair[0] if len(pair) == 1 else tuple(pair)
+def _pin(text: str) -> int | Bits | None:
+    return read_bits(text, BETWEEN_BITS)
 
 
 def _widths(text: str) -> tuple[int, ...] | None:
-    widths = tuple(bits for bits in BIT_WIDTHS if str(bits) in text)
-    return widths if text and "".join(map(str, widths)) == text else None
+    widths = tuple(bits for bits in BIT_WIDTHS if NUMBER_FORMATS[bits].character in text)
+    return widths if text and "".join(NUMBER_FORMATS[bits].character for bits in widths) == text else None
 
 
-def _held(text: str, layers) -> dict | None:
-    widths = [FULL_PRECISION if one == FULL_PRECISION_CHARACTER else _width(one) for one in text]
+def _held(text: str, layers: Sequence[Layer]) -> BitsPerLayer | None:
+    widths = [bits_with_character(one) for one in text]
     if None in widths or len(widths) != 2 * len(layers):
         return None
     return {layer.name: (widths[2 * place], widths[2 * place + 1]) for place, layer in enumerate(layers)}

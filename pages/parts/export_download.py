@@ -11,7 +11,7 @@ from pages.parts.memory import key
 MADE = "exported ONNX model"
 """Where the session keeps the last ONNX model that was made, with what it was made of."""
 
-OFFERED = tuple(name for name in FORMATS if name != "recipe")  # which has its own button beside the packed model
+OFFERED = tuple(name for name in FORMATS if name != "allocation")  # which has its own button beside the packed model
 
 MIME = {".onnx": "application/octet-stream", ".json": "application/json", ".zip": "application/zip"}
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from mixqvit.allocation.request import Request
+
 STEPS_BACK = 100
 
 
@@ -26,7 +28,7 @@ class Memory:
 
     Attributes:
         allocation: The last allocation that fitted its budget.
-        wanted: What it was solved with: the arguments of `study.allocate`.
+        wanted: What it was solved for.
         previous: The bits before it, None at first.
         points: What was measured so far, by the setting's bits.
         settings: Allocations with their common predicted harm, by γ and bits.
@@ -39,7 +41,7 @@ class Memory:
     """
 
     allocation: object = None
-    wanted: dict | None = None
+    wanted: Request | None = None
     previous: dict | None = None
     points: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from mixqvit.allocation.request import Request
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
@@ -20,7 +21,7 @@ DEFAULTS = {
     "train_recipe": "lsq",
     "train_epochs": TrainingSettings.epochs,
     "train_seed": TrainingSettings.seed,
-    "train_strategy": "mix-qvit",
+    "train_strategy": Request().strategy,
     "train_batch": TrainingSettings.batch,
     "train_learning_rate": None,
     "train_patience": None,
@@ -220,7 +221,7 @@ def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
         with words:
             offer_sensitivity(str(error), chosen.strategy)
         return None
-    allocation = study.allocate(**study.first_last_request(chosen.bits), strategy=chosen.strategy)
+    allocation = study.allocate(study.first_last_request(chosen.bits), strategy=chosen.strategy)
     words.caption(
         f"{bits_words(study.layers, allocation.bits)} Chosen by strategy {chosen.strategy}: "
         f"{study.inner_average_bits(allocation.bits):.2f} bits on average."

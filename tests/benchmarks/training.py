@@ -37,7 +37,7 @@ def bits_of(study: Study, kind: str, average: float) -> BitsPerLayer:
     if kind == "uniform":
         return study.first_last_uniform(int(average))
     finish(study.score_steps())
-    return study.allocate(**study.first_last_request(average)).bits
+    return study.allocate(study.first_last_request(average)).bits
 
 
 def finish(steps: Iterator[Progress]) -> object:

@@ -140,24 +140,31 @@ def test_allocate_by_size_and_bitops_and_as_tables(run, document, allocated):
     assert "uniform 4" in text
 
 
-def test_an_allocation_written_as_a_recipe_is_evaluated_and_packed_by_other_runs(run, document, tmp_path):
-    recipe, packed = tmp_path / "recipe.json", tmp_path / "model.safetensors"
+def test_an_allocation_file_is_evaluated_and_packed_by_other_runs(run, document, tmp_path):
+    allocation, packed = tmp_path / "allocation.json", tmp_path / "model.safetensors"
     ceilings = ["--average-bits", 3, "--at-least", "head=5", "--allow", "fc1=2,4,8", "--strategy", "sensitivity"]
-    found = document("allocate", "--model", "digits_vit", *ceilings, "--evaluate", "--output", recipe)
+    found = document("allocate", "--model", "digits_vit", *ceilings, "--evaluate", "--output", allocation)
     bits = found["allocation"]["bits"]
     assert bits["head"][0] >= 5
     assert {pair[0] for name, pair in bits.items() if name.endswith("fc1")} <= {2, 4, 8}
-    written = json.loads(recipe.read_text())
+    written = json.loads(allocation.read_text())
     assert written["bits"] == bits
     assert written["measured"]["top1"] == found["allocation"]["measured"]["top1"]
-    assert document("evaluate", "--recipe", recipe)["measured"] == found["allocation"]["measured"]
-    assert document("pack", "--recipe", recipe, "--output", packed)["bits"] == bits
+    assert document("evaluate", "--allocation", allocation)["measured"] == found["allocation"]["measured"]
+    assert document("pack", "--allocation", allocation, "--output", packed)["bits"] == bits
     assert packed.stat().st_size == found["allocation"]["cost"]["size_bytes"]
     assert document("evaluate", "--packed", packed)["measured"] == found["allocation"]["measured"]
-    recipe.write_text(recipe.read_text().replace('"head": [', '"heads": ['))
-    assert "no layer 'heads'" in run("evaluate", "--recipe", recipe).stderr
-    recipe.write_text(recipe.read_text()[:100])
-    finished = run("evaluate", "--recipe", recipe)
+    finished = run("evaluate", "--recipe", allocation, "--json")  # as it was called once
+    assert json.loads(finished.stdout)["measured"] == found["allocation"]["measured"]
+    assert "an allocation file is given as --allocation FILE" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+    finished = run("pack", "--recipe", allocation, "--output", packed, "--json")
+    assert json.loads(finished.stdout)["bits"] == bits
+    assert finished.stderr == "--recipe FILE is --allocation FILE now.\n"
+    allocation.write_text(allocation.read_text().replace('"head": [', '"heads": ['))
+    assert "no layer 'heads'" in run("evaluate", "--allocation", allocation).stderr
+    allocation.write_text(allocation.read_text()[:100])
+    finished = run("evaluate", "--allocation", allocation)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert "is not JSON" in finished.stderr
 
@@ -230,7 +237,7 @@ def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "--recipe", "/no/such/recipe.json"], "/no/such/recipe.json cannot be read"),
+        (["evaluate", "--allocation", "/no/such/allocation.json"], "/no/such/allocation.json cannot be read"),
         (["sensitivity", "--model", "digits_vit", "--metric", "psnr"], "no metric 'psnr'"),
         (["sensitivity", "--model", "digits_vit", "--baseline", 9], "baseline of a sweep"),
         (["allocate", "--model", "digits_vit", "--average-bits", 4, "--strategy", "luck"], "invalid choice: 'luck'"),
@@ -258,6 +265,13 @@ def test_relevance_and_sensitivity_cover_every_layer(run, document, allocated):
         (["allocate", "--model", "digits_vit", "--average-bits", 1], "smallest feasible value is 2"),
         (["allocate", "--model", "digits_vit", "--average-bits", 4, "--pin", "head"], "LAYER=BITS"),
         (["allocate", "--model", "digits_vit", "--average-bits", 4, "--pin", "heads=4"], "no layer 'heads'"),
+        (["allocate", "--model", "digits_vit", "--average-bits", 4, "--pin", "head=9"], "'9' bits are not possible"),
+        (
+            ["allocate", "--model", "digits_vit", "--average-bits", 4, "--at-least", "head=4/6"],
+            "not possible for layer",
+        ),
+        (["allocate", "--model", "digits_vit", "--size-mb", -1], "model size must be a positive number, not -1.0"),
+        (["evaluate", "--packed", "file", "--recipe", "adalog"], "--recipe goes with --bits"),
         (["train-embedded", "--model", "resnet50"], "resnet50"),
         (["dance"], "dance"),
         ([], "COMMAND"),

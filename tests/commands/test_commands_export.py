@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from mixqvit.commands import main
-from mixqvit.files.allocation_document import parse_recipe
+from mixqvit.files.allocation_document import parse_allocation
 from mixqvit.files.export.formats import FORMATS
 from mixqvit.study.settings import Settings
 
@@ -106,19 +106,20 @@ def test_overlays_are_files_beside_each_other(document, tmp_path):
     assert sum(importance[layer]["value"] for layer in found["bits"]) == pytest.approx(1)
 
 
-def test_a_recipe_is_one_that_other_commands_read(document, tmp_path):
+def test_an_allocation_file_is_one_that_other_commands_read(document, tmp_path):
     first, second, third = (tmp_path / f"{name}.json" for name in ("budget", "uniform", "again"))
-    found = document(*BUDGET, "--format", "recipe", "--output", first)
-    solved = parse_recipe(first.read_text())
+    found = document(*BUDGET, "--format", "allocation", "--output", first)
+    solved = parse_allocation(first.read_text())
     assert solved["bits"] == found["bits"]
     assert (solved["request"]["average_bits"], solved["request"]["strategy"]) == (4.0, "sensitivity")
     assert solved["predicted_harm"] > 0
-    document("--model", "digits_vit", "--bits", 5, "--format", "recipe", "--output", second)
-    uniform = parse_recipe(second.read_text())
+    document("--model", "digits_vit", "--bits", 5, "--format", "allocation", "--output", second)
+    uniform = parse_allocation(second.read_text())
     assert uniform["bits"]["head"] == [5, 5]
     assert uniform["predicted_harm"] is None
-    assert document("--recipe", second, "--format", "recipe", "--output", third)["bits"] == uniform["bits"]
+    assert document("--allocation", second, "--format", "allocation", "--output", third)["bits"] == uniform["bits"]
     assert third.read_text() == second.read_text()
+    assert document("--allocation", second, "--format", "recipe", "--output", third)["format"] == "allocation"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,10 @@ def test_a_recipe_is_one_that_other_commands_read(document, tmp_path):
         (["--model", "digits_vit", "--bits", 4, "--format", "tflite"], "invalid choice: 'tflite'"),
         (["--model", "digits_vit", "--bits", 4], "--format"),
         (["--model", "digits_vit", "--bits", 9, "--format", "modelopt"], "9 bits are not possible"),
-        (["--recipe", "/no/such/recipe.json", "--format", "modelopt"], "/no/such/recipe.json cannot be read"),
+        (
+            ["--allocation", "/no/such/allocation.json", "--format", "modelopt"],
+            "/no/such/allocation.json cannot be read",
+        ),
     ],
 )
 def test_bad_input_exits_2_with_one_clear_line(run, tmp_path, arguments, message):

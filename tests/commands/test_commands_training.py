@@ -61,13 +61,23 @@ def test_links_out_of_the_folder_of_training_images_are_followed(tmp_path, capfd
 
 @pytest.mark.slow
 def test_train_takes_an_allocation_file_at_its_own_bits(tmp_path, capfd):
-    recipe = tmp_path / "recipe.json"
+    allocation = tmp_path / "allocation.json"
     assert main(["layers", "--model", "digits_swin", "--json"]) == 0
     layers = [layer["name"] for layer in json.loads(capfd.readouterr().out)["layers"]]
     bits = {name: [3, 3] for name in layers}
-    recipe.write_text(json.dumps({"mixqvit_recipe": 1, "model": "digits_swin", "bits": bits}))
-    options = ["--allocation", str(recipe), "--evaluation-images", "40", "--epochs", "1", "--recipe", "ofq", "--json"]
-    assert main(["train", *options]) == 0
+    allocation.write_text(json.dumps({"mixqvit_recipe": 1, "model": "digits_swin", "bits": bits}))
+    options = [
+        "--allocation",
+        str(allocation),
+        "--evaluation-images",
+        "40",
+        "--epochs",
+        "1",
+        "--recipe",
+        "ofq",
+        "--json",
+    ]
+    assert main(["train", *options, "--json"]) == 0
     document = json.loads(capfd.readouterr().out)
     assert document["bits"] == bits
     measured = document["measured"]

@@ -9,7 +9,7 @@ from torch.nn import functional
 from mixqvit.criteria import hessian, shared
 from mixqvit.criteria.hessian import LayerTraces, Trace, TraceBatch, hawq_harms, hessian_trace_steps, mean_traces
 from mixqvit.criteria.perturbation import Perturbation, squared_perturbations
-from mixqvit.criteria.shared import tied_bits
+from mixqvit.network.bits import tied_bits
 from mixqvit.network.tracing import trace
 from tests.tiny_models import ARCHITECTURES, small_transformer, tiny_images, tiny_model
 

@@ -184,8 +184,8 @@ def test_the_strategy_solves_every_budget_without_evaluation_images(study, tied,
             pytest.fail(f"evaluation images were asked for {name}")
 
     monkeypatch.setattr(study, "evaluation_images", Untouched())
-    list(study.score_steps("limpq", tied))
-    assert study.score_seconds("limpq", tied) > 0
+    list(study.score_steps("limpq", tied=tied))
+    assert study.score_seconds("limpq", tied=tied) > 0
     for average_bits in (2.0, 3.0, 4.5):
         found = study.allocate(average_bits=average_bits, strategy="limpq", tied=tied)
         assert found.cost.average_bits <= average_bits + 1e-12

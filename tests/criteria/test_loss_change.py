@@ -8,8 +8,7 @@ import torch
 
 from mixqvit.criteria import loss_change, shared
 from mixqvit.criteria.loss_change import loss_change_steps, mean_loss_changes
-from mixqvit.criteria.shared import tied_bits
-from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.network.bits import FULL_PRECISION, tied_bits
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate, layer_operation
 from mixqvit.quantization.model import quantize

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixqvit.criteria import pairwise
 from mixqvit.criteria.pairwise import all_pairs, block_pairs, pair_cost, pair_steps
-from mixqvit.criteria.shared import tied_bits
+from mixqvit.network.bits import tied_bits
 from mixqvit.quantization.model import quantize
 from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import tiny_images

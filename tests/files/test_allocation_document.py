@@ -6,13 +6,15 @@ import pytest
 
 from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.costs import Cost
-from mixqvit.errors import RecipeError
+from mixqvit.allocation.request import Request
+from mixqvit.errors import AllocationFileError
 from mixqvit.files.allocation_document import (
     LIMIT_BYTES,
-    parse_recipe,
-    read_recipe,
-    recipe_bits,
-    recipe_document,
+    allocation_document,
+    bits_of,
+    document_schema,
+    parse_allocation,
+    read_allocation,
     request_of,
     settings_of,
 )
@@ -21,17 +23,13 @@ from mixqvit.study.settings import Settings
 from mixqvit.tasks.evaluation import Evaluation, ReferenceAnswers
 
 BITS = {"patch_embed.proj": (3, 8), "head": (32, 32), "attn.matmul1": (2, 2)}
-REQUEST = {
-    "average_bits": 3.5,
-    "size_bytes": None,
-    "cap_bitops": False,
-    "gamma": 0.5,
-    "pinned": {"head": 32, "attn.matmul1": (2, 2)},
-    "allowed": {"fc1": (2, 4)},
-    "at_least": {},
-    "strategy": "mix-qvit",
-    "tied": True,
-}
+REQUEST = Request().changed(
+    average_bits=3.5,
+    cap_bitops=False,
+    gamma=0.5,
+    pinned={"head": 32, "attn.matmul1": (2, 2)},
+    allowed={"fc1": (2, 4)},
+)
 SETTINGS = Settings(outlier_factor=8.0, metric="mse", evaluation_images=100)
 
 
@@ -40,16 +38,16 @@ def document():
     allocation = Allocation(BITS, 0.25, Cost(10, 20, 30, 40, 500, 3.5), Budget(3.5))
     measured = Evaluation(100, 100, 90, 95, 0.125)
     notes = [Note("Ten images were skipped."), Note("The labels look shifted.", is_warning=True)]
-    return json.loads(json.dumps(recipe_document("digits_vit", SETTINGS, allocation, REQUEST, measured, notes)))
+    return json.loads(json.dumps(allocation_document("digits_vit", SETTINGS, allocation, REQUEST, measured, notes)))
 
 
 def test_what_is_written_is_read_back(document, tmp_path):
-    path = tmp_path / "recipe.json"
+    path = tmp_path / "allocation.json"
     path.write_text(json.dumps(document))
-    read = read_recipe(path)
+    read = read_allocation(path)
     assert read == document
-    assert recipe_bits(read) == BITS
-    assert request_of(read) == {name: value for name, value in REQUEST.items() if value is not None}
+    assert bits_of(read) == BITS
+    assert request_of(read) == REQUEST
     assert settings_of(read) == SETTINGS
     assert read["cost"]["size_bytes"] == 100
     assert read["measured"]["top1"] == 0.9
@@ -61,35 +59,77 @@ def test_what_means_nothing_is_null():
     one_class = ReferenceAnswers(100, 1, 1, 1, 100, 1.0)
     measured = Evaluation(100, 100, 100, 100, nan, reference=one_class)
     allocation = Allocation(BITS, nan, Cost(10, 20, 30, 40, 500, 3.5))
-    written = recipe_document("digits_vit", SETTINGS, allocation, {}, measured)
+    written = allocation_document("digits_vit", SETTINGS, allocation, evaluation=measured)
     assert written["predicted_harm"] is None
     assert written["measured"] == {"images": 100} | dict.fromkeys(("top1", "top1_interval", "agreement", "kl"))
     json.dumps(written, allow_nan=False)
 
 
-def test_the_least_that_a_recipe_needs():
-    read = parse_recipe('{"mixqvit_recipe": 1, "model": "digits_vit", "bits": {"head": [4, 4]}}')
-    assert recipe_bits(read) == {"head": (4, 4)}
-    assert request_of(read) == {}
+@pytest.mark.parametrize("version", ['"mixqvit_allocation": 2', '"mixqvit_recipe": 1'])
+def test_the_least_that_a_file_needs(version):
+    read = parse_allocation(f'{{{version}, "model": "digits_vit", "bits": {{"head": [4, 4]}}}}')
+    assert bits_of(read) == {"head": (4, 4)}
+    assert request_of(read) is None
     assert settings_of(read) == Settings()
+
+
+def test_a_file_of_version_1_is_read():
+    """As the last version wrote it that called it a recipe."""
+    read = parse_allocation(
+        """{"mixqvit_recipe": 1, "model": "digits_vit", "recipe": "mix-qvit", "settings": {"metric": "mse"},
+        "request": {"average_bits": 4.0, "size_bytes": null, "bitops": 8e8, "cap_bitops": true, "gamma": 0.5,
+        "pinned": {"head": 8, "fc": [4, 8]}, "strategy": "sensitivity", "allowed": {"fc1": [2, 4]}, "at_least": {},
+        "at_most": {"head": 8}, "tied": false, "seed": 0}, "bits": {"head": [8, 8], "fc": [4, 8]},
+        "predicted_harm": 0.25, "cost": {"size_bytes": 100}, "measured": null}"""
+    )
+    assert request_of(read) == Request().changed(
+        average_bits=4.0,
+        bitops=8e8,
+        gamma=0.5,
+        pinned={"head": 8, "fc": (4, 8)},
+        strategy="sensitivity",
+        allowed={"fc1": (2, 4)},
+        at_most={"head": 8},
+        tied=False,
+    )
+    assert bits_of(read) == {"head": (8, 8), "fc": (4, 8)}
+    assert settings_of(read) == Settings(metric="mse")
+
+
+def test_every_entry_is_described(document):
+    schema = document_schema()
+    described = schema["properties"]
+    assert document.keys() <= described.keys()
+    assert document["request"].keys() == described["request"]["properties"].keys()
+    assert document["settings"].keys() == described["settings"]["properties"].keys()
+    parts = [*described.values(), *described["request"]["properties"].values()]
+    assert all(part["description"] for part in parts)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mixqvit_recipe": 2}, "reads version 1"),
-        ({"model": 3}, "does not name its model"),
-        ({"bits": {}}, "has no `bits`"),
-        ({"bits": [1]}, "has no `bits`"),
-        ({"bits": {"head": [4]}}, "layer head"),
-        ({"bits": {"head": [4, 1]}}, "layer head"),
-        ({"bits": {"head": [True, 4]}}, "layer head"),
-        ({"bits": {"head": "44"}}, "layer head"),
+        ({"mixqvit_allocation": 3}, "reads versions 1 to 2"),
+        ({"mixqvit_recipe": 2}, "reads versions 1 to 2"),
+        ({"mixqvit_allocation": True}, "version True"),
+        ({"model": 3}, "`model` of This file must be a text that names the model, as `--model` does, not 3"),
+        ({"bits": {}}, "`bits` of This file must be an object from layer name to"),
+        ({"bits": [1]}, "`bits` of This file must be an object"),
+        (
+            {"bits": {"head": [4]}},
+            r"`head` in `bits` of This file must be \[weight bits, activation bits\]",
+        ),
+        ({"bits": {"head": [4, 1]}}, r"`head` in `bits` .* not \[4, 1\]"),
+        ({"bits": {"head": [True, 4]}}, "`head` in `bits`"),
+        ({"bits": {"head": "44"}}, "`head` in `bits`"),
         ({"request": []}, "`request` of"),
         ({"request": {"colour": "red"}}, "'colour'"),
-        ({"request": {"gamma": "1"}}, "`gamma`"),
+        (
+            {"request": {"gamma": "1"}},
+            "`gamma` in `request` of This file must be a number, .*, not '1'",
+        ),
         ({"request": {"average_bits": float("nan")}}, "`average_bits`"),
-        ({"request": {"pinned": {"head": 9}}}, "`pinned`"),
+        ({"request": {"pinned": {"head": 9}}}, "`head` in `pinned` in `request` of This file must be .* not 9"),
         ({"request": {"allowed": {"fc1": 4}}}, "`allowed`"),
         ({"request": {"tied": 1}}, "`tied`"),
         ({"request": {"cap_bitops": "yes"}}, "`cap_bitops`"),
@@ -103,7 +143,7 @@ def test_the_least_that_a_recipe_needs():
         ({"request": {"pinned": {"head": [4, None]}}}, "`pinned`"),
         ({"request": {"at_least": {"head": [4, 4]}}}, "`at_least`"),
         ({"request": {"at_least": {"head": 32}}}, "`at_least`"),
-        ({"request": {"at_most": {"head": 4.0}}}, "`at_most`"),
+        ({"request": {"at_most": {"head": 4.5}}}, "`at_most`"),
         ({"request": {"allowed": {"fc1": [4, 32]}}}, "`allowed`"),
         ({"request": {"allowed": {"fc1": [[4, 4]]}}}, "`allowed`"),
         ({"recipe": 3}, "`recipe` of"),
@@ -111,9 +151,9 @@ def test_the_least_that_a_recipe_needs():
         ({"settings": {"calibration_images": 10**400}}, "`calibration_images`"),
     ],
 )
-def test_a_recipe_that_cannot_be_used_says_why(document, change, message):
-    with pytest.raises(RecipeError, match=message):
-        parse_recipe(json.dumps(document | change))
+def test_an_allocation_that_cannot_be_used_says_why(document, change, message):
+    with pytest.raises(AllocationFileError, match=message):
+        parse_allocation(json.dumps(document | change))
 
 
 @pytest.mark.parametrize(
@@ -139,17 +179,18 @@ def test_a_recipe_that_cannot_be_used_says_why(document, change, message):
     ],
 )
 def test_settings_that_cannot_be_used_say_why(document, settings):
-    with pytest.raises(RecipeError, match="settings"):
+    with pytest.raises(AllocationFileError, match="`settings`"):
         settings_of(document | {"settings": settings})
 
 
 def test_what_is_null_in_a_request_is_not_given(document):
-    assert request_of(document | {"request": {"gamma": None, "pinned": None, "tied": None}}) == {}
+    assert request_of(document | {"request": {"gamma": None, "pinned": None, "tied": None}}) is None
+    assert request_of(document | {"request": {"gamma": None, "average_bits": 4}}) == Request(Budget(4))
 
 
 def test_a_pin_is_one_width_or_a_pair_full_precision_included(document):
     pins = {"a": 2, "b": 32, "c": [4, 8], "d": [32, 4]}
-    assert request_of(document | {"request": {"pinned": pins}})["pinned"] == {
+    assert request_of(document | {"request": {"pinned": pins}}).restrictions.pinned == {
         "a": 2,
         "b": 32,
         "c": (4, 8),
@@ -161,7 +202,9 @@ def test_whole_numbers_written_as_floats_are_integers(document):
     settings = settings_of(document | {"settings": {"calibration_images": 16.0, "evaluation_images": 50.0}})
     assert settings == Settings(calibration_images=16, evaluation_images=50)
     assert type(settings.calibration_images) is type(settings.evaluation_images) is int
-    assert type(request_of(document | {"request": {"seed": 3.0}})["seed"]) is int
+    request = request_of(document | {"request": {"seed": 3.0, "at_most": {"head": 4.0}, "allowed": {"fc1": [2.0]}}})
+    assert type(request.seed) is type(request.restrictions.at_most["head"]) is int
+    assert bits_of({"bits": {"head": [4.0, 4]}}) == {"head": (4, 4)}
 
 
 def test_the_quantization_recipe_is_named_outside_the_settings_too(document):
@@ -171,8 +214,8 @@ def test_the_quantization_recipe_is_named_outside_the_settings_too(document):
 
 
 def test_a_message_stays_short_whatever_the_file_says(document):
-    with pytest.raises(RecipeError) as caught:
-        parse_recipe(json.dumps(document | {"request": {"strategy": "x" * 10_000}}))
+    with pytest.raises(AllocationFileError) as caught:
+        parse_allocation(json.dumps(document | {"request": {"strategy": "x" * 10_000}}))
     assert len(str(caught.value)) < 200
 
 
@@ -182,23 +225,23 @@ def test_a_message_stays_short_whatever_the_file_says(document):
         (b"", "not JSON"),
         (b"\xff\xfe{", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"[]", "is no recipe"),
-        (b'{"bits": {}}', "is no recipe"),
+        (b"[]", "is no allocation file"),
+        (b'{"bits": {}}', "is no allocation file"),
         (b" " * (LIMIT_BYTES + 1), "larger than 10 MB"),
     ],
 )
-def test_a_file_that_is_no_recipe_says_so(tmp_path, content, message):
-    path = tmp_path / "recipe.json"
+def test_a_file_that_is_no_allocation_says_so(tmp_path, content, message):
+    path = tmp_path / "allocation.json"
     path.write_bytes(content)
-    with pytest.raises(RecipeError, match=message):
-        read_recipe(path)
+    with pytest.raises(AllocationFileError, match=message):
+        read_allocation(path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(RecipeError, match=r"nothing\.json cannot be read"):
-        read_recipe(tmp_path / "nothing.json")
-    with pytest.raises(RecipeError, match="cannot be read"):
-        read_recipe(tmp_path)
+    with pytest.raises(AllocationFileError, match=r"nothing\.json cannot be read"):
+        read_allocation(tmp_path / "nothing.json")
+    with pytest.raises(AllocationFileError, match="cannot be read"):
+        read_allocation(tmp_path)
 
 
 def mutated(document: object, draw: random.Random) -> object:
@@ -220,7 +263,7 @@ def mutated(document: object, draw: random.Random) -> object:
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_a_mutated_recipe_is_read_or_refused_in_one_sentence(document, seed):
+def test_a_mutated_file_is_read_or_refused_in_one_sentence(document, seed):
     draw = random.Random(seed)
     changed = document
     for _ in range(draw.randrange(1, 4)):
@@ -230,10 +273,10 @@ def test_a_mutated_recipe_is_read_or_refused_in_one_sentence(document, seed):
         place = draw.randrange(len(text))
         text = text[:place] + draw.choice(["", "[" * 10**5, "\ud800", text[:place]])
     try:
-        read = parse_recipe(text.encode("utf-8", "surrogatepass"))
-        recipe_bits(read)
+        read = parse_allocation(text.encode("utf-8", "surrogatepass"))
+        bits_of(read)
         request_of(read)
         settings_of(read)
-    except RecipeError as error:
+    except AllocationFileError as error:
         assert "\n" not in str(error)
         assert len(str(error)) < 1000

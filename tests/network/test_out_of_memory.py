@@ -12,9 +12,9 @@ from mixqvit.criteria.loss_change import loss_change_steps
 from mixqvit.criteria.pairwise import all_pairs, pair_steps
 from mixqvit.criteria.perturbation import squared_perturbations
 from mixqvit.criteria.sensitivity.sweep import sensitivity_steps
-from mixqvit.criteria.shared import tied_bits
 from mixqvit.errors import MixQViTError
 from mixqvit.network import devices
+from mixqvit.network.bits import tied_bits
 from mixqvit.network.devices import halving, images_at_once, in_parts, is_out_of_memory
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate

@@ -5,6 +5,7 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.views.overview import megabytes, percent
 
 
@@ -28,8 +29,7 @@ def press(at: AppTest, label: str) -> None:
 
 def restrict(at: AppTest, **restrictions) -> None:
     """Edit the tables of restrictions, which Streamlit's test client cannot."""
-    names = ("pinned", "at_least", "at_most", "allowed")
-    at.session_state["restrictions digits_vit"] = {name: restrictions.get(name, {}) for name in names}
+    at.session_state["restrictions digits_vit"] = Restrictions(**restrictions)
     at.session_state["restrictions set"] = 100
 
 
@@ -141,7 +141,7 @@ def test_the_frontier_is_the_optimum_of_every_budget(page, study):
 def test_a_size_ceiling_is_rounded_to_bytes(page):
     page.number_input(key="size_mb").set_value(1.001).run()  # 1.001 * 1e6 is a little below 1001000
     assert not page.exception
-    assert memory(page).wanted["size_bytes"] == 1_001_000
+    assert memory(page).wanted.budget.size_bytes == 1_001_000
 
 
 def test_the_packed_model_is_offered_with_its_size(page, study):

@@ -5,11 +5,14 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.files.allocation_document import recipe_document
+from mixqvit.allocation.request import Request
+from mixqvit.allocation.restrictions import Restrictions
+from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.files.allocation_document import allocation_document
 from pages.parts import budget_keep, budget_url, measuring
 
 A = 2.0
-REQUEST = {"average_bits": 3.0, "gamma": 0.5, "pinned": {"head": 6}, "strategy": "mix-qvit", "tied": True}
+REQUEST = Request().changed(average_bits=3.0, gamma=0.5, pinned={"head": 6})
 
 
 @pytest.fixture
@@ -62,15 +65,9 @@ def open_link(open_page, **parameters) -> AppTest:
 
 def test_a_link_reproduces_the_view(open_page, study):
     held = study.allocate(average_bits=A).bits
-    restrictions = {
-        "pinned": {"head": 6},
-        "at_least": {},
-        "at_most": {"blocks.0.mlp.fc1": 4},
-        "allowed": {"qkv": (4, 8)},
-    }
-    at = open_link(
-        open_page, **{name: value for name, value in budget_url.written(restrictions, held).items() if value}
-    )
+    restrictions = {"pinned": {"head": 6}, "at_most": {"blocks.0.mlp.fc1": 4}, "allowed": {"qkv": (4, 8)}}
+    written = budget_url.written(Restrictions(**restrictions), held)
+    at = open_link(open_page, **{name: value for name, value in written.items() if value})
     assert not at.exception and not at.warning
     assert memory(at).held == held
     assert memory(at).allocation.bits == study.allocate(average_bits=4.0, **restrictions).bits
@@ -85,7 +82,7 @@ def test_a_link_with_nonsense_is_a_message(open_page):
     assert not at.exception
     message = at.warning[0].value
     assert "nothing-4" in message and "`held`" in message and "qkv-1" in message
-    assert memory(at).wanted["pinned"] == {"head": 6}
+    assert memory(at).wanted.restrictions.pinned == {"head": 6}
     press(at, "Understood")
     assert not at.warning
 
@@ -95,8 +92,7 @@ def test_ceilings_that_no_control_shows_are_a_message(open_page):
     assert not at.exception
     message = at.warning[0].value
     assert "`bitops_g`" in message and "`size_mb`" in message and "`average_bits`" in message
-    wanted = memory(at).wanted
-    assert (wanted["size_bytes"], wanted["bitops"], wanted["average_bits"]) == (None, None, 4.0)
+    assert memory(at).wanted.budget.ceilings == (("average_bits", 4.0),)
 
 
 def test_a_pin_that_tied_operands_do_not_have_is_a_message(open_page):
@@ -104,7 +100,7 @@ def test_a_pin_that_tied_operands_do_not_have_is_a_message(open_page):
     assert not at.exception
     message = at.warning[0].value
     assert "head-4.8" in message and "matmul1-4.6" in message
-    assert memory(at).wanted["pinned"] == {"blocks.0.mlp.fc1": 5}
+    assert memory(at).wanted.restrictions.pinned == {"blocks.0.mlp.fc1": 5}
 
 
 # A against B
@@ -132,7 +128,8 @@ def test_a_and_b_are_compared_layer_by_layer_and_image_by_image(page, study):
 
 def test_strategies_are_compared_on_a_button(page, study, monkeypatch):
     monkeypatch.setattr(
-        "pages.parts.budget_strategies.STRATEGIES", {"sensitivity": None, "uniform": None, "random": None}
+        "pages.parts.budget_strategies.STRATEGIES",
+        {name: STRATEGIES[name] for name in ("sensitivity", "uniform", "random")},
     )
     assert not any(element.value.columns[0] == "strategy" for element in page.dataframe)
     press(page, next(button.label for button in page.button if button.label.startswith("Compare the strategies, ")))
@@ -194,73 +191,74 @@ def test_an_allocation_without_a_name_is_not_saved(page, study):
     assert not study.saved_allocations()
 
 
-def recipe(study, request: dict, average_bits: float = 3.0) -> dict:
+def document(study, request: Request | None, average_bits: float = 3.0) -> dict:
     allocation = study.allocate(average_bits=average_bits)
-    return json.loads(json.dumps(recipe_document(study.model.name, study.settings, allocation, request)))
+    return json.loads(json.dumps(allocation_document(study.model.name, study.settings, allocation, request)))
 
 
 @pytest.mark.slow
 def test_loading_sets_every_control(page, study):
-    request = REQUEST | {"size_bytes": 400_000, "bitops": 10**9, "strategy": "sensitivity", "tied": False}
-    study.save_allocation("other", recipe(study, request))
+    request = REQUEST.changed(size_bytes=400_000, bitops=10**9, strategy="sensitivity", tied=False)
+    study.save_allocation("other", document(study, request))
     page.run()
     press(page, "Load")
-    wanted = memory(page).wanted
-    assert {name: wanted[name] for name in request} == request
+    assert memory(page).wanted == request
     assert "lead to other bits" in text(page)
     # Independent operands have rows of their own.
     strip = chart(page, "changed")["data"][0]
-    allocation = study.allocate(**wanted)
+    allocation = study.allocate(request)
     assert strip["text"][:2] == [[str(pair[operand]) for pair in allocation.bits.values()] for operand in (0, 1)]
 
 
-def test_a_recipe_that_says_bits_only_pins_them(page, study):
-    study.save_allocation("bits only", recipe(study, {}))
+def test_a_file_that_says_bits_only_pins_them(page, study):
+    study.save_allocation("bits only", document(study, None))
     page.run()
     press(page, "Load")
     assert memory(page).allocation.bits == study.allocate(average_bits=3.0).bits
     assert "lead to other bits" not in text(page)
 
 
-def test_what_the_controls_cannot_show_of_a_recipe_is_said(page, study):
-    request = {"average_bits": 9, "gamma": 3, "pinned": {"tail": 4, "head": 6}, "allowed": {"reduction": [4]}}
-    study.save_allocation("odd", recipe(study, request))
+def test_what_the_controls_cannot_show_of_a_file_is_said(page, study):
+    request = Request().changed(average_bits=9, gamma=3, pinned={"tail": 4, "head": 6}, allowed={"reduction": [4]})
+    study.save_allocation("odd", document(study, request))
     page.run()
     press(page, "Load")
     message = page.warning[0].value
     for words in ("average bits is 9", "γ is 3", "`tail`", "`reduction`"):
         assert words in message
-    wanted = memory(page).wanted
-    assert (wanted["average_bits"], wanted["gamma"], wanted["pinned"], wanted["allowed"]) == (8.0, 2.0, {"head": 6}, {})
+    assert memory(page).wanted == Request().changed(average_bits=8.0, gamma=2.0, pinned={"head": 6})
 
 
 @pytest.mark.slow
 def test_bits_that_differ_within_a_layer_are_pinned_with_independent_operands(page, study):
-    document = recipe(study, {})
-    document["bits"]["head"] = [4, 6]
-    study.save_allocation("mixed head", document)
+    changed = document(study, None)
+    changed["bits"]["head"] = [4, 6]
+    study.save_allocation("mixed head", changed)
     page.run()
     press(page, "Load")
     assert not page.warning
-    assert memory(page).allocation.bits == {name: tuple(bits) for name, bits in document["bits"].items()}
+    assert memory(page).allocation.bits == {name: tuple(bits) for name, bits in changed["bits"].items()}
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"{", "not JSON"),
-        (json.dumps({"mixqvit_recipe": 1, "model": "digits_swin", "bits": {"head": [4, 4]}}).encode(), "digits_swin"),
+        (
+            json.dumps({"mixqvit_allocation": 2, "model": "digits_swin", "bits": {"head": [4, 4]}}).encode(),
+            "digits_swin",
+        ),
         (json.dumps({"mixqvit_recipe": 1, "model": "digits_vit", "bits": {"tail": [4, 4]}}).encode(), "tail"),
     ],
 )
-def test_a_file_that_is_no_recipe_of_this_model_is_a_message(page, study, monkeypatch, content, words):
+def test_a_file_that_is_no_allocation_of_this_model_is_a_message(page, study, monkeypatch, content, words):
     class File:
         name = "some.json"
 
         def getvalue(self) -> bytes:
             return content
 
-    state = {"recipe file": File()}
+    state = {"allocation file": File()}
     monkeypatch.setattr(budget_keep.st, "session_state", state)
     budget_keep.open_file(study)
     kind, sentence = state["kept message"]

@@ -1,34 +1,42 @@
 """What the controls of the Budget page cannot show of a request is said in words, never changed silently."""
 
 import pytest
+from hypothesis import given, settings
 
-from pages.parts.budget_request import DEFAULTS, RESTRICTIONS, controls_of, is_tied_everywhere
+from mixqvit.allocation.request import Request
+from mixqvit.allocation.restrictions import Restrictions
+from mixqvit.network.bits import resolve_pair
+from pages.parts import budget_url
+from pages.parts.budget_request import DEFAULTS, START, controls_of, is_tied_everywhere, request_from
+from tests.allocation.requests import requests
 from tests.views.allocations import BITS, LAYERS
-
-EMPTY = {name: {} for name in RESTRICTIONS}
 
 
 def test_an_empty_request_is_any_budget():
-    controls, problems = controls_of({}, LAYERS)
-    assert controls == DEFAULTS | {"average_bits": 8.0, "cap_bitops": False, "restrictions": EMPTY}
+    controls, problems = controls_of(Request(), LAYERS)
+    assert controls == DEFAULTS | {"average_bits": 8.0, "cap_bitops": False}
     assert not problems
 
 
+def test_the_controls_ask_for_what_they_start_from():
+    assert request_from(DEFAULTS) == START == Request().changed(average_bits=4.0)
+
+
 def test_a_whole_request_becomes_controls():
-    request = {
-        "average_bits": 3,
-        "size_bytes": 400_000,
-        "bitops": 2 * 10**9,
-        "cap_bitops": False,
-        "gamma": 0.5,
-        "strategy": "random",
-        "seed": 7,
-        "tied": False,
-        "pinned": {"head": (4, 6), "blocks.0.mlp.fc1": (4, 4), "blocks.0.attn.matmul1": 32},
-        "at_least": {"patch_embed.proj": 3},
-        "at_most": {"patch_embed.proj": 5},
-        "allowed": {"fc1": (8, 4), "head": (2, 3, 4, 5, 6, 7, 8)},
-    }
+    request = Request().changed(
+        average_bits=3,
+        size_bytes=400_000,
+        bitops=2 * 10**9,
+        cap_bitops=False,
+        gamma=0.5,
+        strategy="random",
+        seed=7,
+        tied=False,
+        pinned={"head": (4, 6), "blocks.0.mlp.fc1": (4, 4), "blocks.0.attn.matmul1": 32},
+        at_least={"patch_embed.proj": 3},
+        at_most={"patch_embed.proj": 5},
+        allowed={"fc1": (8, 4), "head": (2, 3, 4, 5, 6, 7, 8)},
+    )
     controls, problems = controls_of(request, LAYERS)
     assert not problems
     assert controls == {
@@ -40,12 +48,12 @@ def test_a_whole_request_becomes_controls():
         "strategy": "random",
         "random_seed": 7,
         "operand_bits": "independent",
-        "restrictions": {
-            "pinned": {"head": (4, 6), "blocks.0.mlp.fc1": 4, "blocks.0.attn.matmul1": 32},
-            "at_least": {"patch_embed.proj": 3},
-            "at_most": {"patch_embed.proj": 5},
-            "allowed": {"fc1": (4, 8)},
-        },
+        "restrictions": Restrictions(
+            pinned={"head": (4, 6), "blocks.0.mlp.fc1": 4, "blocks.0.attn.matmul1": 32},
+            at_least={"patch_embed.proj": 3},
+            at_most={"patch_embed.proj": 5},
+            allowed={"fc1": (4, 8)},
+        ),
     }
 
 
@@ -63,7 +71,7 @@ def test_a_whole_request_becomes_controls():
     ],
 )
 def test_a_number_beyond_its_control_is_said_in_words(request_, control, shown, words):
-    controls, (problem,) = controls_of(request_, LAYERS)
+    controls, (problem,) = controls_of(Request().changed(**request_), LAYERS)
     assert controls[control] == shown
     assert words in problem
     assert f"set to {shown:.9g}" in problem
@@ -82,8 +90,8 @@ def test_a_number_beyond_its_control_is_said_in_words(request_, control, shown, 
     ],
 )
 def test_a_restriction_that_the_tables_cannot_hold_is_said_in_words(request_, words):
-    controls, (problem,) = controls_of(request_, LAYERS)
-    assert controls["restrictions"] == EMPTY
+    controls, (problem,) = controls_of(Request().changed(**request_), LAYERS)
+    assert controls["restrictions"] == Restrictions()
     assert words in problem
 
 
@@ -91,3 +99,22 @@ def test_images_with_8_bits_count_as_tied():
     assert is_tied_everywhere(LAYERS, BITS)
     assert not is_tied_everywhere(LAYERS, BITS | {"head": (4, 8)})
     assert is_tied_everywhere(LAYERS, {"head": 4})
+
+
+@settings(max_examples=40, deadline=None)
+@given(request_=requests(LAYERS))
+def test_a_request_comes_back_from_the_controls_and_the_link(request_):
+    """Up to what the controls cannot show: no ceiling on average bits, and pins that mean the same."""
+    controls, problems = controls_of(request_, LAYERS)
+    assert not problems
+    parameters = budget_url.written(controls["restrictions"], None)
+    found = budget_url.read(parameters, LAYERS, request_.tied)
+    assert not found.problems
+    shown = request_from(controls | {"restrictions": found.restrictions})
+    assert controls_of(shown, LAYERS) == (controls, [])
+    if request_.budget.average_bits is not None:
+        unpinned = (one.changed(pinned=None) for one in (shown, request_))
+        assert len(set(unpinned)) == 1
+    by_name = {layer.name: layer for layer in LAYERS}
+    for name, pin in request_.restrictions.pinned.items():
+        assert resolve_pair(by_name[name], shown.restrictions.pinned[name]) == resolve_pair(by_name[name], pin)

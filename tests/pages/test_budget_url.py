@@ -2,24 +2,25 @@
 
 import pytest
 
+from mixqvit.allocation.restrictions import Restrictions
 from pages.parts import budget_url
 from tests.views.allocations import BITS, LAYERS
 
-RESTRICTIONS = {
-    "pinned": {"head": 32, "blocks.0.mlp.fc1": (4, 6)},
-    "at_least": {"patch_embed.proj": 3},
-    "at_most": {"patch_embed.proj": 6, "head": 8},
-    "allowed": {"fc1": (2, 4, 8)},
-}
+RESTRICTED = Restrictions(
+    pinned={"head": 32, "blocks.0.mlp.fc1": (4, 6)},
+    at_least={"patch_embed.proj": 3},
+    at_most={"patch_embed.proj": 6, "head": 8},
+    allowed={"fc1": (2, 4, 8)},
+)
 TIED = True
-EMPTY = {name: {} for name in budget_url.RESTRICTIONS}
+EMPTY = Restrictions()
 
 
 def test_a_link_brings_everything_back():
-    parameters = budget_url.written(RESTRICTIONS, BITS)
+    parameters = budget_url.written(RESTRICTED, BITS)
     assert parameters["pinned"] == "head-32~blocks.0.mlp.fc1-4.6"
     assert parameters["held"] == "584422ff"
-    assert budget_url.read(parameters, LAYERS, not TIED) == budget_url.Found(RESTRICTIONS, BITS, [])
+    assert budget_url.read(parameters, LAYERS, not TIED) == budget_url.Found(RESTRICTED, BITS, [])
 
 
 def test_nothing_chosen_is_nothing_in_the_link():
@@ -48,7 +49,7 @@ def test_nothing_chosen_is_nothing_in_the_link():
 )
 def test_what_does_not_fit_is_dropped_and_named(name, text, kept):
     found = budget_url.read({name: text}, LAYERS, TIED)
-    assert found.restrictions == EMPTY | {name: kept}
+    assert found.restrictions == Restrictions(**{name: kept})
     assert found.problems
     assert all(f"`{name}`" in problem for problem in found.problems)
 
@@ -86,7 +87,7 @@ def test_a_sentence_stays_short_whatever_the_link_says():
 )
 def test_a_pin_that_no_allocation_has_is_a_problem(pin, tied, fits):
     found = budget_url.read({"pinned": pin}, LAYERS, tied)
-    assert bool(found.restrictions["pinned"]) == fits
+    assert bool(found.restrictions.pinned) == fits
     assert [pin in problem for problem in found.problems] == ([] if fits else [True])
 
 

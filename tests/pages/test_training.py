@@ -169,7 +169,7 @@ def test_mixed_bits_keep_size_and_bitops_of_the_average(open_page, study):
     at = open_training(open_page, 4, epochs=1)
     at.segmented_control(key="train_allocation").set_value("mixed").run()
     request = study.first_last_request(2.5)
-    allocation = study.allocate(**request, strategy="mix-qvit")
+    allocation = study.allocate(request)
     assert f"{study.inner_average_bits(allocation.bits):.2f} bits on average" in words(at)
     assert any(name.startswith("mixed 2.") for name in table(at).index)
     press(at, "train")

@@ -7,9 +7,10 @@ import pytest
 
 import mixqvit
 from mixqvit.allocation.costs import uniform_bitops
+from mixqvit.allocation.request import as_request
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
-from mixqvit.files.allocation_document import recipe_document, request_of
+from mixqvit.files.allocation_document import allocation_document, request_of
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
@@ -149,6 +150,7 @@ def test_without_importance_no_relevance_is_computed(study, monkeypatch):
     monkeypatch.setattr(study, "relevance_steps", lambda *_: pytest.fail("computed"))
     for strategy in ("mix-qvit", "lrp-qvit"):
         list(study.score_steps(strategy, gamma=0.0))
+        assert study.score_seconds(strategy, gamma=0.0) >= 0
         assert study.allocate(3.0, gamma=0.0, strategy=strategy).cost.average_bits <= 3
 
 
@@ -190,6 +192,7 @@ def test_the_frontier_is_every_budgets_own_optimum(study):
     *_, last = study.frontier_steps(**request)
     assert last.done == last.total == len(last.result) == 61
     assert study.saved_frontier(**request) == last.result
+    assert study.saved_frontier(as_request(2.5, **request)) == last.result  # whatever its own average bits
     assert study.saved_frontier(gamma=0.5) is None
     assert last.result[0].allocation is None  # the pinned head alone is more than 2 bits
     for point in last.result[3::12]:
@@ -204,12 +207,12 @@ def test_the_frontier_is_every_budgets_own_optimum(study):
 def test_kept_allocations_come_back_until_they_are_deleted(study):
     request = {"average_bits": 3.0, "pinned": {"head.fc": 8}, "strategy": "sensitivity"}
     allocation = study.allocate(**request)
-    document = recipe_document(study.model.name, study.settings, allocation, request)
+    document = allocation_document(study.model.name, study.settings, allocation, as_request(**request))
     study.save_allocation(" small ", document)
     study.save_allocation("other", document)
     again = Study("digits_swin", settings=replace(SMALL, analysis_images=5), store=study.store)
     assert list(again.saved_allocations()) == ["small", "other"]
-    assert study.allocate(**request_of(again.saved_allocations()["small"])) == allocation
+    assert study.allocate(request_of(again.saved_allocations()["small"])) == allocation
     study.delete_allocation("small")
     assert list(again.saved_allocations()) == ["other"]
     amplified = Study("digits_swin", settings=replace(SMALL, outlier_factor=4.0), store=study.store)
@@ -225,7 +228,7 @@ def test_kept_allocations_come_back_until_they_are_deleted(study):
 
 def test_strategies_are_compared_by_what_they_measure(study):
     chosen = ("sensitivity", "uniform", "random")
-    *_, last = study.compare_strategies_steps(chosen, average_bits=3.0)
+    *_, last = study.compare_strategies_steps(chosen, as_request(3.0, strategy="inverse"))
     assert last.done == last.total
     assert tuple(last.result.results) == chosen
     assert last.result.refused == {}

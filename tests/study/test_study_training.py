@@ -61,12 +61,12 @@ def test_a_mixed_request_costs_no_more_than_uniform_bits_of_the_average(study):
     for bits in (2, 3):
         uniform = cost(study.layers, study.first_last_uniform(bits), study.storage)
         request = study.first_last_request(bits)
-        assert (request["size_bytes"], request["bitops"]) == (uniform.size_bytes, uniform.bitops)
+        assert (request.budget.size_bytes, request.budget.bitops) == (uniform.size_bytes, uniform.bitops)
         finish(study.score_steps("sensitivity"))
-        found = study.allocate(**study.first_last_request(bits), strategy="sensitivity")
+        found = study.allocate(study.first_last_request(bits), strategy="sensitivity")
         assert found.cost.size_bytes <= uniform.size_bytes and found.cost.bitops <= uniform.bitops
         assert found.bits["head.fc"] == (8, 8)
-    low, middle, high = (study.first_last_request(average)["size_bytes"] for average in (2, 2.5, 3))
+    low, middle, high = (study.first_last_request(average).budget.size_bytes for average in (2, 2.5, 3))
     assert abs(middle - (low + high) / 2) <= 1
 
 

@@ -4,8 +4,9 @@ from math import nan
 
 import pytest
 
-from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.costs import Cost, cost
+from mixqvit.allocation.quantities import QUANTITIES
+from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.views import budget as figures
 from mixqvit.views.allocation_words import LayerFacts, bits_text, changes, mark
 from mixqvit.views.grid import cells
@@ -109,15 +110,15 @@ def test_comparison_splits_the_size_of_the_file():
 
 def test_gauges_measure_against_the_ceiling_or_full_precision():
     full = cost(LAYERS, dict.fromkeys(BITS, (32, 32)), STORAGE)
-    chosen = allocation(budget=Budget(average_bits=10.0))
-    spent = chosen.cost
-    bits, size, bitops = figures.gauges(chosen, full, None)
+    spent = allocation().cost
+    costs = [{name: getattr(one, name) for name in QUANTITIES} for one in (spent, full)]
+    bits, size, bitops = figures.gauges(*costs, {"average_bits": 10.0})
     assert bits[1] == pytest.approx(spent.average_bits / 10)
     assert "of 10.00 allowed" in bits[0]
     assert size[1] == pytest.approx(spent.size_bytes / full.size_bytes)
     assert "of full precision" in size[0]
     assert bitops[1] == pytest.approx(spent.bitops / full.bitops)
-    *_, bitops = figures.gauges(chosen, full, 1e5)
+    *_, bitops = figures.gauges(*costs, {"bitops": 1e5})
     assert bitops[1] == pytest.approx(spent.bitops / 1e5)
     assert "of 0.000 G allowed" in bitops[0]
 
@@ -141,18 +142,18 @@ def test_frames_hold_the_numbers_of_the_figures():
 def test_restrictions_survive_the_editable_table(tied):
     pinned = {"blocks.0.mlp.fc1": 3, "head": 32}
     at_least, at_most = {"patch_embed.proj": 4}, {"blocks.0.attn.matmul1": 6}
-    frame = figures.restriction_frame(LAYERS, pinned, at_least, at_most, tied)
-    assert figures.restrictions(frame) == {"pinned": pinned, "at_least": at_least, "at_most": at_most}
-    assert not any(figures.restrictions(figures.restriction_frame(LAYERS, {}, {}, {}, tied)).values())
+    restricted = Restrictions(pinned, at_least=at_least, at_most=at_most)
+    assert figures.restrictions(figures.restriction_frame(LAYERS, restricted, tied)) == restricted
+    assert not figures.restrictions(figures.restriction_frame(LAYERS, Restrictions(), tied))
 
 
 def test_weights_and_inputs_are_pinned_apart_only_where_they_are_independent():
     pinned = {"blocks.0.mlp.fc1": (3, 5)}
-    frame = figures.restriction_frame(LAYERS, pinned, {}, {}, tied=False)
-    assert figures.restrictions(frame)["pinned"] == pinned
+    frame = figures.restriction_frame(LAYERS, Restrictions(pinned), tied=False)
+    assert figures.restrictions(frame).pinned == pinned
     frame.loc[3, "pinned input"] = 6  # the head's input alone: its weights share the bits
-    assert figures.restrictions(frame)["pinned"] == {**pinned, "head": 6}
-    assert "pinned input" not in figures.restriction_frame(LAYERS, pinned, {}, {}, tied=True)
+    assert figures.restrictions(frame).pinned == {**pinned, "head": 6}
+    assert "pinned input" not in figures.restriction_frame(LAYERS, Restrictions(pinned), tied=True)
 
 
 def test_allowed_bit_widths_survive_the_editable_table():

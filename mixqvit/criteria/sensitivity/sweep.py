@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixqvit.criteria.sensitivity.metrics import Effect, effect, find_metric, harm
 from mixqvit.network.batching import repeat_values
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, PATCH_EMBED_INPUT_BITS, Bits
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, input_bits, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.graph import Values
 from mixqvit.network.layers import Layer
@@ -54,9 +54,8 @@ class SensitivityCell:
 def cell_bits(layer: Layer, operands: str, bits: int, baseline: int = FULL_PRECISION) -> Bits | None:
     """Return the layer's (weight bits, activation bits) in a sweep, None where the sweep leaves the layer alone.
 
-    Both operands share the bit-width, except that the input of the patch embedding keeps 8 bits as it does in every
-    allocation. With the weights alone quantized over full precision, a post-LayerNorm input is not reparameterized and
-    neither is W.
+    With the weights alone quantized over full precision, a post-LayerNorm input is not reparameterized and neither is
+    W.
 
     Args:
         layer: The layer.
@@ -64,12 +63,10 @@ def cell_bits(layer: Layer, operands: str, bits: int, baseline: int = FULL_PRECI
         bits: Their bit-width.
         baseline: Bit-width of the other operand.
     """
-    is_first = layer.kind == "patch_embed"
     if operands == "both":
-        return (bits, PATCH_EMBED_INPUT_BITS if is_first and bits != FULL_PRECISION else bits)
+        return tied_bits(layer, (bits,))[0]
     if operands == "weights":
-        other = PATCH_EMBED_INPUT_BITS if is_first and baseline != FULL_PRECISION else baseline
-        return None if layer.is_matmul else (bits, other)
+        return None if layer.is_matmul else (bits, input_bits(layer, baseline))
     return (bits, bits) if layer.is_matmul else (baseline, bits)
 
 

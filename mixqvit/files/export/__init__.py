@@ -1,1 +1,1 @@
-"""Quantized models and their bits for other programs: ONNX, torchao, ModelOpt, Model Explorer, our own recipe."""
+"""Quantized models and their bits for other programs: ONNX, torchao, ModelOpt, Model Explorer; allocation files."""

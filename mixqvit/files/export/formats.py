@@ -41,7 +41,11 @@ FORMATS: Mapping[str, Format] = {
             "The quantized model with integer weights, QuantizeLinear and DequantizeLinear: onnxruntime executes it.",
             ".onnx",
         ),
-        Format("recipe", "JSON recipe", "This program's own: bits of every layer with what they were solved with."),
+        Format(
+            "allocation",
+            "allocation file",
+            "This program's own JSON: bits of every layer with what they were solved with.",
+        ),
         Format(
             "torchao",
             "torchao configuration",
@@ -114,7 +118,7 @@ def exported(
     Args:
         study: The study; what it has not computed yet of what the format needs is computed.
         bits: (weight bits, activation bits) of every layer.
-        name: One of `FORMATS` other than `recipe`, which says how the bits were solved for (`recipe_document`).
+        name: One of `FORMATS` other than `allocation`, which says how the bits were solved for (`allocation_document`).
         importance: Ω by layer name, of which `model-explorer` makes an overlay.
 
     Raises:
@@ -144,5 +148,5 @@ def exported(
 
         config = modelopt_config(study.graph, bits)
     else:
-        raise ExportError(f"{name} is written with what the bits were solved with: use `recipe_document`.")
+        raise ExportError(f"{name} is written with what the bits were solved with: use `allocation_document`.")
     return Exported({suffix: json_content(config.document)}, config.notes)

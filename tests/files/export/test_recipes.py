@@ -282,10 +282,10 @@ def test_several_files_are_sent_as_one_archive_of_the_same_bytes():
 
 
 def test_an_unknown_format_and_a_folder_that_is_not_there_are_said(tmp_path):
-    with pytest.raises(ExportError, match="onnx, recipe, torchao, modelopt, model-explorer"):
+    with pytest.raises(ExportError, match="onnx, allocation, torchao, modelopt, model-explorer"):
         find_format("tflite")
-    with pytest.raises(ExportError, match="recipe_document"):
-        exported(None, {}, "recipe")
+    with pytest.raises(ExportError, match="allocation_document"):
+        exported(None, {}, "allocation")
     with pytest.raises(ExportError, match="cannot be written"):
         write_file(b"", tmp_path / "none" / "file.json")
     assert all(one.description.endswith(".") for one in FORMATS.values())
