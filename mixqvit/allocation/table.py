@@ -136,7 +136,7 @@ def choice_table(
         possible=np.zeros((len(layers), most), dtype=bool),
         harm=np.array([[*row.values(), *[np.inf] * (most - len(row))] for row in rows]),
         weight_bits=array(lambda layer, bits: layer.parameters * bits[0], 0.0),
-        size_bytes=array(lambda layer, bits: layer_bytes(layer, bits, storage.recipe), 0.0),
+        size_bytes=array(lambda layer, bits: layer_bytes(layer, bits, storage), 0.0),
         bitops=array(bitops, 0.0),
     )
     return table.restricted(restrictions)

@@ -18,7 +18,7 @@ from mixqvit.packing.model import load_packed, pack, packed, packed_source, stor
 from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.model import quantize
 from mixqvit.quantization.operations import QuantizedLayer
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
 from mixqvit.quantization.recipes import RECIPES
 from mixqvit.quantization.reparameterization import fold
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
@@ -220,4 +220,4 @@ def test_storage_counts_what_is_never_quantized(calibrated):
     graph = calibrated("vit").graph
     weights = sum(layer.parameters for layer in graph.layers)
     found = storage(graph, "mix-qvit")
-    assert found == Storage("mix-qvit", 4 * (graph.parameters - weights), found.container_bytes)
+    assert found == Storage(RECIPES["mix-qvit"].stored, 4 * (graph.parameters - weights), found.container_bytes)

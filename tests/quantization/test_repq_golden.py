@@ -19,7 +19,9 @@ from torch import nn
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.model import quantize
-from mixqvit.quantization.quantizers import LogSqrt2Quantizer, ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.log_sqrt2 import LogSqrt2Quantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.ranges import fit_weight
 from mixqvit.quantization.reparameterization import fold
 from tests.quantization.literal_repq import LiteralRepQ, LogSqrt2
