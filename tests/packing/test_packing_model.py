@@ -20,7 +20,6 @@ from mixqvit.quantization.model import quantize
 from mixqvit.quantization.operations import QuantizedLayer
 from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
 from mixqvit.quantization.recipes import RECIPES
-from mixqvit.quantization.reparameterization import fold
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 IMAGES = tiny_images(4, torch.float32)
@@ -126,7 +125,7 @@ def test_the_loaded_graph_has_the_dequantized_weights_without_the_move_of_the_in
             operation = loaded.operations[layer.node]
             weight, bias = graph.weight(layer), graph.bias(layer)
             if isinstance(operation.input_quantizer, ReparameterizedQuantizer):
-                weight, bias = fold(weight, bias, operation.input_quantizer)
+                weight, bias = operation.input_quantizer.fold(weight, bias)
                 moved += 1
             assert torch.allclose(weight, operation.prepared.weight, rtol=1e-5, atol=1e-6), layer.name
             if layer.has_bias:
