@@ -84,11 +84,11 @@ def estimate(study: "Study") -> Estimate | None:
     left = measured.total - measured.done  # the first time, what all others are compared with runs before
     calibrated, analysed = len(study._calibration_pixels), len(study._analysis_images)
     time = find_recipe(settings.recipe).calibration_time
+    of_layer = many * time.passes * calibrated / layers + time.layer_seconds
     seconds = {
         # Its batches are larger than the few and smaller than the many.
         "relevance": (few + many) / 2 * RELEVANCE_PASSES[settings.importance] * (relevance.total - relevance.done),
-        "calibration": (many * time.passes * calibrated / layers + time.layer_seconds)
-        * (calibration.total - calibration.done),
+        "calibration": of_layer * (calibration.total - calibration.done),
         "sensitivity": (many * CELL_PASSES * analysed + CELL_SECONDS) * (sensitivity.total - sensitivity.done),
         "full precision": many * left * (1 if measured.done else 2) + EVALUATION_SECONDS if left else 0.0,
         "allocation": many * (QUANTIZED_PASS * measured.total + COMPENSATION_PASSES * calibrated)

@@ -14,7 +14,7 @@ from mixqvit.quantization.quantizers.log2 import Log2Quantizer
 from mixqvit.quantization.quantizers.log_sqrt2 import fit_log_sqrt2
 from mixqvit.quantization.quantizers.power_of_two_factor import fit_power_of_two_factor
 from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
-from mixqvit.quantization.quantizers.twin_uniform import fit_twin_gelu, fit_twin_softmax
+from mixqvit.quantization.quantizers.twin_uniform import TwinSoftmaxQuantizer, fit_twin_gelu, fit_twin_softmax
 from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.ranges import fit_per_channel, fit_per_tensor
 from mixqvit.quantization.reparameterization import reparameterized_quantizer
@@ -68,6 +68,9 @@ def test_what_does_not_fit_the_format_is_refused():
         encode_quantizer(replace(exponents, exponents=exponents.exponents + 0.5), 4)
     with pytest.raises(PackingError, match="float32"):
         encode_quantizer(fit_per_tensor(VALUES.double(), 4), 4)
+    vector = TwinSoftmaxQuantizer(torch.rand(3), torch.tensor(3.0), 4)
+    with pytest.raises(PackingError, match="one scale for the whole tensor"):
+        encode_quantizer(vector, 4)
     nested = ReparameterizedQuantizer(fit_per_tensor(VALUES, 4), fit_per_tensor(VALUES, 4))  # four scalars and a clip
     with pytest.raises(PackingError, match="takes 24 bytes"):
         encode_quantizer(nested, 4)
