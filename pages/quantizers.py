@@ -1,8 +1,8 @@
 import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.quantization.roles import ROLES
 from mixqvit.views import quantizers as figures
-from mixqvit.views.quantizer_words import OPERANDS, QUANTIZERS
 from pages.parts import common, measuring
 
 DEFAULT_BITS = 4
@@ -52,7 +52,7 @@ def controls(study) -> tuple[str, int, int]:
                 range(len(found)),
                 default=0,
                 required=True,
-                format_func=lambda place: OPERANDS[found[place]],
+                format_func=lambda place: ROLES[found[place]],
                 key="quantizer_operand",
                 bind="query-params",
                 help="The one that is quantized; the other factor stays in full precision.",
@@ -78,7 +78,7 @@ def reset(layer: str) -> None:
 
 
 def errors(comparison, bits: int, name: str, default: str) -> None:
-    title = f"{comparison.layer}: {OPERANDS[comparison.role]}"
+    title = f"{comparison.layer}: {ROLES[comparison.role]}"
     st.markdown(figures.error_words(comparison, bits, default))
     left, right = st.columns(2, gap="medium")
     with left:
@@ -136,8 +136,8 @@ def words(comparison) -> None:
     st.subheader("What each one is, and when it wins", help="The quantizers on the menu of this operand.")
     columns = st.columns(2, gap="medium")
     for place, quantizer in enumerate(comparison.quantizers):
-        found = QUANTIZERS[quantizer.name]
-        columns[place % 2].markdown(f"**{quantizer.name}.** {found.what} {found.when} :gray[{found.source}.]")
+        found = quantizer.described
+        columns[place % 2].markdown(f"**{found.name}.** {found.what} {found.when} :gray[{found.source}.]")
 
 
 def recipes(study) -> None:

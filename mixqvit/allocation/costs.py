@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import NUMBER_FORMATS, Bits, input_bits, kept_input_bits
 from mixqvit.network.layers import Layer
+from mixqvit.quantization.roles import ChannelParameters, operand_channels, roles
 
 __all__ = [
     "OPERAND_BYTES",
@@ -19,7 +19,6 @@ __all__ = [
     "activation_parameter_bytes",
     "bitops",
     "bits_of_uniform_bitops",
-    "channel_count",
     "code_bytes",
     "cost",
     "full_precision_weight_bytes",
@@ -33,19 +32,6 @@ OPERAND_BYTES = 16
 
 _FLOAT32 = 4
 _SCALE_AND_ZERO_POINT = 5  # bytes of one output channel: a float32 scale and a one-byte zero point
-_REPARAMETERIZED = 8  # bytes of one input channel: float32 scale and zero point, from which ratio and shift follow
-
-# Bytes per channel of an operand whose channels have parameters, beside the numbers of its per-tensor quantizer.
-_CHANNEL_BYTES = {
-    "min-max": 0,
-    "fq-vit": 1,  # the exponent of a power-of-two factor
-    "ptq4vit": 0,
-    "repq-vit": _REPARAMETERIZED,
-    "adalog": _REPARAMETERIZED,
-    "mix-qvit": _REPARAMETERIZED,
-    "lsq": 0,
-    "ofq": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -53,12 +39,13 @@ class Storage:
     """What the size of a model's file depends on beside its layers and their bits.
 
     Attributes:
-        recipe: Quantization recipe: it says how many parameters the activation quantizers have.
+        channel_parameters: What the quantizers of activation operands store for every channel, by role (one of `ROLES`)
+            of those whose channels have parameters of their own: `Recipe.stored`.
         full_precision_bytes: Parameters in float32 that are never quantized: biases, norms, embeddings.
         container_bytes: The file's header and table of bits; they have the same size whatever the bits are.
     """
 
-    recipe: str
+    channel_parameters: Mapping[str, ChannelParameters]
     full_precision_bytes: int
     container_bytes: int
 
@@ -102,66 +89,41 @@ def full_precision_weight_bytes(layer: Layer, weight_bits: int) -> int:
     return 0 if stored.is_quantized else layer.parameters * stored.bits // 8
 
 
-def activation_parameter_bytes(layer: Layer, operand: int, recipe: str) -> int:
+def activation_parameter_bytes(layer: Layer, place: int, storage: Storage) -> int:
     """Bytes of the parameters of one quantized activation operand.
 
     Args:
         layer: The layer.
-        operand: 0 for the input of a layer with a weight; 0 or 1 for the factors of an attention product.
-        recipe: Quantization recipe.
+        place: 0 for the input of a layer with a weight; 0 or 1 for the factors of an attention product.
+        storage: What its quantizer stores.
     """
-    return OPERAND_BYTES + _channel_bytes(recipe) * channel_count(layer, operand, recipe)
+    stored = storage.channel_parameters.get(roles(layer)[place])
+    return OPERAND_BYTES + (0 if stored is None else stored.bytes * operand_channels(layer, place))
 
 
-def channel_count(layer: Layer, operand: int, recipe: str) -> int:
-    """Number of channels of an activation operand that have parameters of their own.
-
-    Those of a post-LayerNorm input; `mix-qvit` gives some also to the input of `proj`, which is the output of an
-    attention product, and to the values of attention, channel by channel of every head.
-    """
-    if layer.is_matmul:
-        has_heads = len(layer.output_shape) == 4
-        is_value = layer.kind == "matmul2" and operand == 1
-        return layer.output_shape[1] * layer.output_shape[3] if recipe == "mix-qvit" and is_value and has_heads else 0
-    return layer.input_shape[-1] if _is_moved(layer, recipe) else 0
-
-
-def _is_moved(layer: Layer, recipe: str) -> bool:
-    """Whether the layer's input has parameters per channel."""
-    return layer.is_reparameterized or (recipe == "mix-qvit" and layer.kind == "proj")
-
-
-def _channel_bytes(recipe: str) -> int:
-    if recipe not in _CHANNEL_BYTES:
-        raise CalibrationError(f"The size of recipe {recipe!r} is not known; use one of {', '.join(_CHANNEL_BYTES)}.")
-    return _CHANNEL_BYTES[recipe]
-
-
-def scale_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
+def scale_bytes(layer: Layer, bits: Bits, storage: Storage) -> int:
     """Bytes of the layer's scales and zero points, one per output channel, and of its activation quantizers.
 
-    Reparameterization gives a layer without a bias one, in float32; it is counted here.
+    A moved input gives a layer without a bias one, in float32; it is counted here.
     """
     is_quantized = [NUMBER_FORMATS[width].is_quantized for width in bits]
     if layer.is_matmul:
-        return sum(
-            activation_parameter_bytes(layer, operand, recipe) for operand, has in enumerate(is_quantized) if has
-        )
+        return sum(activation_parameter_bytes(layer, place, storage) for place, has in enumerate(is_quantized) if has)
     total = _SCALE_AND_ZERO_POINT * layer.channels if is_quantized[0] else 0
     if is_quantized[1]:
-        total += activation_parameter_bytes(layer, 0, recipe)
-        folds = _is_moved(layer, recipe) and _channel_bytes(recipe) == _REPARAMETERIZED
-        total += _FLOAT32 * layer.channels if folds and not layer.has_bias else 0
+        total += activation_parameter_bytes(layer, 0, storage)
+        stored = storage.channel_parameters.get(roles(layer)[0])
+        total += _FLOAT32 * layer.channels if stored is not None and stored.moves_input and not layer.has_bias else 0
     return total
 
 
-def layer_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
+def layer_bytes(layer: Layer, bits: Bits, storage: Storage) -> int:
     """Bytes of the packed file that depend on the layer's bits."""
     weight_bits = bits[0]
     return (
         code_bytes(layer, weight_bits)
         + full_precision_weight_bytes(layer, weight_bits)
-        + scale_bytes(layer, bits, recipe)
+        + scale_bytes(layer, bits, storage)
     )
 
 
@@ -197,7 +159,7 @@ def cost(layers: Sequence[Layer], bits: Mapping[str, Bits], storage: Storage) ->
     float_weights = sum(full_precision_weight_bytes(layer, bits[layer.name][0]) for layer in layers)
     return Cost(
         weight_bytes=sum(code_bytes(layer, bits[layer.name][0]) for layer in layers),
-        scale_bytes=sum(scale_bytes(layer, bits[layer.name], storage.recipe) for layer in layers),
+        scale_bytes=sum(scale_bytes(layer, bits[layer.name], storage) for layer in layers),
         full_precision_bytes=storage.full_precision_bytes + float_weights,
         container_bytes=storage.container_bytes,
         bitops=sum(bitops(layer, bits[layer.name]) for layer in layers),

@@ -144,7 +144,7 @@ QUANTITIES: dict[str, Quantity] = {
             "model size",
             "the size of the packed file in MB (10^6 bytes): weight codes at their true width, scales and zero points, "
             "what stays in full precision, and the file's header",
-            lambda layer, bits, storage: layer_bytes(layer, bits, storage.recipe),
+            lambda layer, bits, storage: layer_bytes(layer, bits, storage),
             range=(0.001, 1e6),
             step=0.01,
             room=lambda layers, storage, ceiling: ceiling - _fixed_bytes(storage),

@@ -10,8 +10,8 @@ from mixqvit.network.bits import BIT_WIDTHS, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, prepare_weight
-from mixqvit.quantization.operands import roles
-from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.base import Quantizer
+from mixqvit.quantization.roles import roles
 
 __all__ = ["Perturbation", "squared_perturbations"]
 
@@ -95,17 +95,12 @@ def _weight_error(calibration: Calibration, layer: Layer, bits: tuple[int, int])
     weight = calibration.graph.weight(layer)
     prepared = prepare_weight(calibration, layer, bits)
     (quantizer,) = calibration.quantizers(layer, bits)
-    if not isinstance(quantizer, ReparameterizedQuantizer):
-        return prepared.weight - weight
-    # A ratio that underflows to zero makes a zero column without error.
-    ratio = quantizer.ratio.clamp(min=torch.finfo(weight.dtype).tiny)
-    return (prepared.weight - weight * quantizer.ratio) / ratio
+    error, _ = quantizer.unfold(prepared.weight - quantizer.fold(weight, None)[0], None)
+    return error
 
 
-def _operand_error(quantizer: ActivationQuantizer, values: Tensor) -> Tensor:
-    if isinstance(quantizer, ReparameterizedQuantizer):
-        quantizer = quantizer.per_channel
-    return quantizer(values) - values
+def _operand_error(quantizer: Quantizer, values: Tensor) -> Tensor:
+    return quantizer.unmoved(values) - values
 
 
 def _squared_norm(error: Tensor) -> float:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mixqvit.errors import PackingError
-from mixqvit.quantization.quantizers import UniformQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
 __all__ = ["dequantized", "pack_codes", "unpack_codes", "weight_codes"]
 
@@ -37,11 +37,8 @@ def weight_codes(weight: Tensor, quantizer: UniformQuantizer, layer: str) -> np.
     Raises:
         PackingError: The weight is not on the quantizer's grid.
     """
-    whole = quantizer.zero_point.floor()
-    half = quantizer.zero_point - whole
-    steps = torch.round(weight / quantizer.scale + half)
-    codes = steps.long() + whole.long()
-    if not torch.equal((steps - half) * quantizer.scale, weight) or codes.min() < 0 or codes.max() >= 2**quantizer.bits:
+    codes = quantizer.codes(weight)
+    if codes.min() < 0 or codes.max() >= 2**quantizer.bits or not torch.equal(quantizer.decoded(codes), weight):
         raise PackingError(
             f"The weight of layer {layer} is not made of {quantizer.bits}-bit codes. Pack the model that `quantize` "
             "returned, unchanged."
@@ -51,6 +48,4 @@ def weight_codes(weight: Tensor, quantizer: UniformQuantizer, layer: str) -> np.
 
 def dequantized(codes: np.ndarray, shape: torch.Size, quantizer: UniformQuantizer) -> Tensor:
     """Return the weight `(code - zero_point) · scale`, the very numbers that `weight_codes` was given."""
-    whole = quantizer.zero_point.floor()
-    steps = (torch.from_numpy(codes).long().reshape(shape) - whole.long()).to(quantizer.scale.dtype)
-    return (steps - (quantizer.zero_point - whole)) * quantizer.scale
+    return quantizer.decoded(torch.from_numpy(codes).reshape(shape))

@@ -38,7 +38,9 @@ from mixqvit.quantization.operations import (
     QuantizedOperation,
     convolution_arguments,
 )
-from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.base import Quantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
+from mixqvit.quantization.recipes import stored_parameters
 
 __all__ = ["Packed", "PackedSource", "load_packed", "pack", "packed", "packed_source", "storage"]
 
@@ -207,7 +209,7 @@ class _Parts:
         self.add("weight_zero_points", np.where(is_far, 0, zero_points).astype(np.uint8))
         self.quantized_channels += len(zero_points)
 
-    def add_operand(self, quantizer: ActivationQuantizer, width: int) -> None:
+    def add_operand(self, quantizer: Quantizer, width: int) -> None:
         encoded = encode_quantizer(quantizer, width)
         self.kind_of_operand.append(self.kinds.setdefault(encoded.kind, len(self.kinds)))
         self.add("operand_numbers", encoded.numbers)
@@ -233,7 +235,7 @@ class _Parts:
         return json.dumps(details, separators=(",", ":"))
 
 
-def _quantizers(operation: QuantizedOperation | None) -> tuple[ActivationQuantizer | None, ...]:
+def _quantizers(operation: QuantizedOperation | None) -> tuple[Quantizer | None, ...]:
     if operation is None:
         return ()
     if isinstance(operation, QuantizedMatmul):
@@ -249,7 +251,7 @@ def storage(graph: Graph, recipe: str, model: Model | None = None) -> Storage:
     """Return what the size of a packed model depends on beside its layers; arguments as in `packed`."""
     parameters = sum(parameter.numel() for parameter in architecture.unquantized_parameters(graph).values())
     container_bytes = container.LENGTH_BYTES + _header_bytes(graph, model) + 2 * len(graph.layers)
-    return Storage(recipe, 4 * parameters, container_bytes)
+    return Storage(stored_parameters(recipe), 4 * parameters, container_bytes)
 
 
 def _metadata(graph: Graph, model: Model | None, source: str | None = None) -> dict[str, str]:
@@ -360,7 +362,7 @@ class _Reader:
         codes = unpack_codes(self.take("codes", -(-count * bits // 8)), bits, count)
         return dequantized(codes, shape, quantizer), quantizer
 
-    def operand(self, width: int) -> ActivationQuantizer | None:
+    def operand(self, width: int) -> Quantizer | None:
         if width == FULL_PRECISION:
             return None
         kind = self._kinds[next(self._kind_of_operand)]
@@ -403,14 +405,11 @@ def _prepared(graph: Graph, layer: Layer, reader: _Reader, bits: int, created_bi
     return PreparedWeight(weight, graph.bias(layer).clone() if layer.has_bias else None, quantizer)
 
 
-def _set_dequantized(
-    graph: Graph, layer: Layer, prepared: PreparedWeight, quantizer: ActivationQuantizer | None
-) -> None:
+def _set_dequantized(graph: Graph, layer: Layer, prepared: PreparedWeight, quantizer: Quantizer | None) -> None:
     """Give the graph's own layer the weight and bias that the codes stand for, without a move of the input."""
     weight, bias = prepared.weight, prepared.bias
-    if isinstance(quantizer, ReparameterizedQuantizer):
-        bias = bias - weight @ quantizer.shift
-        weight = weight / quantizer.ratio.clamp(min=torch.finfo(weight.dtype).tiny)
+    if quantizer is not None:
+        weight, bias = quantizer.unfold(weight, bias)
     graph.weight(layer).copy_(weight)
     if layer.has_bias:
         graph.bias(layer).copy_(bias)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from mixqvit.allocation.costs import OPERAND_BYTES
 from mixqvit.errors import PackingError, StoreError
-from mixqvit.quantization.quantizers import ActivationQuantizer
+from mixqvit.quantization.quantizers.base import QUANTIZERS, Quantizer
 from mixqvit.quantization.saving import quantizer_from_tensors, quantizer_to_tensors
 
 __all__ = ["EncodedQuantizer", "decode_quantizer", "encode_quantizer"]
 
 # Stand for the operand's bit-width and for a fitted number in the description of a kind.
 _WIDTH, _NUMBER = "<width>", "<number>"
-_EXPONENTS = "exponents"  # the one vector that is stored in one byte per channel
+_DTYPES = {1: np.dtype("int8"), 4: np.dtype("<f4")}  # by `Quantizer.channel_bytes`
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EncodedQuantizer:
     Attributes:
         kind: Its class, the shapes of its tensors and what is not fitted, as JSON.
         numbers: Its scalars as float32, then its numbers that are no tensors as float64, then zeros: `OPERAND_BYTES`.
-        channels: Its other tensors: float32, one byte for exponents.
+        channels: Its other tensors, as its class states: float32, or whole numbers of one byte.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class EncodedQuantizer:
     channels: bytes
 
 
-def encode_quantizer(quantizer: ActivationQuantizer, width: int) -> EncodedQuantizer:
+def encode_quantizer(quantizer: Quantizer, width: int) -> EncodedQuantizer:
     """Return the quantizer of an operand of `width` bits in bytes.
 
     Raises:
@@ -58,33 +58,39 @@ def encode_quantizer(quantizer: ActivationQuantizer, width: int) -> EncodedQuant
     numbers = scalars + struct.pack(f"<{len(fitted)}d", *fitted)
     if len(numbers) > OPERAND_BYTES:
         raise PackingError(f"A {type(quantizer).__name__} takes {len(numbers)} bytes, {OPERAND_BYTES} were kept.")
-    vectors = (_vector_bytes(name, tensor) for name, tensor in tensors.items() if tensor.dim())
+    vectors = (_vector_bytes(type(quantizer), name, tensor) for name, tensor in tensors.items() if tensor.dim())
     return EncodedQuantizer(json.dumps(kind), numbers.ljust(OPERAND_BYTES, b"\0"), b"".join(vectors))
 
 
-def _vector_bytes(name: str, tensor: Tensor) -> bytes:
-    dtype = _vector_dtype(name)
-    stored = tensor.numpy().astype(dtype)
+def _vector_bytes(kind: type[Quantizer], name: str, tensor: Tensor) -> bytes:
+    stored = tensor.numpy().astype(_vector_dtype(kind, name))
     if not np.array_equal(stored, tensor.numpy()):
-        raise PackingError("Exponents of power-of-two factors must be whole numbers of one byte.")
+        raise PackingError(f"The {name} of a {kind.__name__} must be whole numbers of one byte.")
     return stored.tobytes()
 
 
-def _vector_dtype(name: str) -> np.dtype:
-    return np.dtype("int8" if name.rpartition("/")[2] == _EXPONENTS else "<f4")
+def _vector_dtype(kind: type[Quantizer], name: str) -> np.dtype:
+    if name not in kind.channel_bytes:
+        raise PackingError(f"A {kind.__name__} has one {name} for the whole tensor, not one per channel.")
+    return _DTYPES[kind.channel_bytes[name]]
 
 
-def decode_quantizer(kind: str, numbers: bytes, channels: bytes, width: int) -> tuple[ActivationQuantizer, int]:
+def decode_quantizer(kind: str, numbers: bytes, channels: bytes, width: int) -> tuple[Quantizer, int]:
     """Return what `encode_quantizer` was given, and how many bytes of `channels`, which may go on, it took.
 
     Raises:
         PackingError: The kind of quantizer is unknown.
     """
     description = json.loads(kind)
+    quantizer_class = QUANTIZERS.get(description["quantizer"]["class"])
+    if quantizer_class is None:
+        raise PackingError(
+            "The packed model has an activation quantizer that this version does not know. Pack it again."
+        )
     tensors: dict[str, Tensor] = {}
     scalar_end = channel_end = 0
     for name, shape in description["tensors"].items():
-        dtype = _vector_dtype(name) if shape else np.dtype("<f4")
+        dtype = _vector_dtype(quantizer_class, name) if shape else np.dtype("<f4")
         start = channel_end if shape else scalar_end
         found = np.frombuffer(channels if shape else numbers, dtype, prod(shape), start)
         tensors[name] = torch.from_numpy(found.astype(np.float32)).reshape(shape)
@@ -98,7 +104,7 @@ def decode_quantizer(kind: str, numbers: bytes, channels: bytes, width: int) -> 
         return quantizer_from_tensors(tensors, complete), channel_end
     except StoreError as error:
         raise PackingError(
-            "The packed model has an activation quantizer that this version does not know. Pack it again."
+            f"The packed model's {quantizer_class.__name__} is not the one that this version knows. Pack it again."
         ) from error
 
 

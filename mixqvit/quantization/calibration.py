@@ -15,7 +15,6 @@ from mixqvit.network.devices import moved, named_out_of_memory
 from mixqvit.network.graph import Graph, Values
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.fisher import Fisher, fisher_diagonals
-from mixqvit.quantization.fits import OperandQuantizers
 from mixqvit.quantization.operands import operands_of
 from mixqvit.quantization.operations import (
     PreparedWeight,
@@ -24,10 +23,8 @@ from mixqvit.quantization.operations import (
     QuantizedOperation,
     convolution_arguments,
 )
-from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
-from mixqvit.quantization.ranges import fit_weight
-from mixqvit.quantization.recipes import Recipe, find_recipe, repq_operands
-from mixqvit.quantization.reparameterization import fold
+from mixqvit.quantization.quantizers.base import OperandQuantizers, Quantizer
+from mixqvit.quantization.recipes import Recipe, find_recipe
 
 __all__ = ["Calibration", "LayerCalibration", "calibrate", "calibrate_steps", "layer_operation", "prepare_weight"]
 
@@ -97,7 +94,7 @@ class Calibration:
         default_factory=lambda: _PreparedWeights(PREPARED_WEIGHT_BYTES), repr=False, compare=False
     )
 
-    def quantizers(self, layer: Layer, bits: Bits) -> tuple[ActivationQuantizer | None, ...]:
+    def quantizers(self, layer: Layer, bits: Bits) -> tuple[Quantizer | None, ...]:
         """Return the quantizer of each activation operand at these bits, None where it stays in full precision.
 
         Raises:
@@ -107,7 +104,7 @@ class Calibration:
         widths = bits if layer.is_matmul else bits[1:]
         if self.bits is not None and not layer.is_matmul and bits[0] not in (self.bits[0], FULL_PRECISION):
             raise self._wrong_bits(layer, bits)
-        chosen: list[ActivationQuantizer | None] = []
+        chosen: list[Quantizer | None] = []
         for quantizers, width in zip(operands, widths, strict=True):
             if width == FULL_PRECISION:
                 chosen.append(None)
@@ -213,7 +210,7 @@ def _calibrated(
             with torch.no_grad():
                 piece = _fitted(graph, layer, operands, len(pixels), recipe, bits, bit_widths, fisher.get(layer.name))
         if recipe.one_setting:
-            operations[node] = _initialisation_operation(graph, layer, piece, bits)
+            operations[node] = _initialisation_operation(graph, layer, piece, recipe, bits)
         if layer.name not in finished:
             yield piece
 
@@ -253,7 +250,7 @@ def _fitted(
 ) -> LayerCalibration:
     operands = operands_of(graph, layer, values, images, fisher)
     if recipe.one_setting:
-        return LayerCalibration(layer.name, repq_operands(operands, bits))
+        return LayerCalibration(layer.name, recipe.one_setting(operands, bits))
     kept = kept_input_bits(layer)
     widths = bit_widths if kept is None else sorted({*bit_widths, kept})
     quantizers = tuple(recipe.activations[operand.role](operand, widths) for operand in operands)
@@ -269,18 +266,18 @@ def _checked_recipe(recipe: str, bits: Bits | None) -> Recipe:
     return chosen
 
 
-def _initialisation_operation(graph: Graph, layer: Layer, piece: LayerCalibration, bits: Bits) -> QuantizedOperation:
+def _initialisation_operation(
+    graph: Graph, layer: Layer, piece: LayerCalibration, recipe: Recipe, bits: Bits
+) -> QuantizedOperation:
     """How the published code runs a layer while later ones are calibrated: quantized, but not yet reparameterized."""
     quantizers = [next(iter(by_bits.values())) for by_bits in piece.operands]
     if layer.is_matmul:
         return QuantizedMatmul(*quantizers)
     (quantizer,) = quantizers
     weight = graph.weight(layer)
-    fitted = fit_weight(weight, bits[0])
+    fitted = recipe.fit_weight(weight, bits[0])
     prepared = PreparedWeight(fitted(weight), graph.bias(layer), fitted)
-    if isinstance(quantizer, ReparameterizedQuantizer):
-        quantizer = quantizer.per_channel
-    return QuantizedLayer(prepared, quantizer, convolution_arguments(graph, layer))
+    return QuantizedLayer(prepared, quantizer.unmoved, convolution_arguments(graph, layer))
 
 
 def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> PreparedWeight:
@@ -292,13 +289,13 @@ def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> Prepar
         bits: (weight bits, activation bits).
     """
     (quantizer,) = calibration.quantizers(layer, bits)
-    reparameterized = isinstance(quantizer, ReparameterizedQuantizer)
-    key = (layer.name, bits[0], bits[1] if reparameterized else None)
+    moves_input = quantizer is not None and quantizer.moves_input
+    key = (layer.name, bits[0], bits[1] if moves_input else None)
 
     def make() -> PreparedWeight:
         weight, bias = calibration.graph.weight(layer), calibration.graph.bias(layer)
-        if reparameterized:
-            weight, bias = fold(weight, bias, quantizer)
+        if moves_input:
+            weight, bias = quantizer.fold(weight, bias)
         fitted = None
         if bits[0] != FULL_PRECISION:
             fitted = find_recipe(calibration.recipe).fit_weight(weight, bits[0])

@@ -25,9 +25,8 @@ from mixqvit.quantization.checkpoints import (
 )
 from mixqvit.quantization.operands import balanced
 from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedOperation
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.recipes import Compensation
-from mixqvit.quantization.reparameterization import fold
 
 __all__ = ["compensate", "compensated_rounding", "ridge_correction"]
 
@@ -85,8 +84,8 @@ def compensate(
         is_head = layer.kind == "head"
         weights = None if weights is None or is_head else balanced(weights).repeat(len(pixels))
         weight, bias = graph.weight(layer), graph.bias(layer)
-        if isinstance(quantizer, ReparameterizedQuantizer):
-            weight, bias = fold(weight, bias, quantizer)
+        if quantizer is not None:
+            weight, bias = quantizer.fold(weight, bias)
         done[layer.node] = QuantizedLayer(
             _compensated(rows, target.flatten(0, -2), weights, weight, bias, bits[layer.name][0], fit_weight, chosen),
             quantizer,

@@ -1,111 +1,92 @@
-"""From an operand to its quantizers at several bit-widths: what recipes are made of.
+"""From an operand to its quantizers at several bit-widths, by searching ranges: what recipes are made of.
 
-Statistics that do not depend on the bits are gathered once; only the search itself runs per bit-width.
+Statistics that do not depend on the bits are gathered once; only the search itself runs per bit-width. Fits of
+quantizers that are not uniform stand beside their classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mixqvit.quantization import ranges
-from mixqvit.quantization.operands import Operand, sampled_rows
-from mixqvit.quantization.quantizers import (
-    ActivationQuantizer,
-    AdaptiveLogQuantizer,
-    Log2Quantizer,
-    ReparameterizedQuantizer,
-    UniformQuantizer,
-)
+from mixqvit.quantization.operands import SAMPLED_ROWS, Operand, output_sketch, sampled_rows, sampled_values
+from mixqvit.quantization.quantizers.base import Described, OperandQuantizers, Quantizer, fit
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.ranges import PERCENTILES, tail_quantiles, uniform_quantizer
-from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
+from mixqvit.quantization.reparameterization import clip_ranges, reparameterized_quantizer
 from mixqvit.quantization.sorted_values import SortedValues
 
 __all__ = [
     "CLIPS",
-    "Fit",
-    "OperandQuantizers",
-    "adaptive_log",
     "channel_range",
     "clipped_reparameterized",
     "fisher_uniform",
     "fitted_weight",
-    "log2",
-    "log_sqrt2",
     "min_max",
     "output_error",
     "output_error_uniform",
     "percentile",
     "percentile_reparameterized",
-    "power_of_two_factor",
     "searched_channels",
     "searched_reparameterized",
-    "twin_gelu",
-    "twin_softmax",
 ]
-
-OperandQuantizers = Mapping[int, ActivationQuantizer]
-"""Quantizers of one activation operand by bit-width."""
-
-Fit = Callable[[Operand, Sequence[int]], OperandQuantizers]
-"""From an operand and bit-widths to its quantizers."""
 
 CLIPS = (0.0, 0.005, 0.01, 0.02, 0.05)
 """Fractions of channels whose range may be clipped at either side; 0 is no clipping."""
 
-GELU_SHIFT = 0.17
-"""Minus the minimum of GELU, rounded up (AdaLog, arXiv 2407.12951)."""
-
-# Errors are compared on samples; ranges come from all values unless a sample is weighted.
-_ROWS = 2048
-_VALUES = 2**17
-_SKETCH = 64
-
 _FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _REFINEMENTS = (0.8, 0.9, 1.1, 1.2)
-_LOG_SCALES = (1.0, 0.8, 0.6, 0.45, 0.3)
-_LOG_OCTAVES = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)
+
+_WEIGHTED_SEARCH = Described(
+    "weighted search",
+    "Both ends of the range are searched for, and an error counts as much as the network's output feels it (squared "
+    "gradients). Before a linear layer every channel has its own range, reparameterized.",
+    "Wins with few bits, where narrow ranges pay, and where some tokens matter more than others. It aims at the "
+    "network's output: by the layer's own error, shown here, it can come second.",
+    "this project; PTQ4ViT (arXiv 2111.12293) weighs by squared gradients too",
+)
 
 
+@fit(
+    Described(
+        "min-max",
+        "Levels evenly spaced from the smallest to the largest value.",
+        "Wins with many bits and no outliers: nothing is cut off. A single stray value stretches every step.",
+        "Jacob et al. 2018, arXiv 1712.05877",
+    )
+)
 def min_max(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Span the smallest to the largest value, per tensor."""
     lower, upper = torch.aminmax(operand.values)
     return {bits: uniform_quantizer(lower, upper, bits) for bits in bit_widths}
 
 
+@fit(
+    Described(
+        "percentile",
+        "Evenly spaced levels whose ends are percentiles: of 99.9, 99.99 and 99.999 % the one with the least squared "
+        "error of the values.",
+        "Wins over min-max where few values lie far out: cutting them costs less than coarser steps for all others.",
+        "RepQ-ViT, arXiv 2212.08254",
+    )
+)
 def percentile(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Search the percentile of least squared error, per tensor (RepQ-ViT, arXiv 2212.08254)."""
-    return _by_percentile(operand.values, bit_widths, ranges.fit_per_tensor)
+    return ranges.by_percentile(operand.values, bit_widths, ranges.fit_per_tensor)
 
 
-def log_sqrt2(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
-    """Search the scale of log√2 over percentiles (RepQ-ViT, arXiv 2212.08254)."""
-    return _by_percentile(operand.values, bit_widths, ranges.fit_log_sqrt2)
-
-
-def log2(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
-    """Take log2 with the scale 1 of a softmax (log-int-softmax, FQ-ViT, arXiv 2111.13824)."""
-    return {bits: Log2Quantizer(operand.values.new_ones(()), bits) for bits in bit_widths}
-
-
-def twin_softmax(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
-    """Fit the twin ranges of post-softmax values (PTQ4ViT, arXiv 2111.12293)."""
-    ordered = SortedValues.of(sampled_rows(operand.values.flatten(), _VALUES))
-    return {bits: ranges.fit_twin_softmax(ordered, bits) for bits in bit_widths}
-
-
-def twin_gelu(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
-    """Fit the twin ranges of post-GELU values (PTQ4ViT, arXiv 2111.12293)."""
-    ordered = SortedValues.of(sampled_rows(operand.values.flatten(), _VALUES))
-    return {bits: ranges.fit_twin_gelu(ordered, bits) for bits in bit_widths}
-
-
-def power_of_two_factor(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
-    """Fit a power-of-two factor per channel (FQ-ViT, arXiv 2111.13824)."""
-    return {bits: ranges.fit_power_of_two_factor(operand.rows, bits) for bits in bit_widths}
-
-
+@fit(
+    Described(
+        "output error",
+        "The same candidates and the full range, chosen by the squared error of the layer's output.",
+        "Wins where rare large values carry the function: their loss hardly shows in the average error of the input, "
+        "but in the output. For attention products and the patch embedding it is the percentile search.",
+        "this project; PTQ4ViT (arXiv 2111.12293) judges candidates by the output too",
+    )
+)
 def output_error_uniform(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Search the percentile, or none, with the least squared error of the layer's output, per tensor.
 
@@ -122,6 +103,7 @@ def output_error_uniform(operand: Operand, bit_widths: Sequence[int]) -> Operand
     return chosen
 
 
+@fit(_WEIGHTED_SEARCH)
 def fisher_uniform(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Search both ends of the range for the least squared error weighted by squared gradients, per tensor (ours).
 
@@ -131,7 +113,7 @@ def fisher_uniform(operand: Operand, bit_widths: Sequence[int]) -> OperandQuanti
     weights = (fisher + 0.05 * fisher.mean()).flatten().repeat(operand.images)
     if not weights.any():
         return percentile(operand, bit_widths)
-    sample = sampled_rows(operand.values.flatten(), _VALUES, weights)
+    sample = sampled_values(operand.values, weights)
     ordered = SortedValues.of(sample)
     lower, upper = torch.aminmax(operand.values)
     fractions = torch.tensor((1.05, *_FRACTIONS[:-1]), dtype=sample.dtype, device=sample.device)
@@ -146,51 +128,24 @@ def fisher_uniform(operand: Operand, bit_widths: Sequence[int]) -> OperandQuanti
     return chosen
 
 
-def adaptive_log(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
-    """Search scale and base of the logarithm for the least squared error of the product (AdaLog, arXiv 2407.12951).
-
-    Post-softmax values are multiplied by the values of attention, post-GELU ones by the weight.
-    """
-    shift = 0.0
-    if operand.role == "probabilities":
-        # A part of the queries of a few images is enough for an average over all.
-        images = slice(0, max(1, min(8 * operand.values.shape[0] // operand.images, 16)))
-        queries = slice(0, None, max(1, operand.values.shape[-2] // 48))
-        sample, partner = operand.values[images][..., queries, :], operand.partner[images]
-
-        def error_of(difference: Tensor) -> Tensor:
-            return torch.matmul(difference, partner).square_().sum()
-    else:
-        shift = max(GELU_SHIFT, -float(operand.values.min()))
-        sample = sampled_rows(operand.rows, _ROWS // 8, operand.row_weights)
-        sketch = _sketch(operand.partner)
-
-        def error_of(difference: Tensor) -> Tensor:
-            return (difference @ sketch).square_().sum()
-
-    largest = (operand.values.max() + shift).clamp(min=torch.finfo(sample.dtype).tiny)
-    return {bits: _best_log(sample, error_of, largest, shift, bits) for bits in bit_widths}
-
-
-def _best_log(
-    sample: Tensor, error_of: Callable[[Tensor], Tensor], largest: Tensor, shift: float, bits: int
-) -> AdaptiveLogQuantizer:
-    candidates = [
-        AdaptiveLogQuantizer(largest * scale, largest.new_tensor(octaves / 2**bits), shift, bits, zero_code)
-        for zero_code in (False, True)
-        for scale in _LOG_SCALES
-        for octaves in _LOG_OCTAVES
-    ]
-    errors = torch.stack([error_of(candidate(sample).sub_(sample)) for candidate in candidates])
-    return candidates[int(errors.argmin())]
-
-
+@fit(
+    Described(
+        "reparameterized",
+        "An even grid for every channel, by percentiles; the differences are moved into LayerNorm and the next "
+        "weights, so that one scale is left.",
+        "Wins over one grid for all wherever channels differ. The weights get harder to quantize, which does not show "
+        "here, where they stay in full precision.",
+        "RepQ-ViT, arXiv 2212.08254",
+    ),
+    per_channel=ReparameterizedQuantizer,
+)
 def percentile_reparameterized(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Search percentiles per channel and reparameterize (RepQ-ViT, arXiv 2212.08254)."""
-    sample, extremes = sampled_rows(operand.rows, _ROWS), tail_quantiles(operand.rows, PERCENTILES)
+    sample, extremes = sampled_rows(operand.rows, SAMPLED_ROWS), tail_quantiles(operand.rows, PERCENTILES)
     return {bits: reparameterized_quantizer(ranges.fit_per_channel(sample, bits, extremes)) for bits in bit_widths}
 
 
+@fit(_WEIGHTED_SEARCH, per_channel=ReparameterizedQuantizer)
 def searched_reparameterized(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Search both ends of every channel's range for the least weighted squared error and reparameterize (ours).
 
@@ -202,6 +157,16 @@ def searched_reparameterized(operand: Operand, bit_widths: Sequence[int]) -> Ope
     }
 
 
+@fit(
+    Described(
+        "per channel",
+        "An even grid for every channel of V, both ends searched for.",
+        "Wins wherever channels differ, and for free: a channel of V is a channel of the product, so its scale can be "
+        "multiplied afterwards.",
+        "this project",
+    ),
+    per_channel=UniformQuantizer,
+)
 def searched_channels(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Search both ends of the range of every head's every channel, for the second factor `[B, heads, N, C]`.
 
@@ -234,7 +199,7 @@ def fitted_weight(weight: Tensor, bits: int) -> UniformQuantizer:
 def _searched(rows: Tensor, bit_widths: Sequence[int], weights: Tensor | None = None) -> dict[int, UniformQuantizer]:
     """Search a range per column of `[N, C]`: common fractions of the full range first, then each end alone."""
     lower, upper = torch.aminmax(rows, dim=0)
-    sample = sampled_rows(rows, _ROWS, weights).contiguous()
+    sample = sampled_rows(rows, SAMPLED_ROWS, weights).contiguous()
     # Ranges shrink towards the median, which no quantizer should lose.
     centre = sample.median(dim=0).values
     return {bits: _searched_at(sample, centre, lower - centre, upper - centre, bits) for bits in bit_widths}
@@ -265,13 +230,24 @@ def _searched_at(sample: Tensor, centre: Tensor, below: Tensor, above: Tensor, b
     return uniform_quantizer(centre + below * ends[0], centre + above * ends[1], bits)
 
 
+@fit(
+    Described(
+        "clipped channel-wise",
+        "Reparameterized after the ranges of the widest channels were clipped; how much is chosen with the weights "
+        "quantized too.",
+        "Wins where few channels are so wide that moving them would spoil the weights. That gain does not show here, "
+        "where the weights stay in full precision.",
+        "Mix-QViT, arXiv 2501.06357",
+    ),
+    per_channel=ReparameterizedQuantizer,
+)
 def clipped_reparameterized(operand: Operand, bit_widths: Sequence[int]) -> OperandQuantizers:
     """Fit per channel, clip across channels, reparameterize; the clip with the least output error wins.
 
     Clipped channel-wise quantization (Mix-QViT, arXiv 2501.06357; METHOD.md, ours): without clipping is among the
     candidates.
     """
-    sample, extremes = sampled_rows(operand.rows, _ROWS), tail_quantiles(operand.rows, PERCENTILES)
+    sample, extremes = sampled_rows(operand.rows, SAMPLED_ROWS), tail_quantiles(operand.rows, PERCENTILES)
     chosen = {}
     for bits in bit_widths:
         lower, upper = channel_range(ranges.fit_per_channel(sample, bits, extremes))
@@ -292,30 +268,13 @@ def channel_range(channels: UniformQuantizer) -> tuple[Tensor, Tensor]:
 
 def output_error(weight: Tensor, rows: Tensor, quantizer: ReparameterizedQuantizer, weight_bits: int) -> float:
     """Return the squared error of a Linear's output ‖W x - Ŵ x̂‖² over `rows` `[N, C]`, both operands quantized."""
-    folded, bias = fold(weight, None, quantizer)
+    folded, bias = quantizer.fold(weight, None)
     quantized = ranges.fit_weight(folded, weight_bits)(folded)
     difference = functional.linear(quantizer(rows), quantized, bias) - functional.linear(rows, weight)
     return float(difference.square_().sum())
 
 
-def _by_percentile(
-    values: Tensor, bit_widths: Sequence[int], fit: Callable[[Tensor, int, tuple[Tensor, Tensor]], ActivationQuantizer]
-) -> OperandQuantizers:
-    flat = values.flatten()
-    extremes = tail_quantiles(flat[:, None], PERCENTILES)
-    sample = sampled_rows(flat, _VALUES)
-    return {bits: fit(sample, bits, extremes) for bits in bit_widths}
-
-
-def _output_error_of(operand: Operand) -> Callable[[ActivationQuantizer], float]:
+def _output_error_of(operand: Operand) -> Callable[[Quantizer], float]:
     """Return a function from a quantizer of a Linear's input to the squared error of its output."""
-    sample, sketch = sampled_rows(operand.rows, _ROWS), _sketch(operand.partner)
+    sample, sketch = sampled_rows(operand.rows, SAMPLED_ROWS), output_sketch(operand.partner)
     return lambda quantizer: float((quantizer(sample).sub_(sample) @ sketch).square_().sum())
-
-
-def _sketch(weight: Tensor) -> Tensor:
-    """Return a random projection of the outputs, `[in, sketch]`: it keeps squared errors and costs a fraction."""
-    if weight.shape[0] <= _SKETCH:
-        return weight.T
-    signs = torch.randint(0, 2, (_SKETCH, weight.shape[0]), generator=torch.Generator().manual_seed(0))
-    return ((signs.to(weight) * 2 - 1) / _SKETCH**0.5 @ weight).T.contiguous()

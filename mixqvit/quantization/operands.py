@@ -9,24 +9,22 @@ from torch import Tensor
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.fisher import Fisher
+from mixqvit.quantization.roles import roles
 
-__all__ = ["ROLES", "Operand", "operands_of", "roles", "sampled_rows"]
+__all__ = [
+    "SAMPLED_ROWS",
+    "Operand",
+    "operands_of",
+    "output_sketch",
+    "sampled_rows",
+    "sampled_values",
+]
 
-ROLES = (
-    "image",
-    "query",
-    "key",
-    "probabilities",
-    "value",
-    "post_layer_norm",
-    "attention_output",
-    "post_gelu",
-    "input",
-)
-"""What an operand is; recipes choose a quantizer for each. `input` is any other input of a Linear or convolution."""
+SAMPLED_ROWS = 2048
+"""Rows that fits compare errors on; ranges come from all values unless a sample is weighted."""
 
-_MATMUL_ROLES = {"matmul1": ("query", "key"), "matmul2": ("probabilities", "value")}
-_INPUT_ROLES = {"patch_embed": "image", "proj": "attention_output", "fc2": "post_gelu"}
+_SAMPLED_VALUES = 2**17
+_SKETCH = 64
 
 
 @dataclass(frozen=True)
@@ -75,13 +73,6 @@ def balanced(weights: Tensor) -> Tensor:
     return (weights / mean + 1) / 2 if mean > 0 else torch.ones_like(weights)
 
 
-def roles(layer: Layer) -> tuple[str, ...]:
-    """Return the role of each activation operand of a layer."""
-    if layer.is_matmul:
-        return _MATMUL_ROLES[layer.kind]
-    return ("post_layer_norm",) if layer.is_reparameterized else (_INPUT_ROLES.get(layer.kind, "input"),)
-
-
 def operands_of(
     graph: Graph, layer: Layer, values: tuple[Tensor, ...], images: int, fisher: Fisher | None = None
 ) -> tuple[Operand, ...]:
@@ -107,3 +98,16 @@ def sampled_rows(rows: Tensor, count: int, weights: Tensor | None = None) -> Ten
     # Evenly spaced points on the running sum; a random order of rows beforehand is not needed for an average.
     points = (torch.arange(count, dtype=torch.float64, device=rows.device) + 0.5) / count * shares[-1]
     return rows[torch.searchsorted(shares, points).clamp(max=len(rows) - 1)]
+
+
+def sampled_values(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return values to compare errors on, `[N]`, where no row is needed whole; weighted as in `sampled_rows`."""
+    return sampled_rows(values.flatten(), _SAMPLED_VALUES, weights)
+
+
+def output_sketch(weight: Tensor) -> Tensor:
+    """Return a random projection of a layer's outputs, `[in, sketch]`: which keeps squared errors."""
+    if weight.shape[0] <= _SKETCH:
+        return weight.T
+    signs = torch.randint(0, 2, (_SKETCH, weight.shape[0]), generator=torch.Generator().manual_seed(0))
+    return ((signs.to(weight) * 2 - 1) / _SKETCH**0.5 @ weight).T.contiguous()

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.quantizers import ActivationQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.base import Quantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
 __all__ = ["PreparedWeight", "QuantizedLayer", "QuantizedMatmul", "QuantizedOperation", "convolution_arguments"]
 
@@ -47,7 +48,7 @@ class QuantizedLayer:
     """
 
     prepared: PreparedWeight
-    input_quantizer: ActivationQuantizer | None
+    input_quantizer: Quantizer | None
     convolution: Mapping[str, Any] | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ class QuantizedLayer:
 class QuantizedMatmul:
     """An attention product of two quantized operands, each None where it stays in full precision."""
 
-    first: ActivationQuantizer | None
-    second: ActivationQuantizer | None
+    first: Quantizer | None
+    second: Quantizer | None
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the product of the two full-precision factors after quantization."""

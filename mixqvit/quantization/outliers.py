@@ -25,7 +25,8 @@ from mixqvit.quantization.channels import (
     Variant,
 )
 from mixqvit.quantization.fits import channel_range, output_error
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.ranges import (
     PERCENTILES,
     fit_per_channel,
@@ -34,7 +35,7 @@ from mixqvit.quantization.ranges import (
     tail_quantiles,
     uniform_quantizer,
 )
-from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
+from mixqvit.quantization.reparameterization import clip_ranges, reparameterized_quantizer
 from mixqvit.tasks.evaluation import kl_divergence
 
 __all__ = [
@@ -280,7 +281,7 @@ def clip_harm_steps(
         _, values = next(graph.walk(pixels, [layer.node]))
         for clip in todo:
             quantizer = _clipped(channels, clip)
-            weight, bias = fold(graph.weight(layer), graph.bias(layer), quantizer)
+            weight, bias = quantizer.fold(graph.weight(layer), graph.bias(layer))
             logits = graph.resume(
                 values, layer.node, {layer.node: _linear(quantizer, fit_weight(weight, bits)(weight), bias)}
             )

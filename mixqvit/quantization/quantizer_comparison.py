@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -14,21 +15,10 @@ from mixqvit.network.layers import Layer
 from mixqvit.quantization.fisher import Fisher
 from mixqvit.quantization.operands import operands_of, sampled_rows
 from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedMatmul, convolution_arguments
-from mixqvit.quantization.quantizers import (
-    ActivationQuantizer,
-    AdaptiveLogQuantizer,
-    Log2Quantizer,
-    LogSqrt2Quantizer,
-    PowerOfTwoFactorQuantizer,
-    ReparameterizedQuantizer,
-    TwinGeluQuantizer,
-    TwinSoftmaxQuantizer,
-    UniformQuantizer,
-)
+from mixqvit.quantization.quantizers.base import Described, Quantizer
 from mixqvit.quantization.recipes import MENU, RECIPES
-from mixqvit.quantization.reparameterization import fold
 
-__all__ = ["FittedQuantizer", "Histogram", "OperandComparison", "compare_quantizers", "grid_levels"]
+__all__ = ["FittedQuantizer", "Histogram", "OperandComparison", "compare_quantizers"]
 
 # Quantizers are fitted to all values, as in calibration; their errors are compared on a sample.
 _SAMPLED_ROWS = 2048
@@ -54,7 +44,9 @@ class FittedQuantizer:
     """One quantizer of the menu, fitted to an operand at every bit-width.
 
     Attributes:
-        name: Its name in the menu.
+        described: What people read, its name on the menu among it.
+        look: Stands for it in figures: a small number, the same for every operand that it is offered for and another
+            than those of the other quantizers offered there.
         recipes: The recipes that use it for such operands.
         is_per_channel: Whether channels have grids of their own.
         errors: ‖f(x̂) - f(x)‖² / ‖f(x)‖² by bit-width: the squared error of the layer's output relative to its size,
@@ -63,11 +55,17 @@ class FittedQuantizer:
             channel.
     """
 
-    name: str
+    described: Described
+    look: int
     recipes: tuple[str, ...]
     is_per_channel: bool
     errors: Mapping[int, float]
     levels: Mapping[int, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """Its name on the menu."""
+        return self.described.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,17 +122,19 @@ def compare_quantizers(
         operand = operands_of(graph, layer, factors, len(pixels), fisher)[place]
         error_of = _output_error(graph, layer, place, factors)
         fitted = {name: fit(operand, bit_widths) for name, fit in MENU[operand.role].items()}
-        per_channel = {name: _is_per_channel(found[bit_widths[0]]) for name, found in fitted.items()}
+        per_channel = {name: found[bit_widths[0]].is_per_channel for name, found in fitted.items()}
         columns = _columns(layer, operand.values) if any(per_channel.values()) else None
         channel = None if columns is None else _median_channel(columns)
         edges = np.histogram_bin_edges(operand.values.double().numpy(), _BINS)
+        looks = _looks()
         quantizers = tuple(
             FittedQuantizer(
-                name,
+                fit.described,
+                looks[name],
                 tuple(recipe.name for recipe in RECIPES.values() if recipe.activations[operand.role] is fit),
                 per_channel[name],
                 {bits: error_of(fitted[name][bits]) for bits in bit_widths},
-                {bits: grid_levels(fitted[name][bits], channel or 0) for bits in bit_widths},
+                {bits: fitted[name][bits].levels(channel or 0).numpy() for bits in bit_widths},
             )
             for name, fit in MENU[operand.role].items()
         )
@@ -148,44 +148,13 @@ def compare_quantizers(
         )
 
 
-def grid_levels(quantizer: ActivationQuantizer, channel: int = 0) -> np.ndarray:
-    """Return the values that a quantizer can return, ascending, in units of its input.
-
-    Args:
-        quantizer: Any quantizer of the menu.
-        channel: Whose grid, counted over all heads, where channels have grids of their own.
-    """
-    if isinstance(quantizer, (ReparameterizedQuantizer, PowerOfTwoFactorQuantizer)):
-        return grid_levels(quantizer.per_channel, channel)
-    codes = torch.arange(2**quantizer.bits, dtype=torch.float64)
-    half = 2 ** (quantizer.bits - 1)
-    match quantizer:
-        case UniformQuantizer(scale, zero_point):
-            if scale.numel() > 1:
-                zero_point = zero_point.expand_as(scale).flatten()[channel]
-                scale = scale.flatten()[channel]
-            levels = (codes - zero_point.flatten()) * scale.flatten()
-        case Log2Quantizer(scale):
-            levels = scale * torch.exp2(-codes)
-        case LogSqrt2Quantizer(scale):
-            levels = torch.cat([scale * torch.exp2(-codes / 2), codes[:1]])
-        case AdaptiveLogQuantizer(scale, step, shift):
-            levels = scale * torch.exp2(-codes * step)
-            levels[-1] *= not quantizer.zero_code
-            levels = levels - shift
-        case TwinSoftmaxQuantizer(scale, exponent):
-            fine = codes[:half] * scale
-            coarse = codes[:half] * torch.ldexp(scale, exponent)
-            levels = torch.cat([fine, coarse[coarse > fine[-1]]])
-        case TwinGeluQuantizer(scale, exponent):
-            levels = torch.cat([-codes[: half + 1] * scale, codes[:half] * torch.ldexp(scale, exponent)])
-    return np.unique(levels.double().numpy() + 0.0)  # no -0 beside 0
-
-
-def _is_per_channel(quantizer: ActivationQuantizer) -> bool:
-    if isinstance(quantizer, (ReparameterizedQuantizer, PowerOfTwoFactorQuantizer)):
-        return True
-    return isinstance(quantizer, UniformQuantizer) and quantizer.scale.numel() > 1
+def _looks() -> Mapping[str, int]:
+    """Number the names of the menu so that those offered for one operand differ, with as few numbers as it takes."""
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(name for menu in MENU.values() for name in menu):
+        beside = {found.get(other) for menu in MENU.values() if name in menu for other in menu}
+        found[name] = next(number for number in count() if number not in beside)
+    return found
 
 
 def _columns(layer: Layer, values: Tensor) -> Tensor:
@@ -202,9 +171,7 @@ def _histogram(values: Tensor, edges: np.ndarray) -> Histogram:
     return Histogram(edges, np.histogram(values.double().numpy(), edges)[0])
 
 
-def _output_error(
-    graph: Graph, layer: Layer, place: int, factors: tuple[Tensor, ...]
-) -> Callable[[ActivationQuantizer], float]:
+def _output_error(graph: Graph, layer: Layer, place: int, factors: tuple[Tensor, ...]) -> Callable[[Quantizer], float]:
     """Return a function from a quantizer of one operand to ‖f(x̂) - f(x)‖² / ‖f(x)‖² on a sample."""
     if layer.is_matmul:
         # Evenly spread over images and windows; both factors must come from the same ones.
@@ -212,7 +179,7 @@ def _output_error(
         step = -(-len(factors[0]) // count)
         sample = tuple(factor[::step] for factor in factors)
 
-        def output(quantizer: ActivationQuantizer) -> Tensor:
+        def output(quantizer: Quantizer) -> Tensor:
             return QuantizedMatmul(*((quantizer, None) if place == 0 else (None, quantizer)))(*sample)
 
         exact = torch.matmul(*sample)
@@ -222,9 +189,9 @@ def _output_error(
         if convolution is None:
             inputs = sampled_rows(inputs.flatten(0, -2), _SAMPLED_ROWS)
 
-        def output(quantizer: ActivationQuantizer) -> Tensor:
-            own = fold(weight, bias, quantizer) if isinstance(quantizer, ReparameterizedQuantizer) else (weight, bias)
-            return QuantizedLayer(PreparedWeight(*own, None), quantizer, convolution)(inputs)
+        def output(quantizer: Quantizer) -> Tensor:
+            prepared = PreparedWeight(*quantizer.fold(weight, bias), None)
+            return QuantizedLayer(prepared, quantizer, convolution)(inputs)
 
         exact = graph.operation(layer).forward(inputs)
     size = float(exact.square().sum()) or 1.0

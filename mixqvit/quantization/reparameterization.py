@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
-__all__ = ["clip_ranges", "fold", "reparameterized_quantizer"]
+__all__ = ["clip_ranges", "reparameterized_quantizer"]
 
 
 def reparameterized_quantizer(
@@ -26,13 +27,6 @@ def reparameterized_quantizer(
     if round_zero_point:
         zero_point = zero_point.round()
     return ReparameterizedQuantizer(channels, UniformQuantizer(scale, zero_point, channels.bits), clip)
-
-
-def fold(weight: Tensor, bias: Tensor | None, quantizer: ReparameterizedQuantizer) -> tuple[Tensor, Tensor]:
-    """Return W' = W · diag(r) `[out, C]` and b' = b + W' · t `[out]`, which undo the quantizer's move."""
-    folded = weight * quantizer.ratio
-    moved = folded @ quantizer.shift
-    return folded, moved if bias is None else bias + moved
 
 
 def clip_ranges(lower: Tensor, upper: Tensor, clip: float) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,15 @@
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor
 
 from mixqvit.errors import StoreError
 from mixqvit.quantization.calibration import LayerCalibration
-from mixqvit.quantization.quantizers import ActivationQuantizer
+from mixqvit.quantization.quantizers.base import QUANTIZERS, Quantizer
 
 __all__ = ["from_tensors", "quantizer_from_tensors", "quantizer_to_tensors", "to_tensors"]
-
-_CLASSES = {kind.__name__: kind for kind in get_args(ActivationQuantizer)}
 
 
 def to_tensors(piece: LayerCalibration) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -39,7 +37,7 @@ def from_tensors(layer: str, tensors: Mapping[str, Tensor], descriptions: Mappin
     Raises:
         StoreError: A quantizer or one of its tensors is missing or unknown.
     """
-    operands: list[dict[int, ActivationQuantizer]] = [{} for _ in range(int(descriptions.get("operands", 0)))]
+    operands: list[dict[int, Quantizer]] = [{} for _ in range(int(descriptions.get("operands", 0)))]
     for path, description in descriptions.items():
         if path != "operands":
             prefix = f"{path}/"
@@ -50,13 +48,13 @@ def from_tensors(layer: str, tensors: Mapping[str, Tensor], descriptions: Mappin
     return LayerCalibration(layer, ordered, tensors.get("token_weights"))
 
 
-def quantizer_to_tensors(quantizer: ActivationQuantizer) -> tuple[dict[str, Tensor], str]:
+def quantizer_to_tensors(quantizer: Quantizer) -> tuple[dict[str, Tensor], str]:
     """Return the tensors of a quantizer by field name (`field/field` where nested) and the rest of it as JSON."""
     tensors: dict[str, Tensor] = {}
     return tensors, json.dumps(_describe(quantizer, "", tensors))
 
 
-def quantizer_from_tensors(tensors: Mapping[str, Tensor], description: str) -> ActivationQuantizer:
+def quantizer_from_tensors(tensors: Mapping[str, Tensor], description: str) -> Quantizer:
     """Return what `quantizer_to_tensors` was given.
 
     Raises:
@@ -65,7 +63,7 @@ def quantizer_from_tensors(tensors: Mapping[str, Tensor], description: str) -> A
     return _build(json.loads(description), "", tensors)
 
 
-def _describe(quantizer: ActivationQuantizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _describe(quantizer: Quantizer, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Put the tensors of a quantizer into `tensors` and return its class and its other fields."""
     description: dict[str, Any] = {"class": type(quantizer).__name__}
     for name in (field.name for field in fields(quantizer)):
@@ -80,8 +78,8 @@ def _describe(quantizer: ActivationQuantizer, prefix: str, tensors: dict[str, Te
     return description
 
 
-def _build(description: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> ActivationQuantizer:
-    kind = _CLASSES.get(description["class"])
+def _build(description: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor]) -> Quantizer:
+    kind = QUANTIZERS.get(description["class"])
     if kind is None:
         raise StoreError(
             f"The saved calibration holds a quantizer {description['class']!r}, which this version does not know. "

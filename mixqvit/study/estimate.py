@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.quantization.recipes import find_recipe
 from mixqvit.study.evaluation import COMPENSATION_LAYER_SECONDS, COMPENSATION_PASSES, QUANTIZED_PASS
 
 if TYPE_CHECKING:
@@ -29,18 +30,6 @@ RELEVANCE_PASSES: Mapping[str, float] = {
 """Passes that an image takes, by method; chefer 14.4 (digits_vit), 8.5 (digits_swin) and 13.8 (DeiT-Tiny).
 
 The multiples for relevance in tests/benchmarks/RESULTS.md are of an image that runs alone; these are of one among four.
-"""
-
-CALIBRATION: Mapping[str, tuple[float, float]] = {
-    "mix-qvit": (20, 0.083),
-    "adalog": (13.5, 0.066),
-    "ptq4vit": (6, 0.0085),
-    "fq-vit": (1.9, 0.0005),
-    "min-max": (1.1, 0.0003),
-}
-"""By recipe, for all bit-widths: passes that an image takes, and seconds that a layer takes beside them.
-
-With 32 images mix-qvit takes 4.4 s (digits_vit), 2.8 s (digits_swin) and 27 s (DeiT-Tiny).
 """
 
 CELL_PASSES = 0.55
@@ -94,11 +83,12 @@ def estimate(study: "Study") -> Estimate | None:
     measured = study.evaluation_progress(FULL_PRECISION)
     left = measured.total - measured.done  # the first time, what all others are compared with runs before
     calibrated, analysed = len(study._calibration_pixels), len(study._analysis_images)
-    passes, layer_seconds = CALIBRATION[settings.recipe]
+    time = find_recipe(settings.recipe).calibration_time
+    of_layer = many * time.passes * calibrated / layers + time.layer_seconds
     seconds = {
         # Its batches are larger than the few and smaller than the many.
         "relevance": (few + many) / 2 * RELEVANCE_PASSES[settings.importance] * (relevance.total - relevance.done),
-        "calibration": (many * passes * calibrated / layers + layer_seconds) * (calibration.total - calibration.done),
+        "calibration": of_layer * (calibration.total - calibration.done),
         "sensitivity": (many * CELL_PASSES * analysed + CELL_SECONDS) * (sensitivity.total - sensitivity.done),
         "full precision": many * left * (1 if measured.done else 2) + EVALUATION_SECONDS if left else 0.0,
         "allocation": many * (QUANTIZED_PASS * measured.total + COMPENSATION_PASSES * calibrated)

@@ -22,9 +22,9 @@ from mixqvit.quantization.calibration import Calibration, LayerCalibration, cali
 from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.model import QuantizedModel, quantize
-from mixqvit.quantization.operands import roles
 from mixqvit.quantization.quantizer_comparison import OperandComparison, compare_quantizers
 from mixqvit.quantization.recipes import RECIPES, find_recipe
+from mixqvit.quantization.roles import roles
 from mixqvit.study.claims import WORK, once
 from mixqvit.study.sensitivity import SensitivityStages
 from mixqvit.study.store import fingerprint

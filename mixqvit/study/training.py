@@ -27,7 +27,7 @@ from mixqvit.study.evaluation import Predictor
 from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.training.machine import Machine, open_machine
 from mixqvit.training.quantization_aware import Checkpoint, Step, TrainingData, restored, run_of, train_steps
-from mixqvit.training.settings import StepSizes, TrainingRun, TrainingSettings
+from mixqvit.training.settings import TRAINING_RECIPES, StepSizes, TrainingRun, TrainingSettings
 
 __all__ = ["FIRST_AND_LAST_BITS", "Training", "TrainingStages"]
 
@@ -262,7 +262,7 @@ class TrainingStages(AllocationStages):
         """
         resolved, recipe = self._trainable(bits), (settings or TrainingSettings()).recipe
         graph = self.graph
-        if recipe == "ofq":
+        if TRAINING_RECIPES[recipe].merges_query_key:
             graph = self._remembered("merged graph", lambda: merge_query_key(self.graph))
         of_layers = {layer.name: resolved[original_layer(layer.name, self.graph.by_name)] for layer in graph.layers}
         return cost(graph.layers, of_layers, storage(graph, recipe, self.model))

@@ -5,14 +5,37 @@ from dataclasses import dataclass
 
 from mixqvit.errors import TrainingError
 
-__all__ = ["TRAINING_RECIPES", "StepSizes", "TrainingEpoch", "TrainingRun", "TrainingSettings"]
+__all__ = ["TRAINING_RECIPES", "StepSizes", "TrainingEpoch", "TrainingRecipe", "TrainingRun", "TrainingSettings"]
 
-TRAINING_RECIPES: Mapping[str, str] = {
-    "lsq": "learned step sizes for weights and activations (LSQ, arXiv 1902.08153)",
-    "ofq": "weights scaled by their statistics, query and key merged into one weight, confident weights frozen at the "
-    "end (OFQ, arXiv 2302.02210); activations as in lsq",
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """A recipe of quantization-aware training.
+
+    Attributes:
+        description: One line for people.
+        has_statistical_weights: Whether the scales of weights follow from the weights; else their steps are learned.
+        merges_query_key: Whether query and key become one weight.
+        anneals: Whether only weights near a rounding threshold are trained at the end.
+    """
+
+    description: str
+    has_statistical_weights: bool = False
+    merges_query_key: bool = False
+    anneals: bool = False
+
+
+TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
+    "lsq": TrainingRecipe("learned step sizes for weights and activations (LSQ, arXiv 1902.08153)"),
+    "ofq": TrainingRecipe(
+        "weights scaled by their statistics, query and key merged into one weight, confident weights frozen at the "
+        "end (OFQ, arXiv 2302.02210); activations as in lsq",
+        has_statistical_weights=True,
+        merges_query_key=True,
+        anneals=True,
+    ),
 }
-"""What each recipe of quantization-aware training does, by name."""
+"""The recipes of quantization-aware training by name."""
 
 LARGEST_BATCH = 4096
 
@@ -57,7 +80,7 @@ class TrainingSettings:
     @property
     def annealing_epochs(self) -> int:
         """Epochs at the end in which only weights near a rounding threshold are trained; 0 for `lsq`."""
-        return -(-self.epochs // 6) if self.recipe == "ofq" and self.epochs > 1 else 0
+        return -(-self.epochs // 6) if TRAINING_RECIPES[self.recipe].anneals and self.epochs > 1 else 0
 
 
 @dataclass(frozen=True)

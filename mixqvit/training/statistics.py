@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixqvit.quantization.quantizers import UniformQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
 __all__ = ["BOUNDARY_RANGE", "StatisticalStep", "near_threshold", "statistical_quantizer"]
 

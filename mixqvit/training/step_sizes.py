@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixqvit.quantization.quantizers import UniformQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
 __all__ = ["LearnedStep", "fitted_step", "gradient_scale", "learned_step", "paper_step"]
 

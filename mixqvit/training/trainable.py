@@ -18,7 +18,7 @@ from mixqvit.quantization.operations import (
     QuantizedOperation,
     convolution_arguments,
 )
-from mixqvit.training.settings import StepSizes
+from mixqvit.training.settings import TRAINING_RECIPES, StepSizes
 from mixqvit.training.statistics import StatisticalStep
 from mixqvit.training.step_sizes import LearnedStep
 
@@ -50,7 +50,8 @@ class TrainableModel(nn.Module):
         """
         super().__init__()
         self.source, self.recipe = graph.fingerprint, recipe
-        self.graph = merge_query_key(graph) if recipe == "ofq" else graph.copied(graph.device)
+        merges = TRAINING_RECIPES[recipe].merges_query_key
+        self.graph = merge_query_key(graph) if merges else graph.copied(graph.device)
         self.bits = {layer.name: bits[original_layer(layer.name, graph.by_name)] for layer in self.graph.layers}
         self.module = self.graph.module
         self.quantizers = nn.ModuleDict()
@@ -120,7 +121,8 @@ class TrainableModel(nn.Module):
             if width != FULL_PRECISION:
                 self.quantizers[_key(layer, operand)] = LearnedStep.of_activation(operand_values, width, images)
         if not layer.is_matmul and bits[0] != FULL_PRECISION:
-            make = StatisticalStep if self.recipe == "ofq" else LearnedStep.of_weight
+            is_statistical = TRAINING_RECIPES[self.recipe].has_statistical_weights
+            make = StatisticalStep if is_statistical else LearnedStep.of_weight
             self.quantizers[_key(layer, "weight")] = make(self.graph.weight(layer), bits[0])
 
     def _quantizer(self, layer: Layer, operand: str) -> LearnedStep | StatisticalStep | None:

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.quantization.roles import ROLES
 from mixqvit.views.accuracy import AGREEMENT, TOP1, accuracy_columns, accuracy_of
-from mixqvit.views.quantizer_words import OPERANDS, QUANTIZERS
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -31,27 +31,27 @@ __all__ = [
     "recipe_words",
 ]
 
-_LOOKS = {
-    "min-max": ("#7a868d", "x"),
-    "percentile": ("#e69f00", "circle"),
-    "output error": ("#b8a500", "circle-open"),
-    "log2": ("#cc79a7", "triangle-down"),
-    "log√2": ("#7f5fc7", "triangle-up"),
-    "twin uniform": ("#d55e00", "square"),
-    "adaptive log": ("#0072b2", "diamond"),
-    "power-of-two factor": ("#d55e00", "square"),
-    "reparameterized": ("#cc79a7", "triangle-up"),
-    "clipped channel-wise": ("#7f5fc7", "triangle-down"),
-    "weighted search": ("#0072b2", "diamond"),
-    "per channel": ("#009e73", "star"),
-}
-"""Colour and symbol by name; those that share one are never on the menu of the same operand."""
+_LOOKS = (
+    ("#7a868d", "x"),
+    ("#e69f00", "circle"),
+    ("#b8a500", "circle-open"),
+    ("#cc79a7", "triangle-down"),
+    ("#7f5fc7", "triangle-up"),
+    ("#d55e00", "square"),
+    ("#0072b2", "diamond"),
+    ("#009e73", "star"),
+)
+"""Colours and symbols by `FittedQuantizer.look`."""
 
 _VALUES = "#56b4e9"
 _LINE = "#7a868d"
 _WHOLE_OUTPUT = 100.0  # percent: an error as large as the output itself; bars end here
 _HEIGHT, _GRID_HEIGHT, _RECIPE_HEIGHT = 350, 105, 400  # pixels
 _TICKS, _FLOOR, _ONE_VALUE = 0.22, 0.08, 0.6  # heights below the histogram on its logarithmic axis
+
+
+def _look(quantizer: "FittedQuantizer") -> tuple[str, str]:
+    return _LOOKS[quantizer.look % len(_LOOKS)]
 
 
 def by_error(comparison: "OperandComparison", bits: int) -> list["FittedQuantizer"]:
@@ -81,7 +81,7 @@ def error_bars(comparison: "OperandComparison", bits: int, default: str) -> go.F
         x=shown,
         y=[quantizer.name for quantizer in ordered],
         marker={
-            "color": [_LOOKS[quantizer.name][0] for quantizer in ordered],
+            "color": [_look(quantizer)[0] for quantizer in ordered],
             "pattern": {"shape": ["/" if marked else "" for marked in is_default], "fgcolor": "white", "size": 6},
         },
         text=[
@@ -91,7 +91,7 @@ def error_bars(comparison: "OperandComparison", bits: int, default: str) -> go.F
         textposition="outside",
         cliponaxis=False,
         customdata=[
-            (percent(quantizer.errors[bits]), QUANTIZERS[quantizer.name].source, ", ".join(quantizer.recipes) or "none")
+            (percent(quantizer.errors[bits]), quantizer.described.source, ", ".join(quantizer.recipes) or "none")
             for quantizer in ordered
         ],
         hovertemplate="<b>%{y}</b>: %{customdata[0]}<br>%{customdata[1]}<br>recipes that use it here: %{customdata[2]}"
@@ -108,7 +108,7 @@ def error_curves(comparison: "OperandComparison", bits: int) -> go.Figure:
     """Draw the error of every quantizer against bits; the chosen bit-width is marked."""
     figure = go.Figure()
     for quantizer in comparison.quantizers:
-        colour, symbol = _LOOKS[quantizer.name]
+        colour, symbol = _look(quantizer)
         errors = [100 * quantizer.errors[width] for width in BIT_WIDTHS]
         figure.add_scatter(
             name=quantizer.name,
@@ -130,26 +130,29 @@ def error_frame(comparison: "OperandComparison") -> pd.DataFrame:
     return pd.DataFrame(
         {
             "layer": comparison.layer,
-            "operand": OPERANDS[comparison.role],
+            "operand": ROLES[comparison.role],
             "quantizer": [quantizer.name for quantizer in comparison.quantizers],
             **{
                 f"error at {bits} bits (%)": [100 * quantizer.errors[bits] for quantizer in comparison.quantizers]
                 for bits in BIT_WIDTHS
             },
-            "source": [QUANTIZERS[quantizer.name].source for quantizer in comparison.quantizers],
+            "source": [quantizer.described.source for quantizer in comparison.quantizers],
             "recipes": [", ".join(quantizer.recipes) for quantizer in comparison.quantizers],
         }
     )
 
 
 def error_words(comparison: "OperandComparison", bits: int, default: str) -> str:
-    """Say which quantizer errs least at these bits, how far min-max is behind, and where the default's choice is."""
+    """Say which quantizer errs least at these bits, how far the plainest is behind, and where the default's choice is.
+
+    The plainest is the first of the menu.
+    """
     ordered = by_error(comparison, bits)
     best = ordered[0]
-    plainest = next(quantizer for quantizer in ordered if quantizer.name == "min-max")
+    plainest = comparison.quantizers[0]
     words = f"At {bits} bits **{best.name}** changes the layer's output least: by {percent(best.errors[bits])} of it"
     if best.errors[bits] < plainest.errors[bits] < float("inf") and best.errors[bits] > 0:
-        words += f"; min-max by {plainest.errors[bits] / best.errors[bits]:.1f} times as much"
+        words += f"; {plainest.name} by {plainest.errors[bits] / best.errors[bits]:.1f} times as much"
     chosen = next((quantizer for quantizer in ordered if default in quantizer.recipes), None)
     if chosen is None:
         return f"{words}."
@@ -204,7 +207,7 @@ def grid_figure(comparison: "OperandComparison", bits: int, names: Collection[st
             marker={
                 "symbol": "line-ns",
                 "size": 13,
-                "line": {"width": 1.6 if len(levels) <= 40 else 1, "color": _LOOKS[quantizer.name][0]},
+                "line": {"width": 1.6 if len(levels) <= 40 else 1, "color": _look(quantizer)[0]},
             },
             hovertemplate=f"level %{{x:.4g}} of {quantizer.name}<extra></extra>",
             row=row,

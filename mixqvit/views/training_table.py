@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.layers import Layer
-from mixqvit.training.settings import TrainingRun
+from mixqvit.training.settings import TRAINING_RECIPES, TrainingRun
 from mixqvit.views.accuracy import AGREEMENT, Accuracy, accuracy_columns
 from mixqvit.views.overview import interval_text, megabytes, nats, percent
 from mixqvit.views.style import finish
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Setting", "bits_words", "is_uniform", "setting_figure", "setting_frame", "setting_words"]
 
-_TRAINED = {"lsq": COLOURS["trained"], "ofq": "#009e73"}
+_TRAINED = dict(zip(TRAINING_RECIPES, (COLOURS["trained"], "#009e73"), strict=True))
 _SYMBOLS = {"uniform": "square", "mixed": "circle"}
 _LINES = COLOURS["full precision"]
 _HEIGHT = 420  # pixels

@@ -76,7 +76,7 @@ def controls() -> Chosen:
             required=True,
             key="train_recipe",
             bind="query-params",
-            help="\n".join(f"- **{name}**: {found}" for name, found in TRAINING_RECIPES.items()),
+            help="\n".join(f"- **{name}**: {found.description}" for name, found in TRAINING_RECIPES.items()),
         )
         epochs = st.number_input(
             "Epochs",

@@ -7,8 +7,10 @@ import numpy as np
 from mixqvit.allocation.costs import Storage, cost, uniform_bitops
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.network.layers import Layer
+from mixqvit.quantization.roles import ChannelParameters
 
-REST = Storage("mix-qvit", 400, 600)
+MOVED = ChannelParameters(8, moves_input=True)
+REST = Storage({"post_layer_norm": MOVED, "attention_output": MOVED, "value": ChannelParameters(8)}, 400, 600)
 
 
 def layer(index, kind="fc1", parameters=64, macs=1000):

@@ -11,14 +11,16 @@ from mixqvit.allocation.costs import (
     scale_bytes,
     uniform_bitops,
 )
-from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import resolve_bits, uniform
 from mixqvit.network.layers import Layer
+from mixqvit.quantization.roles import ChannelParameters, operand_channels
 
+MOVED = ChannelParameters(8, moves_input=True)
+MIXED = {"post_layer_norm": MOVED, "attention_output": MOVED, "value": ChannelParameters(8)}
 LINEAR = Layer("linear", "fc1", 0, 30, 5, 700, (1, 6), (1, 5), "linear", None)
 PRODUCT = Layer("product", "matmul1", 0, 0, 0, 400, (1, 6), (1, 5), "product", None)
 NORMED = Layer("normed", "fc1", 0, 30, 5, 700, (1, 6), (1, 5), "normed", "norm")
-REST = Storage("mix-qvit", 44, 1000)
+REST = Storage(MIXED, 44, 1000)
 EMBEDDING = Layer("embedding", "patch_embed", None, 16, 4, 100, (1, 2, 2), (1, 4), "embedding", None)
 
 
@@ -38,38 +40,49 @@ def test_full_precision_costs_float32_and_no_scales():
     assert code_bytes(LINEAR, 32) == 0
     assert full_precision_weight_bytes(LINEAR, 32) == 120
     assert full_precision_weight_bytes(LINEAR, 8) == 0
-    assert scale_bytes(LINEAR, (32, 32), "mix-qvit") == 0
-    assert scale_bytes(LINEAR, (32, 4), "mix-qvit") == 16
-    assert scale_bytes(PRODUCT, (32, 4), "mix-qvit") == 16
+    assert scale_bytes(LINEAR, (32, 32), REST) == 0
+    assert scale_bytes(LINEAR, (32, 4), REST) == 16
+    assert scale_bytes(PRODUCT, (32, 4), REST) == 16
     assert bitops(LINEAR, (32, 32)) == 700 * 1024
     found = cost([EMBEDDING, LINEAR], {"embedding": (32, 32), "linear": (4, 32)}, REST)
     assert (found.weight_bytes, found.full_precision_bytes) == (15, 44 + 64)
 
 
-@pytest.mark.parametrize(("recipe", "channel"), [("min-max", 0), ("fq-vit", 1), ("repq-vit", 8), ("mix-qvit", 8)])
-def test_a_post_layer_norm_input_has_parameters_per_channel(recipe, channel):
-    assert activation_parameter_bytes(NORMED, 0, recipe) == 16 + 6 * channel
-    assert activation_parameter_bytes(LINEAR, 0, recipe) == 16
-    assert scale_bytes(NORMED, (32, 4), recipe) == 16 + 6 * channel
-    assert scale_bytes(NORMED, (4, 32), recipe) == 5 * 5
+def storing(**parameters: ChannelParameters) -> Storage:
+    return Storage(parameters, 0, 0)
 
 
-def test_the_size_of_an_unknown_recipe_is_refused():
-    with pytest.raises(CalibrationError, match="'median'"):
-        scale_bytes(LINEAR, (4, 4), "median")
+@pytest.mark.parametrize("channel", [1, 8])
+def test_only_an_operand_whose_role_has_parameters_per_channel_stores_them(channel):
+    storage = storing(post_layer_norm=ChannelParameters(channel))
+    assert activation_parameter_bytes(NORMED, 0, storage) == 16 + 6 * channel
+    assert activation_parameter_bytes(NORMED, 0, storing()) == 16
+    assert activation_parameter_bytes(LINEAR, 0, storage) == 16
+    assert scale_bytes(NORMED, (32, 4), storage) == 16 + 6 * channel
+    assert scale_bytes(NORMED, (4, 32), storage) == 5 * 5
+
+
+def test_channels_of_an_attention_product_are_counted_over_all_heads():
+    scores = Layer("scores", "matmul1", 0, 0, 0, 1, (1, 3, 7, 5), (1, 3, 7, 7), "scores", None)
+    product = Layer("product", "matmul2", 0, 0, 0, 1, (1, 3, 7, 7), (1, 3, 7, 4), "product", None)
+    assert [operand_channels(scores, place) for place in (0, 1)] == [3 * 5, 3 * 5]
+    assert operand_channels(product, 1) == 3 * 4
+    assert operand_channels(PRODUCT, 1) == 0
+    assert activation_parameter_bytes(product, 1, REST) == 16 + 8 * 12
+    assert activation_parameter_bytes(product, 0, REST) == 16
 
 
 def test_a_bias_that_reparameterization_creates_is_counted():
     reduction = Layer("reduction", "reduction", None, 32, 4, 100, (1, 8), (1, 4), "reduction", "norm", has_bias=False)
-    assert scale_bytes(reduction, (4, 4), "mix-qvit") == 5 * 4 + (16 + 8 * 8) + 4 * 4
-    assert scale_bytes(reduction, (4, 4), "min-max") == 5 * 4 + 16
-    assert scale_bytes(reduction, (4, 32), "mix-qvit") == 5 * 4
+    assert scale_bytes(reduction, (4, 4), REST) == 5 * 4 + (16 + 8 * 8) + 4 * 4
+    assert scale_bytes(reduction, (4, 4), storing()) == 5 * 4 + 16
+    assert scale_bytes(reduction, (4, 32), REST) == 5 * 4
 
 
 def test_the_size_is_a_constant_and_a_sum_over_layers():
     layers = [EMBEDDING, LINEAR, NORMED, PRODUCT]
     bits = {"embedding": (4, 8), "linear": (32, 5), "normed": (2, 3), "product": (4, 32)}
-    total = sum(layer_bytes(layer, bits[layer.name], "mix-qvit") for layer in layers)
+    total = sum(layer_bytes(layer, bits[layer.name], REST) for layer in layers)
     assert cost(layers, bits, REST).size_bytes == 44 + 1000 + total
 
 

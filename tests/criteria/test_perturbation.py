@@ -5,7 +5,7 @@ import torch
 
 from mixqvit.criteria.perturbation import squared_perturbations
 from mixqvit.quantization.calibration import prepare_weight
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
 from tests.tiny_models import tiny_images
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mixqvit.errors import PackingError
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.packing.codes import dequantized, pack_codes, unpack_codes, weight_codes
-from mixqvit.quantization.quantizers import UniformQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.ranges import fit_weight
 
 

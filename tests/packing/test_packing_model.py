@@ -18,9 +18,8 @@ from mixqvit.packing.model import load_packed, pack, packed, packed_source, stor
 from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.model import quantize
 from mixqvit.quantization.operations import QuantizedLayer
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
 from mixqvit.quantization.recipes import RECIPES
-from mixqvit.quantization.reparameterization import fold
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 IMAGES = tiny_images(4, torch.float32)
@@ -126,7 +125,7 @@ def test_the_loaded_graph_has_the_dequantized_weights_without_the_move_of_the_in
             operation = loaded.operations[layer.node]
             weight, bias = graph.weight(layer), graph.bias(layer)
             if isinstance(operation.input_quantizer, ReparameterizedQuantizer):
-                weight, bias = fold(weight, bias, operation.input_quantizer)
+                weight, bias = operation.input_quantizer.fold(weight, bias)
                 moved += 1
             assert torch.allclose(weight, operation.prepared.weight, rtol=1e-5, atol=1e-6), layer.name
             if layer.has_bias:
@@ -220,4 +219,4 @@ def test_storage_counts_what_is_never_quantized(calibrated):
     graph = calibrated("vit").graph
     weights = sum(layer.parameters for layer in graph.layers)
     found = storage(graph, "mix-qvit")
-    assert found == Storage("mix-qvit", 4 * (graph.parameters - weights), found.container_bytes)
+    assert found == Storage(RECIPES["mix-qvit"].stored, 4 * (graph.parameters - weights), found.container_bytes)

@@ -9,17 +9,14 @@ import torch
 from mixqvit.allocation.costs import OPERAND_BYTES
 from mixqvit.errors import PackingError
 from mixqvit.packing.parameters import decode_quantizer, encode_quantizer
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer, UniformQuantizer
-from mixqvit.quantization.ranges import (
-    fit_adaptive_log,
-    fit_log2,
-    fit_log_sqrt2,
-    fit_per_channel,
-    fit_per_tensor,
-    fit_power_of_two_factor,
-    fit_twin_gelu,
-    fit_twin_softmax,
-)
+from mixqvit.quantization.quantizers.adaptive_log import AdaptiveLogQuantizer
+from mixqvit.quantization.quantizers.log2 import Log2Quantizer
+from mixqvit.quantization.quantizers.log_sqrt2 import fit_log_sqrt2
+from mixqvit.quantization.quantizers.power_of_two_factor import fit_power_of_two_factor
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.twin_uniform import TwinSoftmaxQuantizer, fit_twin_gelu, fit_twin_softmax
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
+from mixqvit.quantization.ranges import fit_per_channel, fit_per_tensor
 from mixqvit.quantization.reparameterization import reparameterized_quantizer
 from mixqvit.quantization.saving import quantizer_to_tensors
 
@@ -30,10 +27,10 @@ QUANTIZERS = [
     (fit_per_tensor(VALUES, 4), 0),
     (fit_per_channel(VALUES, 4), 4 * 8),
     (PER_HEAD, 2 * 8),
-    (fit_log2(VALUES, 4), 0),
+    (Log2Quantizer(VALUES.max(), 4), 0),
     (fit_log_sqrt2(VALUES, 4), 0),
-    (fit_adaptive_log(VALUES, 4), 0),
-    (fit_adaptive_log(VALUES, 4, 0.17, zero_code=True), 0),
+    (AdaptiveLogQuantizer(VALUES.max(), torch.tensor(0.625), 0.0, 4), 0),
+    (AdaptiveLogQuantizer(VALUES.max(), torch.tensor(0.4), 0.17, 4, zero_code=True), 0),
     (fit_twin_softmax(VALUES, 4), 0),
     (fit_twin_gelu(VALUES - 0.2, 4), 0),
     (fit_power_of_two_factor(VALUES, 4), 4),
@@ -67,10 +64,13 @@ def test_the_kind_says_nothing_that_was_fitted_nor_the_width():
 
 def test_what_does_not_fit_the_format_is_refused():
     exponents = fit_power_of_two_factor(VALUES, 4)
-    with pytest.raises(PackingError, match="whole numbers"):
+    with pytest.raises(PackingError, match="exponents of a PowerOfTwoFactorQuantizer must be whole numbers"):
         encode_quantizer(replace(exponents, exponents=exponents.exponents + 0.5), 4)
     with pytest.raises(PackingError, match="float32"):
         encode_quantizer(fit_per_tensor(VALUES.double(), 4), 4)
+    vector = TwinSoftmaxQuantizer(torch.rand(3), torch.tensor(3.0), 4)
+    with pytest.raises(PackingError, match="one scale for the whole tensor"):
+        encode_quantizer(vector, 4)
     nested = ReparameterizedQuantizer(fit_per_tensor(VALUES, 4), fit_per_tensor(VALUES, 4))  # four scalars and a clip
     with pytest.raises(PackingError, match="takes 24 bytes"):
         encode_quantizer(nested, 4)

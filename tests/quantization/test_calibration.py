@@ -11,7 +11,9 @@ from mixqvit.quantization.calibration import calibrate, calibrate_steps, prepare
 from mixqvit.quantization.fits import CLIPS, clipped_reparameterized, fitted_weight, output_error
 from mixqvit.quantization.model import quantize
 from mixqvit.quantization.operands import operands_of
-from mixqvit.quantization.quantizers import AdaptiveLogQuantizer, ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.adaptive_log import AdaptiveLogQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.ranges import fit_per_channel
 from mixqvit.quantization.recipes import RECIPES
 from mixqvit.quantization.reparameterization import reparameterized_quantizer

@@ -21,7 +21,7 @@ from mixqvit.quantization.outliers import (
     token_map,
 )
 from mixqvit.quantization.ranges import fit_per_channel, fit_weight, uniform_quantizer
-from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
+from mixqvit.quantization.reparameterization import clip_ranges, reparameterized_quantizer
 from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
@@ -174,7 +174,7 @@ def test_harm_of_clipping_is_that_of_the_layer_quantized_alone():
     assert tuple(harms) == (0.0, 0.1)
     lower, upper = clip_ranges(*channel_range(fit_per_channel(found.rows, 3)), 0.1)
     quantizer = reparameterized_quantizer(uniform_quantizer(lower, upper, 3))
-    weight, bias = fold(graph.weight(layer), graph.bias(layer), quantizer)
+    weight, bias = quantizer.fold(graph.weight(layer), graph.bias(layer))
     weight = fit_weight(weight, 3)(weight)
     logits, _ = graph.run(pixels, {layer.node: lambda values: quantizer(values) @ weight.T + bias})
     assert harms[0.1] == pytest.approx(float(kl_divergence(graph(pixels), logits).mean()), rel=1e-6)

@@ -13,19 +13,17 @@ from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.model import quantize
-from mixqvit.quantization.operands import ROLES, operands_of, roles
-from mixqvit.quantization.quantizer_comparison import compare_quantizers, grid_levels
-from mixqvit.quantization.quantizers import (
-    AdaptiveLogQuantizer,
-    Log2Quantizer,
-    LogSqrt2Quantizer,
-    PowerOfTwoFactorQuantizer,
-    ReparameterizedQuantizer,
-    TwinGeluQuantizer,
-    TwinSoftmaxQuantizer,
-    UniformQuantizer,
-)
+from mixqvit.quantization.operands import operands_of
+from mixqvit.quantization.quantizer_comparison import compare_quantizers
+from mixqvit.quantization.quantizers.adaptive_log import AdaptiveLogQuantizer
+from mixqvit.quantization.quantizers.log2 import Log2Quantizer
+from mixqvit.quantization.quantizers.log_sqrt2 import LogSqrt2Quantizer
+from mixqvit.quantization.quantizers.power_of_two_factor import PowerOfTwoFactorQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.twin_uniform import TwinGeluQuantizer, TwinSoftmaxQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.recipes import MENU, RECIPES
+from mixqvit.quantization.roles import ROLES, roles
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import kl_divergence
@@ -64,7 +62,7 @@ def graph(pixels):
 )
 def test_levels_are_exactly_what_a_quantizer_returns(make, bits):
     quantizer = make(bits)
-    levels = torch.from_numpy(grid_levels(quantizer))
+    levels = quantizer.levels()
     lowest = 0 if isinstance(quantizer, LogSqrt2Quantizer) else -3  # log√2 is for values that are not negative
     fine = torch.cat([torch.linspace(lowest, 80, 400_001), torch.logspace(-90, 1, 100_001, base=2)]).double()
     returned = quantizer(fine)
@@ -76,9 +74,9 @@ def test_levels_are_exactly_what_a_quantizer_returns(make, bits):
 def test_levels_per_channel_are_those_of_the_chosen_channel():
     channels = UniformQuantizer(torch.tensor([0.1, 0.5]), torch.tensor([0.0, 1.0]), 2)
     moved = ReparameterizedQuantizer(channels, UniformQuantizer(number(0.3), number(0.0), 2))
-    assert grid_levels(moved, 1) == pytest.approx([-0.5, 0, 0.5, 1])
+    assert moved.levels(1).tolist() == pytest.approx([-0.5, 0, 0.5, 1])
     factors = PowerOfTwoFactorQuantizer(number(0.1), number(1.0), torch.tensor([0.0, 2.0]), 2)
-    assert grid_levels(factors, 1) == pytest.approx([-0.4, 0, 0.4, 0.8])
+    assert factors.levels(1).tolist() == pytest.approx([-0.4, 0, 0.4, 0.8])
 
 
 def test_errors_are_those_of_the_layers_output(graph, pixels):
@@ -100,7 +98,7 @@ def test_errors_are_those_of_the_layers_output(graph, pixels):
         for quantizer in found.quantizers:
             fitted = MENU[operand.role][quantizer.name](operand, [2, 5])
             for bits in (2, 5):
-                plain = getattr(fitted[bits], "per_channel", fitted[bits])
+                plain = fitted[bits].unmoved
                 expected = (output(plain(operand.values)) - exact).square().sum() / exact.square().sum()
                 assert quantizer.errors[bits] == pytest.approx(float(expected), rel=1e-6), (name, quantizer.name)
 
@@ -127,15 +125,21 @@ def test_histograms_count_all_values_and_those_of_the_median_channel(graph, pixe
 def test_every_operand_has_one_quantizer_of_each_recipe_and_its_channels_are_the_layers(architecture, pixels):
     graph = trace(tiny_model(architecture), pixels)
     fisher = fisher_diagonals(graph, pixels)
-    seen = set()
+    seen, looks = set(), set()
     for layer in graph.layers:
         for place, role in enumerate(roles(layer)):
             found = compare_quantizers(graph, layer, place, pixels, fisher[layer.name], [2])
             assert sorted(name for one in found.quantizers for name in one.recipes) == sorted(RECIPES)
+            assert len({one.look for one in found.quantizers}) == len(found.quantizers)
+            looks |= {(one.name, one.look) for one in found.quantizers}
+            # What is stored for every channel, and so the size, is known before anything is fitted.
+            stored = {name for name, fit in MENU[role].items() if fit.stored is not None}
+            assert {one.name for one in found.quantizers if one.is_per_channel} == stored
             if role == "post_layer_norm":
                 assert found.channel_values.counts.sum() * graph.weight(layer).shape[1] == found.values.counts.sum()
             seen.add(role)
     assert seen == set(ROLES)
+    assert len(looks) == len({name for menu in MENU.values() for name in menu})
 
 
 def test_what_cannot_be_compared_is_refused_by_name(graph, pixels):

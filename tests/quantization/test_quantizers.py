@@ -8,16 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixqvit.quantization.quantizers import (
-    AdaptiveLogQuantizer,
-    Log2Quantizer,
-    LogSqrt2Quantizer,
-    PowerOfTwoFactorQuantizer,
-    ReparameterizedQuantizer,
-    TwinGeluQuantizer,
-    TwinSoftmaxQuantizer,
-    UniformQuantizer,
-)
+from mixqvit.quantization.quantizers.adaptive_log import AdaptiveLogQuantizer
+from mixqvit.quantization.quantizers.log2 import Log2Quantizer
+from mixqvit.quantization.quantizers.log_sqrt2 import LogSqrt2Quantizer
+from mixqvit.quantization.quantizers.power_of_two_factor import PowerOfTwoFactorQuantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.twin_uniform import TwinGeluQuantizer, TwinSoftmaxQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from tests.quantization import literal
 
 

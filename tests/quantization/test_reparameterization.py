@@ -5,7 +5,7 @@ from torch.nn.functional import layer_norm, linear
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.ranges import fit_per_channel, uniform_quantizer
-from mixqvit.quantization.reparameterization import clip_ranges, fold, reparameterized_quantizer
+from mixqvit.quantization.reparameterization import clip_ranges, reparameterized_quantizer
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 
@@ -32,7 +32,7 @@ def test_the_full_precision_function_is_unchanged(parts, round_zero_point, with_
     bias = parts["bias"] if with_bias else None
     normed = layer_norm(parts["inputs"], (12,), parts["gamma"], parts["beta"])
     quantizer = reparameterized_quantizer(fit_per_channel(normed, bits), round_zero_point)
-    weight, folded_bias = fold(parts["weight"], bias, quantizer)
+    weight, folded_bias = quantizer.fold(parts["weight"], bias)
     before = linear(normed, parts["weight"], bias)
     # As hardware would run it: the move is part of LayerNorm's own γ' = γ / r and β' = β / r - t ...
     gamma, beta = parts["gamma"] / quantizer.ratio, parts["beta"] / quantizer.ratio - quantizer.shift
@@ -53,7 +53,7 @@ def test_the_whole_network_is_unchanged_when_nothing_is_rounded(architecture):
     for layer in graph.layers:
         if layer.is_reparameterized:
             (quantizer,) = calibration.quantizers(layer, (4, 4))
-            weight, bias = fold(graph.weight(layer), graph.bias(layer), quantizer)
+            weight, bias = quantizer.fold(graph.weight(layer), graph.bias(layer))
 
             def moved(values, quantizer=quantizer, weight=weight, bias=bias):
                 return linear(values / quantizer.ratio - quantizer.shift, weight, bias)
@@ -86,7 +86,7 @@ def test_the_formulas_of_the_paper(parts):
     shift = -channels.zero_point * channels.scale / ratio + zero_point * scale
     torch.testing.assert_close(quantizer.ratio, ratio)
     torch.testing.assert_close(quantizer.shift, shift)
-    weight, bias = fold(parts["weight"], parts["bias"], quantizer)
+    weight, bias = quantizer.fold(parts["weight"], parts["bias"])
     torch.testing.assert_close(weight, parts["weight"] @ torch.diag(ratio))
     torch.testing.assert_close(bias, parts["bias"] + weight @ shift)
 

@@ -19,9 +19,10 @@ from torch import nn
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.model import quantize
-from mixqvit.quantization.quantizers import LogSqrt2Quantizer, ReparameterizedQuantizer, UniformQuantizer
+from mixqvit.quantization.quantizers.log_sqrt2 import LogSqrt2Quantizer
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.ranges import fit_weight
-from mixqvit.quantization.reparameterization import fold
 from tests.quantization.literal_repq import LiteralRepQ, LogSqrt2
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
@@ -46,7 +47,7 @@ def recipe_parameters(calibration, weight_bits):
         if not layer.is_matmul:
             weight = graph.weight(layer)
             if isinstance(quantizers[0], ReparameterizedQuantizer):
-                weight, _ = fold(weight, graph.bias(layer), quantizers[0])
+                weight, _ = quantizers[0].fold(weight, graph.bias(layer))
             roles.append("weight_quantizer")
             quantizers.append(fit_weight(weight, weight_bits))
         for role, quantizer in zip(roles, quantizers, strict=True):

@@ -7,17 +7,16 @@ from safetensors.torch import save_file
 
 from mixqvit.errors import StoreError
 from mixqvit.quantization.calibration import LayerCalibration
-from mixqvit.quantization.quantizers import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.adaptive_log import AdaptiveLogQuantizer
+from mixqvit.quantization.quantizers.log2 import Log2Quantizer
+from mixqvit.quantization.quantizers.log_sqrt2 import fit_log_sqrt2
+from mixqvit.quantization.quantizers.power_of_two_factor import fit_power_of_two_factor
+from mixqvit.quantization.quantizers.reparameterized import ReparameterizedQuantizer
+from mixqvit.quantization.quantizers.twin_uniform import fit_twin_gelu, fit_twin_softmax
 from mixqvit.quantization.ranges import (
-    fit_adaptive_log,
-    fit_log2,
-    fit_log_sqrt2,
-    fit_min_max_per_channel,
     fit_per_channel,
     fit_per_tensor,
-    fit_power_of_two_factor,
-    fit_twin_gelu,
-    fit_twin_softmax,
+    uniform_quantizer,
 )
 from mixqvit.quantization.reparameterization import reparameterized_quantizer
 from mixqvit.quantization.saving import from_tensors, quantizer_from_tensors, quantizer_to_tensors, to_tensors
@@ -25,11 +24,11 @@ from mixqvit.quantization.saving import from_tensors, quantizer_from_tensors, qu
 VALUES = torch.rand(50, 4, generator=torch.Generator().manual_seed(2)) ** 3
 QUANTIZERS = [
     fit_per_tensor(VALUES, 4),
-    fit_min_max_per_channel(VALUES, 4),
-    fit_log2(VALUES, 4),
+    uniform_quantizer(*torch.aminmax(VALUES, dim=0), 4),
+    Log2Quantizer(VALUES.max(), 4),
     fit_log_sqrt2(VALUES, 4),
-    fit_adaptive_log(VALUES, 4),
-    fit_adaptive_log(VALUES, 4, 0.17, zero_code=True),
+    AdaptiveLogQuantizer(VALUES.max(), torch.tensor(0.625), 0.0, 4),
+    AdaptiveLogQuantizer(VALUES.max(), torch.tensor(0.4), 0.17, 4, zero_code=True),
     fit_twin_softmax(VALUES, 4),
     fit_twin_gelu(VALUES - 0.2, 4),
     fit_power_of_two_factor(VALUES, 4),

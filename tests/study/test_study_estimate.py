@@ -8,7 +8,7 @@ import torch
 import mixqvit
 from mixqvit.quantization.recipes import RECIPES
 from mixqvit.relevance.methods import METHODS
-from mixqvit.study.estimate import CALIBRATION, RELEVANCE_PASSES, estimate, in_words
+from mixqvit.study.estimate import RELEVANCE_PASSES, estimate, in_words
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
@@ -25,10 +25,10 @@ def study(tmp_path, monkeypatch):
 
 def test_a_stage_is_so_many_passes_of_its_images(study):
     found = estimate(study)
-    passes, layer_seconds = CALIBRATION["min-max"]
+    time = RECIPES["min-max"].calibration_time
     layers = len(study.layers)
     assert found.seconds["relevance"] == pytest.approx(4 * RELEVANCE_PASSES["attnlrp"])
-    assert found.seconds["calibration"] == pytest.approx(2 * passes + layers * layer_seconds)
+    assert found.seconds["calibration"] == pytest.approx(2 * time.passes + layers * time.layer_seconds)
     assert found.seconds["sensitivity"] == pytest.approx(7 * layers * (4 * 0.55 + 0.007))
     assert found.seconds["full precision"] == pytest.approx(12.15)
     assert found.seconds["allocation"] == pytest.approx(6 * 1.3 + 2 * 10.6 + 0.005 * layers + 0.15)
@@ -71,7 +71,7 @@ def test_half_a_calibration_leaves_half(study):
 
 def test_every_method_and_recipe_of_a_study_has_its_factor():
     assert set(RELEVANCE_PASSES) == set(METHODS)
-    assert set(CALIBRATION) == {name for name, recipe in RECIPES.items() if not recipe.one_setting}
+    assert all((recipe.calibration_time is None) == (recipe.one_setting is not None) for recipe in RECIPES.values())
 
 
 def test_methods_on_fewer_images_count_these_only(study):

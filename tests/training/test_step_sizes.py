@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixqvit.quantization.quantizers import UniformQuantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.training.step_sizes import LearnedStep, fitted_step, gradient_scale, learned_step, paper_step
 
 

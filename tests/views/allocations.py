@@ -5,6 +5,7 @@ from math import nan
 from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.costs import Storage, cost
 from mixqvit.network.layers import Layer
+from mixqvit.quantization.roles import ChannelParameters
 from mixqvit.tasks.evaluation import Evaluation, ReferenceAnswers
 from mixqvit.views.allocation_words import LayerFacts
 
@@ -14,7 +15,7 @@ LAYERS = (
     Layer("blocks.0.mlp.fc1", "fc1", 0, 128, 16, 1280, (1, 4, 8), (1, 4, 16), "c", "n"),
     Layer("head", "head", None, 32, 4, 32, (1, 8), (1, 4), "d", None),
 )
-STORAGE = Storage("mix-qvit", 40, 600)
+STORAGE = Storage({"post_layer_norm": ChannelParameters(8, moves_input=True)}, 40, 600)
 BITS = {"patch_embed.proj": (5, 8), "blocks.0.attn.matmul1": (4, 4), "blocks.0.mlp.fc1": (2, 2), "head": (32, 32)}
 BEFORE = {**BITS, "blocks.0.mlp.fc1": (4, 4), "patch_embed.proj": (3, 8)}
 IMPORTANCE = {"patch_embed.proj": 0.1, "blocks.0.attn.matmul1": 0.2, "blocks.0.mlp.fc1": 0.3, "head": 0.4}

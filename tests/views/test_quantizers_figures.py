@@ -5,10 +5,9 @@ import pytest
 
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.quantizer_comparison import FittedQuantizer, Histogram, OperandComparison
-from mixqvit.quantization.recipes import MENU
+from mixqvit.quantization.quantizers.base import Described
 from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views import quantizers as figures
-from mixqvit.views.quantizer_words import OPERANDS, QUANTIZERS
 
 EDGES = np.array([0.0, 0.5, 1.0])
 
@@ -16,7 +15,8 @@ EDGES = np.array([0.0, 0.5, 1.0])
 def fitted(name: str, error: float, recipes: tuple[str, ...] = (), per_channel: bool = False) -> FittedQuantizer:
     errors = {bits: error / 4**bits for bits in BIT_WIDTHS}
     levels = {bits: np.linspace(0, error, 2**bits) for bits in BIT_WIDTHS}
-    return FittedQuantizer(name, recipes, per_channel, errors, levels)
+    look = ("min-max", "percentile", "per channel").index(name)
+    return FittedQuantizer(Described(name, "what", "when", "source"), look, recipes, per_channel, errors, levels)
 
 
 @pytest.fixture
@@ -30,11 +30,10 @@ def comparison() -> OperandComparison:
     return OperandComparison("blocks.0.attn.matmul2", "value", values, 5, channel, quantizers)
 
 
-def test_everything_on_the_menu_is_described_and_looks_different():
-    assert set(OPERANDS) == set(MENU)
-    assert set(QUANTIZERS) == {name for menu in MENU.values() for name in menu}
-    for menu in MENU.values():
-        assert len({figures._LOOKS[name] for name in menu}) == len(menu)
+def test_every_look_is_a_colour_and_a_symbol_of_its_own(comparison):
+    assert len({colour for colour, _ in figures._LOOKS}) == len({symbol for _, symbol in figures._LOOKS}) == 8
+    drawn = [(trace.line.color, trace.marker.symbol) for trace in figures.error_curves(comparison, 4).data]
+    assert drawn == list(figures._LOOKS[:3])
 
 
 def test_bars_are_sorted_and_the_default_is_marked(comparison):

@@ -30,12 +30,8 @@ from mixqvit.notes import Note
 from mixqvit.packing.codes import weight_codes
 from mixqvit.quantization.model import QuantizedModel
 from mixqvit.quantization.operations import QuantizedLayer, QuantizedMatmul
-from mixqvit.quantization.quantizers import (
-    ActivationQuantizer,
-    PowerOfTwoFactorQuantizer,
-    ReparameterizedQuantizer,
-    UniformQuantizer,
-)
+from mixqvit.quantization.quantizers.base import Quantizer
+from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
 __all__ = ["SCHEMA", "OnnxExport", "exported_full_precision", "exported_onnx"]
 
@@ -126,7 +122,7 @@ class _Lowered(nn.Module):
             lowered = _lowered(layer, operation, is_moved=norm is not None)
             if norm is not None:
                 node, module = norm
-                self._add(node, _MovedNorm(module, operation.input_quantizer), f"{layer.name}.moved_norm")
+                self._add(node, _MovedNorm(module, operation.input_quantizer.move), f"{layer.name}.moved_norm")
             self._add(layer.node, lowered, layer.name)
 
     def _add(self, node: str, module: nn.Module, name: str) -> None:
@@ -139,7 +135,7 @@ class _Lowered(nn.Module):
 
 def _own_norm(graph: Graph, layer: Layer, operation: Any) -> tuple[str, nn.LayerNorm] | None:
     """Return node and module of the LayerNorm that gives a reparameterized layer its input, if it serves it alone."""
-    if layer.is_matmul or not isinstance(operation.input_quantizer, ReparameterizedQuantizer):
+    if layer.is_matmul or operation.input_quantizer is None or operation.input_quantizer.move is None:
         return None
     (name,) = graph.operand_nodes(layer)
     node = next(node for node in graph.nodes if node.name == name)
@@ -160,10 +156,10 @@ def _reads_values(node: fx.Node) -> bool:
 class _MovedNorm(nn.Module):
     """A LayerNorm whose γ and β hold the move x / r - t."""
 
-    def __init__(self, norm: nn.LayerNorm, quantizer: ReparameterizedQuantizer) -> None:
+    def __init__(self, norm: nn.LayerNorm, move: tuple[Tensor, Tensor]) -> None:
         super().__init__()
         self.shape, self.eps = norm.normalized_shape, norm.eps
-        scale, offset = _move(quantizer)
+        scale, offset = move
         bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
         self.register_buffer("weight", norm.weight.detach() * scale)
         self.register_buffer("bias", bias.detach() * scale + offset)
@@ -172,17 +168,12 @@ class _MovedNorm(nn.Module):
         return functional.layer_norm(values, self.shape, self.weight, self.bias, self.eps)
 
 
-def _move(quantizer: ReparameterizedQuantizer) -> tuple[Tensor, Tensor]:
-    """Return 1 / r and -t, `[C]`."""
-    return 1 / quantizer.ratio.clamp(min=torch.finfo(torch.float32).tiny), -quantizer.shift
-
-
 class _Moved(nn.Module):
     """x / r - t."""
 
-    def __init__(self, quantizer: ReparameterizedQuantizer) -> None:
+    def __init__(self, move: tuple[Tensor, Tensor]) -> None:
         super().__init__()
-        scale, offset = _move(quantizer)
+        scale, offset = move
         self.register_buffer("scale", scale)
         self.register_buffer("offset", offset)
 
@@ -280,25 +271,26 @@ class _Codes(nn.Module):
         return weight if self.rest is None else weight - self.rest
 
 
-def _activation(quantizer: ActivationQuantizer | None, is_moved: bool = False) -> nn.Module:
+def _activation(quantizer: Quantizer | None, is_moved: bool = False) -> nn.Module:
+    """Return a quantizer by its codes where ONNX has such, else by its own arithmetic, after its move."""
     if quantizer is None:
         return nn.Identity()
-    if isinstance(quantizer, ReparameterizedQuantizer):
-        tensor = _activation(quantizer.tensor)
-        return tensor if is_moved else nn.Sequential(_Moved(quantizer), tensor)
-    if isinstance(quantizer, PowerOfTwoFactorQuantizer):
-        quantizer = quantizer.per_channel
-    if isinstance(quantizer, UniformQuantizer):
-        codes = quantizer.zero_point
-        if bool(((codes == codes.round()) & (codes >= 0) & (codes <= _LARGEST_CODE)).all()) and codes.dim() <= 1:
-            return _Uniform(quantizer)
-    return _Simulated(quantizer)
+    of_moved = quantizer if quantizer.uniform is None else quantizer.uniform
+    lowered = _Uniform(of_moved) if _has_onnx_codes(quantizer.uniform) else _Simulated(of_moved)
+    return lowered if quantizer.move is None or is_moved else nn.Sequential(_Moved(quantizer.move), lowered)
+
+
+def _has_onnx_codes(uniform: UniformQuantizer | None) -> bool:
+    if uniform is None or uniform.zero_point.dim() > 1:
+        return False
+    codes = uniform.zero_point
+    return bool(((codes == codes.round()) & (codes >= 0) & (codes <= _LARGEST_CODE)).all())
 
 
 class _Simulated(nn.Module):
     """A quantizer in standard operators."""
 
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
+    def __init__(self, quantizer: Quantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
 

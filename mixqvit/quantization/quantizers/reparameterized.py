@@ -1,17 +1,20 @@
 """Per-channel quantization of a post-LayerNorm input, run per tensor."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mixqvit.quantization.quantizers.base import Quantizer, saved_by_name
 from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
 __all__ = ["ReparameterizedQuantizer"]
 
 
+@saved_by_name
 @dataclass(frozen=True)
-class ReparameterizedQuantizer:
+class ReparameterizedQuantizer(Quantizer):
     """Per-channel quantization of a post-LayerNorm input, run per tensor (RepQ-ViT, arXiv 2212.08254, section 3.2).
 
     The input is moved to x' = x / ratio - shift, on which one scale and zero point serve all channels; the layer's
@@ -29,6 +32,20 @@ class ReparameterizedQuantizer:
     per_channel: UniformQuantizer
     tensor: UniformQuantizer
     clip: float = 0.0
+
+    # From which ratio and shift follow.
+    channel_bytes: ClassVar = {f"per_channel/{name}": size for name, size in UniformQuantizer.channel_bytes.items()}
+    moves_input: ClassVar = True
+
+    @property
+    def is_per_channel(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def bits(self) -> int:
+        """Bit-width."""
+        return self.tensor.bits
 
     @property
     def ratio(self) -> Tensor:
@@ -48,3 +65,37 @@ class ReparameterizedQuantizer:
         channel_scale = (self.ratio * scale).clamp_(min=4 * torch.finfo(scale.dtype).tiny)
         codes = torch.addcmul(-self.shift / scale, values, 1 / channel_scale)
         return codes.round_().clamp_(min=low).clamp_(max=high).mul_(scale)
+
+    def grid(self, channel: int) -> Tensor:
+        """Return the grid of a channel of the input."""
+        return self.per_channel.grid(channel)
+
+    @property
+    def uniform(self) -> UniformQuantizer:
+        """The quantizer of the moved input."""
+        return self.tensor
+
+    @property
+    def move(self) -> tuple[Tensor, Tensor]:
+        """1 / r and -t, `[C]`."""
+        return 1 / self._divisor, -self.shift
+
+    @property
+    def unmoved(self) -> UniformQuantizer:
+        """The quantizer per channel that it stands for."""
+        return self.per_channel
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return W' = W · diag(r) `[out, C]` and b' = b + W' · t `[out]`, which undo the move."""
+        folded = weight * self.ratio
+        moved = folded @ self.shift
+        return folded, moved if bias is None else bias + moved
+
+    def unfold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return W = W' · diag(1 / r) and b = b' - W' · t."""
+        return weight / self._divisor, None if bias is None else bias - weight @ self.shift
+
+    @property
+    def _divisor(self) -> Tensor:
+        # A ratio that underflows to zero makes a zero column, which anything undoes.
+        return self.ratio.clamp(min=torch.finfo(self.ratio.dtype).tiny)
