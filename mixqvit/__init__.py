@@ -22,7 +22,7 @@ _HOMES = {
     "Relevance": "relevance.result",
     "Sampling": "images.sampling",
     "Settings": "study.settings",
-    "Store": "study.store",
+    "Store": "stages.store",
     "Study": "study.study",
     "StudyDescription": "study.library",
     "TrainingSettings": "training.settings",

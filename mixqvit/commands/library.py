@@ -10,8 +10,8 @@ from mixqvit.commands.printing import Document, measured_columns, measurement, t
 from mixqvit.commands.studies import description_of, finish
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import StudyFileError, UnsupportedOperationError
+from mixqvit.stages.store import Store
 from mixqvit.study.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
-from mixqvit.study.store import Store
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study

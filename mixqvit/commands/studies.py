@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import AllocationError, BitWidthError, ImageError, ModelError, RecipeError
 from mixqvit.files.allocation_document import read_recipe, recipe_bits, settings_of
+from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
-from mixqvit.study.store import Store
 
 if TYPE_CHECKING:
     from mixqvit.network.bits import BitsPerLayer

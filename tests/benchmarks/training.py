@@ -16,12 +16,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from mixqvit.progress import Progress
 from torch import Tensor
 
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.study.store import Store
+from mixqvit.progress import Progress
+from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation, wilson_interval
 from mixqvit.training import step_sizes

@@ -1,9 +1,9 @@
 """A report opened from disk in a real browser."""
 
 import pytest
-from mixqvit.study.settings import Settings
 
 from mixqvit.report.steps import report_steps
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 

@@ -13,9 +13,9 @@ from mixqvit.commands import main
 from mixqvit.commands.parser import parser
 from mixqvit.commands.studies import description_of
 from mixqvit.models.loading import load_model
+from mixqvit.stages.store import Store
 from mixqvit.study.library import forget_study, known_studies
 from mixqvit.study.settings import Settings
-from mixqvit.study.store import Store
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,7 +4,6 @@ from math import cos, pi
 
 import pytest
 import torch
-from mixqvit.study.settings import Settings
 from torch.nn import functional
 
 import mixqvit
@@ -12,6 +11,7 @@ from mixqvit.allocation.costs import uniform_bitops
 from mixqvit.criteria.indicators import Indicators, indicator_harms, indicator_steps
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.tracing import trace
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.training.distillation import distillation_loss
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model

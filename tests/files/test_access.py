@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from mixqvit.cache import default_folder
 
+from mixqvit.cache import default_folder
 from mixqvit.errors import AccessError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 

@@ -2,7 +2,6 @@ import json
 import random
 
 import pytest
-from mixqvit.study.settings import Settings
 
 from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.costs import Cost
@@ -16,6 +15,7 @@ from mixqvit.files.allocation_document import (
     request_of,
     settings_of,
 )
+from mixqvit.study.settings import Settings
 from mixqvit.tasks.evaluation import Evaluation
 
 BITS = {"patch_embed.proj": (3, 8), "head": (32, 32), "attn.matmul1": (2, 2)}

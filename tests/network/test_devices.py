@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.criteria.hessian import hessian_trace_steps
@@ -27,6 +26,7 @@ from mixqvit.relevance.methods import METHODS, importance_steps
 from mixqvit.relevance.propagation import propagate
 from mixqvit.relevance.quality import attribution_quality
 from mixqvit.relevance.result import merge
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import evaluate
 from tests.device import DEVICE, There, second_device

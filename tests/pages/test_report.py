@@ -1,8 +1,8 @@
 """The report of the open study, made on the page of studies."""
 
 import pytest
-from mixqvit.progress import Progress
 
+from mixqvit.progress import Progress
 from mixqvit.report.files import Report
 
 

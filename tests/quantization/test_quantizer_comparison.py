@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit import commands
@@ -27,6 +26,7 @@ from mixqvit.quantization.quantizers import (
     UniformQuantizer,
 )
 from mixqvit.quantization.recipes import MENU, RECIPES
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import tiny_images, tiny_model

@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from mixqvit.study.settings import Settings
 
 from mixqvit.commands import main
 from mixqvit.commands.parser import BAD_INPUT
@@ -19,6 +18,7 @@ from mixqvit.errors import ReportError, UnsupportedOperationError
 from mixqvit.relevance.methods import METHODS
 from mixqvit.report.files import Report
 from mixqvit.report.steps import report_steps
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 NAME = 'digits </script><img src=x onerror="alert(1)">'

@@ -9,10 +9,10 @@ from PIL import Image
 
 from mixqvit.errors import AccessError, ImageError, ModelError
 from mixqvit.files.uploads import uploads_folder
+from mixqvit.stages.store import Store
 from mixqvit.study import open_studies
 from mixqvit.study.library import StudyDescription
 from mixqvit.study.open_studies import OpenStudies, open_study, settings_from
-from mixqvit.study.store import Store
 from mixqvit.study.study import Study
 
 SMALL = {"evaluation_images": 10}

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.errors import (
@@ -21,6 +20,7 @@ from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.model import quantize
 from mixqvit.relevance.methods import METHODS
 from mixqvit.relevance.propagation import propagate
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)

@@ -4,7 +4,6 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.allocation.costs import uniform_bitops
@@ -12,6 +11,7 @@ from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
 from mixqvit.files.allocation_document import recipe_document, request_of
 from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
 SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)

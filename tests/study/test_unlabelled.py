@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from mixqvit.study.settings import Settings
 
 import mixqvit
 from mixqvit.errors import ImageError
 from mixqvit.images.loading import load_image_sets
+from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import evaluate, kl_divergence, top1
 

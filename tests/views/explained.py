@@ -1,6 +1,7 @@
 """Hand-made results that the tests of the Relevance page's figures draw."""
 
 import numpy as np
+
 from mixqvit.relevance.records import ImageRelevance
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from mixqvit.relevance.records import BranchShare, Importance
 
 from mixqvit.network.layers import Layer
+from mixqvit.relevance.records import BranchShare, Importance
 from mixqvit.views import relevance as figures
 
 
