@@ -23,7 +23,7 @@ _HOMES = {
     "Request": "allocation.request",
     "Sampling": "images.sampling",
     "Settings": "study.settings",
-    "Store": "study.store",
+    "Store": "stages.store",
     "Study": "study.study",
     "StudyDescription": "study.library",
     "TrainingSettings": "training.settings",

@@ -165,7 +165,7 @@ def sweep(study, metric: str, baseline: int, operands: str, view: dict):
         go = complete or common.started(study, "calibration", "sensitivity")
         ready = go and (found or common.run("Calibration", study.calibration_steps) is not None)
         steps = lambda: study.sensitivity_steps(operands, baseline)  # noqa: E731
-        finished = ready and common.run(name, steps, lambda step: draw(step.result.layer)) is not None
+        finished = ready and common.run(name, steps, lambda step: draw(step.piece.layer)) is not None
     harms = study.sensitivity(operands, metric, baseline) if finished else saved()
     intervals = study.sensitivity_intervals(operands, metric, baseline) if finished else None
     if not layers:

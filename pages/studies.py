@@ -2,8 +2,8 @@
 
 import streamlit as st
 
+from mixqvit.stages.store import Store
 from mixqvit.study.library import default_name, find_study, free_name, keep_study
-from mixqvit.study.store import Store
 from mixqvit.views import studies as figures
 from pages.parts import common
 from pages.parts.report_download import report_section

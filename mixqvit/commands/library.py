@@ -13,8 +13,8 @@ from mixqvit.commands.studies import description_of, finish, opened
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import StudyFileError, UnsupportedOperationError
 from mixqvit.files.documents import measurement
+from mixqvit.stages.store import Store
 from mixqvit.study.library import default_name, find_study, forget_study, free_name, keep_study, known_studies
-from mixqvit.study.store import Store
 
 __all__ = ["analyze", "saved"]
 

@@ -9,8 +9,8 @@ from mixqvit.commands.studies import study as open_study
 from mixqvit.files.documents import measurement
 from mixqvit.models.cards import list_models
 from mixqvit.models.catalogue import CATALOGUE
+from mixqvit.stages.store import Store
 from mixqvit.study.library import known_studies
-from mixqvit.study.store import Store
 
 __all__ = ["layers", "models", "recipes", "relevance", "sensitivity"]
 

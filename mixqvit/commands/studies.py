@@ -17,8 +17,8 @@ from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import AllocationFileError, BitWidthError, ImageError, ModelError, UnsupportedOperationError
 from mixqvit.files.allocation_document import bits_of, read_allocation, settings_of
 from mixqvit.network.bits import WIDTHS_TEXT, Bits, read_bits
+from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
-from mixqvit.study.store import Store
 
 if TYPE_CHECKING:
     from mixqvit.network.bits import BitsPerLayer

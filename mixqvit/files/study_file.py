@@ -33,9 +33,9 @@ from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.packing.architecture import build_described, describe
 from mixqvit.progress import Progress
+from mixqvit.stages.store import Store
 from mixqvit.study.library import LONGEST_NAME, StudyDescription, free_name, keep_study, studies_folder
 from mixqvit.study.settings import Settings
-from mixqvit.study.store import Store
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study

@@ -34,12 +34,12 @@ from mixqvit.network.bits import (
 )
 from mixqvit.network.layers import Layer
 from mixqvit.progress import Progress
+from mixqvit.stages.store import KEPT, fingerprint
 from mixqvit.study.claims import seconds_spent
 from mixqvit.study.criteria import CriteriaStages
 from mixqvit.study.evaluation import EvaluationStages
 from mixqvit.study.records import FrontierPoint
 from mixqvit.study.relevance import RelevanceStages
-from mixqvit.study.store import KEPT, fingerprint
 
 __all__ = ["AllocationStages"]
 
@@ -214,7 +214,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
 
     @property
     def _frontiers(self) -> dict[Request, tuple[FrontierPoint, ...]]:
-        return self._remembered("frontiers", dict)
+        return self.remembered("frontiers", dict)
 
     # Allocations that a person keeps: by name, for this very model, whatever version of the program made them
 
@@ -238,7 +238,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
 
     @property
     def _kept_key(self) -> str:
-        return self._remembered("kept key", lambda: KEPT + fingerprint("allocations", self.graph.fingerprint))
+        return self.remembered("kept key", lambda: KEPT + fingerprint("allocations", self.graph.fingerprint))
 
     # Harms
 
@@ -291,7 +291,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
         ]
         # Only this is computed under the lock: a sweep may have to wait for a session that needs it.
         build = tied_choices if tied else independent_choices
-        return self._remembered(("choices", tied), lambda: build(self.layers, *swept))
+        return self.remembered(("choices", tied), lambda: build(self.layers, *swept))
 
     def _scored_choices(self, scores: ChoiceHarms, tied: bool) -> ChoiceHarms:
         """Return scores by (weight bits, activation bits) as the harms of the choices that an allocation has."""

@@ -1,14 +1,14 @@
-"""What every stage of a study builds on: the model, its images, the settings, and where results are kept."""
+"""What all parts of a study stand on: the model, its images, the settings, and where results are kept."""
 
 import copy
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -23,56 +23,34 @@ from mixqvit.images.sampling import Sampling
 from mixqvit.models.loading import load_model
 from mixqvit.models.model import Model
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.network.devices import choose_device, describe
+from mixqvit.network.devices import choose_device, describe, precise_device
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.network.tracing import trace
 from mixqvit.notes import Note
 from mixqvit.packing.model import storage
 from mixqvit.progress import Progress
-from mixqvit.quantization import outliers
+from mixqvit.quantization.outliers import amplify_outliers
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.relevance.methods import find_method
 from mixqvit.relevance.propagation import in_precision
 from mixqvit.relevance.result import MEASURES
+from mixqvit.stages import runner
+from mixqvit.stages.stage import Stage, versions
+from mixqvit.stages.store import Store, fingerprint
 from mixqvit.study.notes import study_notes
 from mixqvit.study.settings import Settings
-from mixqvit.study.store import Store, code_version, fingerprint
 
 __all__ = ["StudyBase"]
 
 Result = TypeVar("Result")
 
-# A stage's results are found again only by the very code that made them.
-_SHARED_CODE = ("study/base.py", "network")
-_CODE = {
-    "relevance": ("study/relevance.py", "relevance"),
-    "calibration": ("study/sensitivity.py", "quantization"),
-    "sensitivity": ("study/sensitivity.py", "quantization", "criteria/sensitivity", "tasks/evaluation.py"),
-    "criteria": (
-        "study/criteria.py",
-        "study/sensitivity.py",
-        "criteria",
-        "quantization",
-        "tasks/evaluation.py",
-    ),
-    "training": ("study/training.py", "training", "quantization", "images/augmentation.py", "tasks/evaluation.py"),
-    "indicators": (
-        "study/criteria.py",
-        "criteria/indicators.py",
-        "training/distillation.py",
-        "training/schedule.py",
-        "training/step_sizes.py",
-    ),
-    "evaluation": ("study/evaluation.py", "study/sensitivity.py", "quantization", "tasks/evaluation.py"),
-}
-
-
-_TORCH = torch.__version__.partition("+")[0]  # without the device that this build is for
+TIMING_SECONDS = 120
+"""After so long a pass is timed again."""
 
 
 class StudyBase:
-    """The model, its images and settings, and where results are kept."""
+    """The model on its device, its images and settings, where results are kept, and the stages' way to each other."""
 
     def __init__(
         self,
@@ -130,7 +108,7 @@ class StudyBase:
                 "Use recipe mix-qvit, or mixqvit.calibrate from Python."
             )
         self._lock = threading.RLock()
-        self._memory: dict[Any, Any] = {}
+        self.memory: dict[Any, Any] = {}
 
     def with_engine(self, engine: Engine) -> Self:
         """Return the same study, results in memory included, whose sweeps and evaluations run elsewhere."""
@@ -138,28 +116,72 @@ class StudyBase:
         other.engine = engine
         return other
 
+    # What stages see of a study (`mixqvit.stages.context.Context`)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the quantization recipe."""
+        return self.settings.recipe
+
     @property
     def graph(self) -> Graph:
-        """The traced model, with amplified outliers if the settings ask for them."""
-        return self._remembered("graph", lambda: trace(self._module, self._example))
+        """The traced model, on the CPU, with amplified outliers if the settings ask for them."""
+        return self.remembered("graph", lambda: trace(self.module, self.calibration_images.pixels[:1]))
 
     @property
-    def _module(self) -> nn.Module:
+    def module(self) -> nn.Module:
         """The model before it is traced, with amplified outliers if the settings ask for them."""
-        settings = self.settings
+        settings, example = self.settings, self.calibration_images.pixels[:1]
         if settings.outlier_factor == 1:
             return self.model.module
-        amplified = outliers.amplify_outliers
-        return amplified(self.model.module, self._example, settings.outlier_factor, settings.outlier_channels)
+        return amplify_outliers(self.model.module, example, settings.outlier_factor, settings.outlier_channels)
 
     @property
-    def _example(self) -> Tensor:
-        return self.calibration_images.pixels[:1]
+    def device_graph(self) -> Graph:
+        """The traced model on the device."""
+        return self.remembered("device graph", lambda: self.graph.on(self.device))
 
     @property
-    def machine(self) -> str:
-        """Where this study computes, and how much memory is free there, in words."""
-        return describe(self.device)
+    def precise_graph(self) -> Graph:
+        """The traced model for calibration and gradients, whose sums need double precision: on the CPU for MPS."""
+        if precise_device(self.device) == self.device:
+            return self.device_graph
+        return self.graph.on(precise_device(self.device))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What to know beside every number of this study: what was assumed, left out or measured on too little."""
+        return self.remembered("notes", lambda: study_notes(self))
+
+    @property
+    def double_precision_graph(self) -> Graph:
+        """The traced model in double precision, for relevance, which divides by outputs near zero."""
+        return self.remembered("double precision graph", lambda: in_precision(self.precise_graph, torch.float64))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The table of quantized layers, in network order."""
+        return self.graph.layers
+
+    def layer(self, name: str) -> Layer:
+        """Return a layer by name.
+
+        Raises:
+            MixQViTError: There is none of this name.
+        """
+        if name not in self.graph.by_name:
+            raise MixQViTError(f"There is no layer {name!r} in this model.")
+        return self.graph.by_name[name]
+
+    @property
+    def calibration_pixels(self) -> Tensor:
+        """The images that quantizers are fitted to, `[N, C, H, W]`."""
+        return self.calibration_images.subset(self.settings.calibration_images).pixels
+
+    @cached_property
+    def analysis_images(self) -> Images:
+        """The calibration images that relevance, sensitivity and other scores are averaged over."""
+        return self.calibration_images.subset(self.settings.analysis_images)
 
     @cached_property
     def class_subset(self) -> tuple[int, ...] | None:
@@ -169,72 +191,77 @@ class StudyBase:
             return None
         return tuple(sorted({index for values in labels for index in values.tolist()}))
 
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """What to know beside every number of this study: what was assumed, left out or measured on too little."""
-        return self._remembered("notes", lambda: study_notes(self))
-
-    @property
-    def _double_precision_graph(self) -> Graph:
-        """Relevance divides by outputs near zero and needs double precision; converted once."""
-        return self._remembered("double precision graph", lambda: in_precision(self.graph, torch.float64))
-
-    @property
-    def layers(self) -> tuple[Layer, ...]:
-        """The table of quantized layers, in network order."""
-        return self.graph.layers
-
-    @property
-    def storage(self) -> Storage:
-        """What the size of a packed model depends on beside its layers."""
-        return self._remembered("storage", lambda: storage(self.graph, self.settings.recipe, self.model))
-
-    def _layer(self, name: str) -> Layer:
-        if name not in self.graph.by_name:
-            raise MixQViTError(f"There is no layer {name!r} in this model.")
-        return self.graph.by_name[name]
-
-    @property
-    def _calibration_pixels(self) -> Tensor:
-        return self.calibration_images.subset(self.settings.calibration_images).pixels
-
-    @cached_property
-    def _analysis_images(self) -> Images:
-        return self.calibration_images.subset(self.settings.analysis_images)
-
-    @property
-    def _analysis_pixels(self) -> Tensor:
-        return self._analysis_images.pixels
-
-    def _key(self, stage: str, *parts: Any) -> str:
-        code = (code_version(*_SHARED_CODE, *_CODE[stage]), _TORCH, timm.__version__)
-        if stage == "relevance":
-            code += (version("captum"),)
-        sources = (self.graph.fingerprint, self.calibration_images.fingerprint)
-        return f"{self.identity}-{fingerprint(stage, *code, *sources, *parts)}"
-
     @cached_property
     def identity(self) -> str:
         """What the keys of all results of this model on these calibration images begin with, 16 hexadecimal digits."""
         return fingerprint(self.graph.fingerprint, self.calibration_images.fingerprint)[:16]
 
-    @property
-    def made_with(self) -> dict[str, str]:
-        """What results depend on beside the study itself: versions of libraries, fingerprint of this program."""
-        return {"torch": _TORCH, "timm": timm.__version__, "mixqvit": code_version("")}
-
-    def _remembered(self, name: Any, compute: Callable[[], Result]) -> Result:
+    def remembered(self, name: Any, compute: Callable[[], Result]) -> Result:
+        """Return what is in memory under a name, computing it the first time, under a lock: nothing that waits."""
         with self._lock:
-            if name not in self._memory:
-                self._memory[name] = compute()
-            return self._memory[name]
+            if name not in self.memory:
+                self.memory[name] = compute()
+            return self.memory[name]
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as tasks have it: a part of a larger one would be sent to other processes as the whole."""
+        return tensor if self.engine.is_here else tensor.clone()
+
+    def saved(self, stage: Stage) -> dict[str, Any]:
+        """Return the saved pieces of a stage by the names of their items, computing none."""
+        return runner.saved(self, stage)
+
+    def state(self, stage: Stage) -> dict[str, Any] | None:
+        """Return the tensors that a stage of the form `STATE` goes on from; None where there are none."""
+        return runner.state(self, stage)
+
+    def result(self, stage: Stage) -> Any:
+        """Return the result of a stage, computing what is missing."""
+        return runner.result(self, stage)
+
+    def _key(self, stage: str, *parts: Any) -> str:
+        sources = (self.graph.fingerprint, self.calibration_images.fingerprint)
+        return f"{self.identity}-{fingerprint(stage, runner.LIBRARIES, *sources, *parts)}"
 
     def _finished(self, name: Any, steps: Callable[[], Iterator[Progress]]) -> Any:
-        """Return a remembered result, running its stage to the end if there is none.
-
-        Without the lock: a stage may wait for a session that computes the same and needs it.
-        """
-        if name not in self._memory:
+        """Return a remembered result, running its stage to the end if there is none."""
+        if name not in self.memory:
             for _ in steps():
                 pass
-        return self._memory[name]
+        return self.memory[name]
+
+    # What else a study says of itself
+
+    @property
+    def machine(self) -> str:
+        """Where this study computes, and how much memory is free there, in words."""
+        return describe(self.device)
+
+    @property
+    def storage(self) -> Storage:
+        """What the size of a packed model depends on beside its layers."""
+        return self.remembered("storage", lambda: storage(self.graph, self.settings.recipe, self.model))
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """What results depend on beside the study itself: versions of libraries and of stages, by name."""
+        return runner.LIBRARIES | {f"stage {name}": str(number) for name, number in versions().items()}
+
+    def seconds_per_image(self, images: int = 4) -> float:
+        """Return the time of a full-precision pass of one image among a few, measured here a short while ago at most.
+
+        A page asks at every move of a control, and the machine may be busy now and idle later.
+        """
+        measured, seconds = self.memory.get(("seconds per image", images), (-inf, 0.0))
+        if time.monotonic() - measured > TIMING_SECONDS:
+            seconds = _timed_pass(self.device_graph, self.evaluation_images.pixels[:images])
+            self.memory["seconds per image", images] = (time.monotonic(), seconds)
+        return seconds
+
+
+def _timed_pass(graph: Graph, pixels: Tensor) -> float:
+    with torch.no_grad():
+        graph(pixels).cpu()  # the first run is slower
+        started = time.perf_counter()
+        graph(pixels).cpu()
+    return (time.perf_counter() - started) / len(pixels)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mixqvit.progress import Progress
-from mixqvit.study.store import Store
+from mixqvit.stages.store import Store
 
 __all__ = ["WORK", "once", "seconds_spent"]
 

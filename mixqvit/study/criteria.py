@@ -37,7 +37,7 @@ class CriteriaStages(SensitivityStages):
 
     def hessian_steps(self) -> Iterator[Progress]:
         """Estimate the mean Hessian traces and measure the perturbations; the last result is the harm by bits."""
-        images, total = self._analysis_images, len(self._analysis_images)
+        images, total = self.analysis_images, len(self.analysis_images)
         trace_key, square_key = self._hessian_keys
 
         def traces() -> Progress:
@@ -46,7 +46,7 @@ class CriteriaStages(SensitivityStages):
 
         def run_traces() -> Iterator[Progress]:
             done, finished = traces().done, {int(item) for item in self.store.items(trace_key)}
-            for batch in hessian_trace_steps(self._precise_graph, images.pixels, images.labels, finished=finished):
+            for batch in hessian_trace_steps(self.precise_graph, images.pixels, images.labels, finished=finished):
                 self.store.put(trace_key, str(batch.start), _trace_row(batch))
                 done += batch.images
                 yield Progress(done, total, f"Hessian traces of {done} of {total} images")
@@ -61,15 +61,15 @@ class CriteriaStages(SensitivityStages):
                 self.store.put(square_key, found.layer, _perturbation_row(found))
                 yield Progress(done, len(self.layers), f"perturbation of {found.layer}")
 
-        if "hessian" not in self._memory:
+        if "hessian" not in self.memory:
             yield from once(self.store, trace_key, traces, run_traces)
             yield from self._calibrated_steps()
             yield from once(self.store, square_key, squares, run_squares)
             batches = [_trace_batch(int(start), row) for start, row in self.store.rows(trace_key).items()]
             rows = self.store.rows(square_key)
             found = [_perturbation(layer.name, rows[layer.name]) for layer in self.layers]
-            self._memory["hessian"] = hawq_harms(mean_traces(batches), found)
-        yield Progress(total, total, "Hessian", self._memory["hessian"])
+            self.memory["hessian"] = hawq_harms(mean_traces(batches), found)
+        yield Progress(total, total, "Hessian", self.memory["hessian"])
 
     def loss_change_steps(self, tied: bool = True) -> Iterator[Progress]:
         """Predict the loss change of each layer from calibration gradients; the last result is the harm by bits.
@@ -78,7 +78,7 @@ class CriteriaStages(SensitivityStages):
             tied: Whether both operands share their bits; otherwise weights and activations are scored alone, the other
                 one in full precision.
         """
-        images, total = self._analysis_images, len(self._analysis_images)
+        images, total = self.analysis_images, len(self.analysis_images)
         key = self._loss_change_key(tied)
 
         def progress() -> Progress:
@@ -93,7 +93,7 @@ class CriteriaStages(SensitivityStages):
                 done += batch.images
                 yield Progress(done, total, f"loss changes of {done} of {total} images")
 
-        if ("loss change", tied) not in self._memory:
+        if ("loss change", tied) not in self.memory:
             yield from self._calibrated_steps()
             yield from once(self.store, key, progress, run)
             batches = [
@@ -104,8 +104,8 @@ class CriteriaStages(SensitivityStages):
                 )
                 for start, row in self.store.rows(key).items()
             ]
-            self._memory["loss change", tied] = mean_loss_changes(batches)
-        yield Progress(total, total, "loss changes", self._memory["loss change", tied])
+            self.memory["loss change", tied] = mean_loss_changes(batches)
+        yield Progress(total, total, "loss changes", self.memory["loss change", tied])
 
     def pair_steps(self) -> Iterator[Progress]:
         """Measure what pairs of layers cost together beyond what each costs alone; the last result is all terms."""
@@ -121,7 +121,7 @@ class CriteriaStages(SensitivityStages):
             partners: dict[str, list[str]] = {}
             for first, second in missing:
                 partners.setdefault(first, []).append(second)
-            pixels = self._sent(self.calibration_images.subset(count).pixels)
+            pixels = self.sent(self.calibration_images.subset(count).pixels)
             work = partial(pair_worker, self._worker_calibration(), pixels, missing, widths)
             tasks = [(layer.name, partners[layer.name]) for layer in self.layers if layer.name in partners]
             for done, terms in enumerate(self.engine.results(work, tasks), len(finished) + 1):
@@ -129,14 +129,14 @@ class CriteriaStages(SensitivityStages):
                 self.store.put(key, f"{terms.first}|{terms.second}", values)
                 yield Progress(done, len(pairs), f"{terms.first} with {terms.second}")
 
-        if "pairs" not in self._memory:
+        if "pairs" not in self.memory:
             yield from self._calibrated_steps()
             yield from once(self.store, key, progress, run)
-            self._memory["pairs"] = {
+            self.memory["pairs"] = {
                 tuple(item.split("|")): {((a, b), (c, d)): value for a, b, c, d, value in values}
                 for item, values in self.store.rows(key).items()
             }
-        yield Progress(len(pairs), len(pairs), "pairs", self._memory["pairs"])
+        yield Progress(len(pairs), len(pairs), "pairs", self.memory["pairs"])
 
     def indicator_steps(self) -> Iterator[Progress]:
         """Train the step sizes of all operands at all bit-widths; the last result is s_a + α · s_w by bits.
@@ -152,7 +152,7 @@ class CriteriaStages(SensitivityStages):
         def run() -> Iterator[Progress]:
             saved = self.store.tensors(state_key, _STATE)
             begun = IndicatorState(int(saved[1][_PASSES]), {}, saved[0]) if saved and saved[0] else None
-            for state in indicator_steps(self._device_graph, self._analysis_pixels, state=begun):
+            for state in indicator_steps(self.device_graph, self.analysis_images.pixels, state=begun):
                 for layer, found in state.indicators.items():
                     self.store.put(key, layer, _indicator_row(found))
                 is_last = state.passes == INDICATOR_PASSES
@@ -164,12 +164,12 @@ class CriteriaStages(SensitivityStages):
                 words = f"importance indicators, pass {state.passes} of {INDICATOR_PASSES}"
                 yield Progress(state.passes, INDICATOR_PASSES, words)
 
-        if "indicators" not in self._memory:
+        if "indicators" not in self.memory:
             yield from once(self.store, key, progress, run)
             rows = self.store.rows(key)
             found = {layer.name: _indicators(rows[layer.name]) for layer in self.layers}
-            self._memory["indicators"] = indicator_harms(found)
-        yield Progress(INDICATOR_PASSES, INDICATOR_PASSES, "importance indicators", self._memory["indicators"])
+            self.memory["indicators"] = indicator_harms(found)
+        yield Progress(INDICATOR_PASSES, INDICATOR_PASSES, "importance indicators", self.memory["indicators"])
 
     def pair_estimate(self) -> float:
         """Return about how many seconds measuring the missing pairs takes here, from a timed run of a few images."""
@@ -178,7 +178,7 @@ class CriteriaStages(SensitivityStages):
         pairs = [pair for pair in pairs if "|".join(pair) not in saved]
         if not pairs:
             return 0.0
-        return self._seconds_per_image() * pair_cost(self.graph, pairs, len(widths), count)
+        return self.seconds_per_image() * pair_cost(self.graph, pairs, len(widths), count)
 
     @property
     def pair_widths(self) -> tuple[int, ...]:
@@ -194,15 +194,15 @@ class CriteriaStages(SensitivityStages):
 
     @property
     def _hessian_keys(self) -> tuple[str, str]:
-        count = len(self._analysis_images)
+        count = len(self.analysis_images)
         return self._criteria_key("hessian traces", count), self._criteria_key("perturbations", count)
 
     def _loss_change_key(self, tied: bool) -> str:
-        return self._criteria_key("loss changes", len(self._analysis_images), tied)
+        return self._criteria_key("loss changes", len(self.analysis_images), tied)
 
     @property
     def _indicator_key(self) -> str:
-        return self._key("indicators", len(self._analysis_images))
+        return self._key("indicators", len(self.analysis_images))
 
     @property
     def _pair_key(self) -> str:

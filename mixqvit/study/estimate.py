@@ -72,9 +72,9 @@ def estimate(study: "Study") -> Estimate | None:
     if study.device.type != "cpu":
         return None
     settings, layers = study.settings, len(study.layers)
-    few = study._seconds_per_image()
+    few = study.seconds_per_image()
     # In small networks most of the time goes by between the operations; many images share it.
-    many = study._seconds_per_image(_MANY) if few * _MANY < 1 else few
+    many = study.seconds_per_image(_MANY) if few * _MANY < 1 else few
     relevance, calibration, sensitivity = (
         study.relevance_progress(),
         study.calibration_progress(),
@@ -82,7 +82,7 @@ def estimate(study: "Study") -> Estimate | None:
     )
     measured = study.evaluation_progress(FULL_PRECISION)
     left = measured.total - measured.done  # the first time, what all others are compared with runs before
-    calibrated, analysed = len(study._calibration_pixels), len(study._analysis_images)
+    calibrated, analysed = len(study.calibration_pixels), len(study.analysis_images)
     time = find_recipe(settings.recipe).calibration_time
     of_layer = many * time.passes * calibrated / layers + time.layer_seconds
     seconds = {

@@ -25,9 +25,9 @@ from mixqvit.quantization.model import QuantizedModel, quantize
 from mixqvit.quantization.quantizer_comparison import OperandComparison, compare_quantizers
 from mixqvit.quantization.recipes import RECIPES, find_recipe
 from mixqvit.quantization.roles import roles
+from mixqvit.stages.store import fingerprint
 from mixqvit.study.claims import WORK, once
 from mixqvit.study.sensitivity import SensitivityStages
-from mixqvit.study.store import fingerprint
 from mixqvit.study.workers import EvaluationPart, evaluator
 from mixqvit.tasks.evaluation import (
     BATCH_SIZE,
@@ -89,7 +89,7 @@ class EvaluationStages(SensitivityStages):
 
         def predictor() -> Generator[Progress, None, Predictor]:
             if all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
-                return self._device_graph
+                return self.device_graph
             return (yield from self._quantized_steps(recipe, bits, resolved))
 
         yield from self._measured_steps(self._evaluation_key(recipe, resolved), predictor)
@@ -139,8 +139,8 @@ class EvaluationStages(SensitivityStages):
                     key,
                     resolved,
                     part.start,
-                    self._sent(images.pixels[part]),
-                    self._sent(reference[part]),
+                    self.sent(images.pixels[part]),
+                    self.sent(reference[part]),
                     self.class_subset,
                 )
                 for key, resolved, part in parts
@@ -203,7 +203,7 @@ class EvaluationStages(SensitivityStages):
         if recipe == self.settings.recipe:
             yield from self._calibrated_steps()
             calibration = self.calibration()
-            checkpoints = self._remembered("checkpoints", lambda: Checkpoints(CHECKPOINT_BYTES))
+            checkpoints = self.remembered("checkpoints", lambda: Checkpoints(CHECKPOINT_BYTES))
             quantized = quantize(calibration, resolved, checkpoints=checkpoints).on(self.device)
             return partial(_run_on_evaluation_images, quantized, checkpoints)
         setting = None
@@ -214,9 +214,9 @@ class EvaluationStages(SensitivityStages):
                 )
             setting = (bits, bits)
         widths = sorted({width for pair in resolved.values() for width in pair} - {FULL_PRECISION})
-        pixels, total = self._calibration_pixels, len(self.layers)
+        pixels, total = self.calibration_pixels, len(self.layers)
         layers: dict[str, LayerCalibration] = {}
-        graph = self._precise_graph
+        graph = self.precise_graph
         for piece in calibrate_steps(graph, pixels, recipe, setting, widths):
             layers[piece.layer] = piece
             yield Progress(len(layers), total, f"calibration of {piece.layer}")
@@ -225,7 +225,7 @@ class EvaluationStages(SensitivityStages):
     @property
     def _most_images(self) -> int:
         """Evaluation images at once."""
-        return images_at_once(self._device_graph, BATCH_SIZE)
+        return images_at_once(self.device_graph, BATCH_SIZE)
 
     @property
     def measures_by_itself(self) -> bool:
@@ -234,9 +234,9 @@ class EvaluationStages(SensitivityStages):
 
     def evaluation_estimate(self) -> float:
         """Return about how many seconds measuring one allocation takes here, from a timed run of a few images."""
-        seconds = self._seconds_per_image()
+        seconds = self.seconds_per_image()
         return seconds * (
-            QUANTIZED_PASS * len(self.evaluation_images) + COMPENSATION_PASSES * len(self._calibration_pixels)
+            QUANTIZED_PASS * len(self.evaluation_images) + COMPENSATION_PASSES * len(self.calibration_pixels)
         ) + COMPENSATION_LAYER_SECONDS * len(self.layers)
 
     @property
@@ -259,7 +259,7 @@ class EvaluationStages(SensitivityStages):
 
     def _reference_logits(self) -> Tensor:
         """Full-precision logits of the evaluation images `[N, classes]`."""
-        if "reference" not in self._memory:  # without the lock, which others need meanwhile
+        if "reference" not in self.memory:  # without the lock, which others need meanwhile
             key = self._key("evaluation", "full precision", self._evaluation_part)
             saved = self.store.tensors(key, "logits")
             if saved:
@@ -267,14 +267,14 @@ class EvaluationStages(SensitivityStages):
             else:
                 logits = self._full_precision_logits()
                 self.store.put_tensors(key, "logits", {"logits": logits})
-            self._memory["reference"] = logits
-        return self._memory["reference"]
+            self.memory["reference"] = logits
+        return self.memory["reference"]
 
     @property
     def _reference_answers(self) -> ReferenceAnswers:
         logits = self._reference_logits()
         labels, among = self.evaluation_images.labels, self.class_subset
-        return self._remembered("reference answers", lambda: reference_answers(logits, labels, among))
+        return self.remembered("reference answers", lambda: reference_answers(logits, labels, among))
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -285,7 +285,7 @@ class EvaluationStages(SensitivityStages):
         return (*super().notes, *(self._reference_answers.notes if "reference" in self._memory else ()))
 
     def _full_precision_logits(self) -> Tensor:
-        graph, pixels = self._device_graph, self.evaluation_images.pixels
+        graph, pixels = self.device_graph, self.evaluation_images.pixels
 
         def run(part: slice) -> Tensor:
             with torch.no_grad():
@@ -332,7 +332,7 @@ class EvaluationStages(SensitivityStages):
 
     def operand_roles(self, layer: str) -> tuple[str, ...]:
         """Return what the activation operands of a layer are: one of a layer with a weight, two of a product."""
-        return roles(self._layer(layer))
+        return roles(self.layer(layer))
 
     def compare_quantizers(self, layer: str, operand: int = 0) -> OperandComparison:
         """Return every quantizer of the menu fitted to one operand, quantized alone, at every bit-width.
@@ -389,9 +389,9 @@ class EvaluationStages(SensitivityStages):
     @cached_property
     def _operand_comparison(self) -> Callable[[str, int], OperandComparison]:
         def compare(layer: str, operand: int) -> OperandComparison:
-            pixels = self._calibration_pixels
-            fisher = self._remembered("fisher", lambda: fisher_diagonals(self.graph, pixels))
-            return compare_quantizers(self.graph, self._layer(layer), operand, pixels, fisher[layer])
+            pixels = self.calibration_pixels
+            fisher = self.remembered("fisher", lambda: fisher_diagonals(self.graph, pixels))
+            return compare_quantizers(self.graph, self.layer(layer), operand, pixels, fisher[layer])
 
         return lru_cache(OPERAND_COMPARISONS)(compare)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixqvit.errors import ModelError, StoreError
 from mixqvit.models.cards import EMBEDDED
-from mixqvit.study.store import KEPT, Store, fingerprint
+from mixqvit.stages.store import KEPT, Store, fingerprint
 
 __all__ = [
     "LOCAL_FOLDER",

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mixqvit.errors import AccessError, ModelError
 from mixqvit.files.uploads import uploads_folder
 from mixqvit.progress import Progress
+from mixqvit.stages.store import Store, fingerprint
 from mixqvit.study.library import StudyDescription, studies_folder
 from mixqvit.study.settings import Settings
-from mixqvit.study.store import Store, fingerprint
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study

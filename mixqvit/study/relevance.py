@@ -16,9 +16,9 @@ from mixqvit.relevance.quality import attribution_quality_steps
 from mixqvit.relevance.records import BranchShare, ImageRelevance, Importance
 from mixqvit.relevance.result import LayerTotals, Relevance
 from mixqvit.relevance.rules import RULE_SETS
+from mixqvit.study.base import StudyBase
 from mixqvit.study.claims import once
 from mixqvit.study.explanations import Explanations
-from mixqvit.study.placement import Placement
 
 __all__ = ["RelevanceStages"]
 
@@ -26,7 +26,7 @@ __all__ = ["RelevanceStages"]
 QUALITY_IMAGES = 8
 
 
-class RelevanceStages(Placement):
+class RelevanceStages(StudyBase):
     """Layer importance and explanations."""
 
     @property
@@ -71,8 +71,8 @@ class RelevanceStages(Placement):
                 yield Progress(done, total, f"{method} of {done} of {total} images")
                 started = time.perf_counter()
 
-        if ("importance", method) in self._memory:
-            yield Progress(total, total, "relevance", self._memory["importance", method])
+        if ("importance", method) in self.memory:
+            yield Progress(total, total, "relevance", self.memory["importance", method])
             return
         yield from once(self.store, key, progress, run)
         rows = self._saved_importance(key)
@@ -91,7 +91,7 @@ class RelevanceStages(Placement):
             ),
             seconds / total,
         )
-        self._memory["importance", method] = importance
+        self.memory["importance", method] = importance
         yield Progress(total, total, "relevance", importance)
 
     def relevance_progress(self, method: str | None = None) -> Progress:
@@ -102,7 +102,7 @@ class RelevanceStages(Placement):
 
     def _relevance_plan(self, method: str) -> tuple[Tensor, str, str]:
         """Return the images of a method, what its relevance counts as, and what it is saved under."""
-        pixels, measure = self._analysis_pixels[: find_method(method).images], self.measure(method)
+        pixels, measure = self.analysis_images.pixels[: find_method(method).images], self.measure(method)
         return pixels, measure, self._key("relevance", method, measure, len(pixels))
 
     def _saved_importance(self, key: str) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ class RelevanceStages(Placement):
         if not find_method(method).explains_pixels:
             yield Progress(1, 1, "quality", (None, None))
             return
-        pixels = self._analysis_pixels[:QUALITY_IMAGES]
+        pixels = self.analysis_images.pixels[:QUALITY_IMAGES]
         key = self._key("relevance", "quality", method)
         saved = self.store.rows(key)
         scores = []
@@ -162,11 +162,11 @@ class RelevanceStages(Placement):
 
     def _graph_for(self, method: str) -> Graph:
         precise = find_method(method).double_precision
-        return self._double_precision_device_graph if precise else self._precise_graph
+        return self.double_precision_graph if precise else self.precise_graph
 
     @cached_property
     def _explanations(self) -> Explanations:
-        return Explanations(self._double_precision_graph, self.evaluation_images)
+        return Explanations(self.double_precision_graph.on(torch.device("cpu")), self.evaluation_images)
 
 
 def _importance_row(batch: LayerTotals, seconds: float) -> dict[str, Any]:

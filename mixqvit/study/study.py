@@ -58,4 +58,4 @@ class Study(TrainingStages):
     @cached_property
     def channels(self) -> ChannelStudy:
         """The channels of post-LayerNorm inputs: which are outliers, and what quantization makes of them."""
-        return ChannelStudy(self.graph, self._calibration_pixels, self.evaluation_images)
+        return ChannelStudy(self.graph, self.calibration_pixels, self.evaluation_images)

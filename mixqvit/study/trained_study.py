@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mixqvit.errors import StoreError, TrainingError
 from mixqvit.network.bits import Bits
+from mixqvit.stages.store import fingerprint
 from mixqvit.study.library import LOCAL_FOLDER, StudyDescription, free_name, keep_study, trained_folder
-from mixqvit.study.store import fingerprint
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study

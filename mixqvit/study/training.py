@@ -110,13 +110,13 @@ class TrainingStages(AllocationStages):
             ImageError: There are none, or they cannot be read.
         """
         name = ("training images", source)
-        if name not in self._memory:
+        if name not in self.memory:
             own = self.image_sets.evaluation.source
             for step in load_training_images_steps(source or own, self.model, self.image_sets, follow_links):
                 yield step
-            self._memory[name] = step.result
-        count = len(self._memory[name])
-        yield Progress(count, count, f"{count:,} training images", self._memory[name])
+            self.memory[name] = step.result
+        count = len(self.memory[name])
+        yield Progress(count, count, f"{count:,} training images", self.memory[name])
 
     def training_steps(
         self, bits: Mapping[str, int | Bits], settings: TrainingSettings | None = None, source: str | None = None
@@ -184,7 +184,7 @@ class TrainingStages(AllocationStages):
             for item in self.store.items(own):
                 self.store.delete(own, item)
         self.store.delete(self._trainings_key, key)
-        self._memory.pop("trained", None)
+        self.memory.pop("trained", None)
 
     def trained(
         self, bits: Mapping[str, int | Bits], settings: TrainingSettings | None = None, source: str | None = None
@@ -263,7 +263,7 @@ class TrainingStages(AllocationStages):
         resolved, recipe = self._trainable(bits), (settings or TrainingSettings()).recipe
         graph = self.graph
         if TRAINING_RECIPES[recipe].merges_query_key:
-            graph = self._remembered("merged graph", lambda: merge_query_key(self.graph))
+            graph = self.remembered("merged graph", lambda: merge_query_key(self.graph))
         of_layers = {layer.name: resolved[original_layer(layer.name, self.graph.by_name)] for layer in graph.layers}
         return cost(graph.layers, of_layers, storage(graph, recipe, self.model))
 
@@ -365,13 +365,13 @@ class TrainingStages(AllocationStages):
         resolved = self._trainable(bits)
         key = self._training_key(resolved, settings, source)
         # One is remembered: each is as large as the model.
-        if self._memory.get("trained", ("",))[0] != key:
+        if self.memory.get("trained", ("",))[0] != key:
             checkpoint = self._checkpoint(key, None)
             if checkpoint is None or not checkpoint.run.finished:
                 raise TrainingError("This training is not finished; go on with it first.")
-            model = restored(self.graph, resolved, self._calibration_pixels, checkpoint)
-            self._memory["trained"] = key, (model.quantized(), tuple(model.step_sizes()))
-        return self._memory["trained"][1]
+            model = restored(self.graph, resolved, self.calibration_pixels, checkpoint)
+            self.memory["trained"] = key, (model.quantized(), tuple(model.step_sizes()))
+        return self.memory["trained"][1]
 
     def _trainable(self, bits: Mapping[str, int | Bits]) -> BitsPerLayer:
         """Return (weight bits, activation bits) for every layer, some of them quantized."""

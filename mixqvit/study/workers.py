@@ -1,62 +1,21 @@
 """What the workers of an engine do for a study: cells of a sweep, pairwise terms, evaluations."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixqvit.criteria.pairwise import Pair, PairTerms, pair_steps
-from mixqvit.criteria.sensitivity.sweep import SensitivityCell, sensitivity_steps
 from mixqvit.engines.in_order import InOrder
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.network.devices import choose_device, images_at_once, in_parts
+from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
-from mixqvit.network.tracing import trace
-from mixqvit.quantization.calibration import Calibration, LayerCalibration
+from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.model import quantize
 from mixqvit.tasks.evaluation import BATCH_SIZE, kl_divergence, top1
 
-__all__ = ["EvaluationPart", "MeasuredPart", "Rebuilt", "evaluator", "pair_worker", "sweep_worker"]
-
-
-@dataclass(frozen=True, eq=False)
-class Rebuilt:
-    """A calibrated model on its way to a worker, which traces it anew; called there, once.
-
-    Attributes:
-        module: The model.
-        example: One image `[1, C, H, W]` to trace with.
-        recipe: Name of the recipe.
-        layers: Fitted quantizers by layer name.
-        pixels: Calibration images `[N, C, H, W]`.
-    """
-
-    module: nn.Module
-    example: Tensor
-    recipe: str
-    layers: Mapping[str, LayerCalibration]
-    pixels: Tensor
-
-    def __call__(self) -> Calibration:
-        """Return the calibration, on the worker's device."""
-        graph = trace(self.module, self.example)
-        return Calibration(graph, self.recipe, self.layers, self.pixels).on(choose_device())
-
-
-def sweep_worker(
-    calibration: Callable[[], Calibration],
-    pixels: Tensor,
-    labels: Tensor | None,
-    operands: str,
-    bit_widths: Sequence[int],
-    baseline: int,
-) -> InOrder[SensitivityCell]:
-    """Return what measures the cells of a task (layer, its bit-widths); arguments as in `sensitivity_steps`."""
-    found = calibration()
-    start = partial(sensitivity_steps, found, pixels, labels, operands, bit_widths, baseline)
-    return InOrder(start, _order(found.graph))
+__all__ = ["EvaluationPart", "MeasuredPart", "evaluator", "pair_worker"]
 
 
 def pair_worker(

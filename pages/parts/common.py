@@ -17,9 +17,9 @@ from mixqvit.engines.choice import ENGINES, EngineChoice, find_engine
 from mixqvit.errors import MixQViTError, ModelError
 from mixqvit.files.uploads import remove_old_uploads
 from mixqvit.models.cards import EMBEDDED, list_models
+from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, find_study, known_studies
 from mixqvit.study.open_studies import OpenStudies
-from mixqvit.study.store import Store
 from mixqvit.views.studies import estimate_words
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["P
     Args:
         name: What is being done, e.g. "Sensitivity"; one stop button per name.
         steps: Starts (or resumes) the work.
-        show: Called with every progress that carries a result, for live pictures; at most ten times a second.
+        show: Called with progress that carries a piece, for live pictures; at most ten times a second.
 
     Returns:
         The last result; None while stopped.
@@ -250,15 +250,12 @@ def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["P
             st.markdown(f":material/pause_circle: {name} stopped. What was finished is saved.")
             st.button("Resume", key=f"resume {name}", on_click=st.session_state.update, args=({stopped: False},))
         return None
-    result = None
-    bar = None
+    bar = first = None
     started = last_update = time.monotonic()
-    first_done = phase_total = None
     for step in steps():
-        result = step.result if step.result is not None else result
         now = time.monotonic()
-        if step.total != phase_total:  # a stage that needs another one first reports that one's steps before its own
-            first_done, phase_total, started = step.done, step.total, now
+        if first is None or step.stage != first.stage:  # what a stage needs is reported before its own progress
+            first, started = step, now
         if step.done == step.total or now - last_update < SECONDS_BETWEEN_UPDATES:
             continue
         last_update = now
@@ -266,11 +263,11 @@ def run(name: str, steps: Callable[[], "Iterator[Progress]"], show: Callable[["P
             with slot.container(horizontal=True, vertical_alignment="center"):
                 bar = st.progress(0.0)
                 st.button("Stop", key=f"stop {name}", on_click=st.session_state.update, args=({stopped: True},))
-        bar.progress(step.done / step.total, f"{name}: {step.doing} · {_remaining(step, first_done, now - started)}")
-        if show is not None and step.result is not None:
+        bar.progress(step.done / step.total, f"{name}: {step.doing} · {_remaining(step, first.done, now - started)}")
+        if show is not None and step.piece is not None:
             show(step)
     slot.empty()
-    return result
+    return step.result
 
 
 def stop_flag(name: str) -> str:
@@ -278,7 +275,7 @@ def stop_flag(name: str) -> str:
     return f"stopped {name} on {st.session_state.study} {st.session_state.outliers}"
 
 
-def _remaining(step: "Progress", first_done: int, seconds: float) -> str:
+def _remaining(step: "Progress", first_done: float, seconds: float) -> str:
     finished = step.done - first_done
     if not finished:
         return "estimating the remaining time"

@@ -5,8 +5,8 @@ import streamlit as st
 from mixqvit.errors import MixQViTError
 from mixqvit.files.uploads import keep_upload
 from mixqvit.models.cards import EMBEDDED
+from mixqvit.stages.store import Store
 from mixqvit.study.library import find_study, forget_study, keep_study, known_studies
-from mixqvit.study.store import Store
 from mixqvit.views.studies import saved_frame
 from pages.parts import common
 

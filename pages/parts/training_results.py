@@ -5,8 +5,8 @@ import streamlit as st
 from mixqvit.allocation.costs import cost
 from mixqvit.errors import MixQViTError, StoreError
 from mixqvit.network.bits import FULL_PRECISION, uniform
+from mixqvit.stages.store import Store
 from mixqvit.study.library import find_study
-from mixqvit.study.store import Store
 from mixqvit.study.trained_study import keep_trained
 from mixqvit.views import overview, training_steps, training_table
 from pages.parts import common, measuring

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from mixqvit import Settings, Store, Study
+from mixqvit.criteria.sensitivity.stage import sweep_worker
 from mixqvit.engines.processes import Processes
 from mixqvit.engines.ray_cluster import RayCluster
 from mixqvit.engines.this_process import ThisProcess
@@ -23,7 +24,7 @@ from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.study.evaluation import PART_IMAGES
 from mixqvit.study.library import StudyDescription
 from mixqvit.study.open_studies import open_study
-from mixqvit.study.workers import EvaluationPart, evaluator, sweep_worker
+from mixqvit.study.workers import EvaluationPart, evaluator
 
 
 def no_work(number: int) -> list[int]:
@@ -65,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(1)
     study = opened(options.model, options.images)
     study.calibration()
-    images = study._analysis_images
+    images = study.analysis_images
     tasks = [(layer.name, BIT_WIDTHS) for layer in study.layers]
     engines = {
         "this process, 1 thread": ThisProcess(),
@@ -84,7 +85,7 @@ def main() -> None:
         calibration = there._worker_calibration()
         sent = sent if engine.is_here else len(pickle.dumps(calibration))
         pixels = there._sent(images.pixels)
-        work = partial(sweep_worker, calibration, pixels, images.labels, "both", BIT_WIDTHS, FULL_PRECISION)
+        work = partial(sweep_worker, calibration, pixels, images.labels, "both", FULL_PRECISION)
         first, seconds, cells = timed(engine, work, tasks)
         begun, empty, count = timed(engine, nothing, range(300))
         kind = name.split(",")[0]

@@ -53,24 +53,24 @@ def _first(steps: Iterator[object], count: int = 1) -> None:
 
 def _calibration(study: Study) -> None:
     in_first_blocks = sum(layer.block in (None, 0, 1) for layer in study.layers[: len(study.layers) // 2])
-    _first(calibrate_steps(study.graph, study._calibration_pixels), in_first_blocks)
+    _first(calibrate_steps(study.graph, study.calibration_pixels), in_first_blocks)
 
 
 def _sweep(study: Study) -> None:
     chosen = {layer.name for layer in study.layers[::EVERY]}
-    images = study._analysis_images
+    images = study.analysis_images
     wanted = lambda name: (BITS,) if name in chosen else ()  # noqa: E731
     list(sensitivity_steps(study.calibration(), images.pixels, images.labels, bit_widths=(BITS,), wanted=wanted))
 
 
 def _loss_changes(study: Study) -> None:
     bits_of = lambda layer: [(BITS, 8 if layer.kind == "patch_embed" else BITS)]  # noqa: E731
-    _first(loss_change_steps(study.calibration(), study._analysis_pixels, bits_of))
+    _first(loss_change_steps(study.calibration(), study.analysis_images.pixels, bits_of))
 
 
 def _pairs(study: Study) -> None:
     pairs = block_pairs(study.layers)[:2]
-    list(pair_steps(study.calibration(), study._analysis_pixels[:8], pairs, (BITS,) * 5))
+    list(pair_steps(study.calibration(), study.analysis_images.pixels[:8], pairs, (BITS,) * 5))
 
 
 def _relevance(method: str) -> Callable[[Study], None]:
@@ -89,7 +89,9 @@ STAGES: Mapping[str, Callable[[Study], object]] = {
     "gradient x relevance, first batch": _relevance("gradient x relevance"),
     "gradient x activation, first batch": _relevance("gradient x activation"),
     "one image explained": lambda study: study.image_relevance(0),
-    "perturbations": lambda study: list(squared_perturbations(study.calibration(), study._analysis_pixels, (BITS,))),
+    "perturbations": lambda study: list(
+        squared_perturbations(study.calibration(), study.analysis_images.pixels, (BITS,))
+    ),
     "loss changes, first batch": _loss_changes,
     "pairs, first two": _pairs,
     "Hessian traces, first batch": lambda study: _first(step for step in study.hessian_steps() if step.done),
@@ -101,14 +103,14 @@ def stage(name: str, model: str, checkpoint: str, images: str, folder: str) -> N
     """Run one stage and print its seconds and the peak of the process in GiB."""
     study = Study(mixqvit.load_model(model, checkpoint), images, SETTINGS, mixqvit.Store(folder))
     if name == FITTED:
-        found = calibrate(study.graph, study._calibration_pixels[:2], bit_widths=(BITS,))
+        found = calibrate(study.graph, study.calibration_pixels[:2], bit_widths=(BITS,))
         for layer, piece in found.layers.items():
             study.store.put_tensors(FITTED, layer, *to_tensors(piece))
         return
     names = [layer.name for layer in study.layers]
     layers = {layer: from_tensors(layer, *study.store.tensors(FITTED, layer)) for layer in names}
-    found = Calibration(study.graph, study.settings.recipe, layers, study._calibration_pixels)
-    study._memory["calibration"] = found
+    found = Calibration(study.graph, study.settings.recipe, layers, study.calibration_pixels)
+    study.memory["calibration"] = found
     started = time.perf_counter()
     STAGES[name](study)
     seconds = time.perf_counter() - started

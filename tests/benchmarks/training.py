@@ -23,7 +23,7 @@ from torch import Tensor
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.progress import Progress
-from mixqvit.study.store import Store
+from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation, wilson_interval
 from mixqvit.training import step_sizes

@@ -14,9 +14,9 @@ from mixqvit.commands.parser import parser
 from mixqvit.commands.studies import description_of
 from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS, LABEL_ORDERS
 from mixqvit.models.loading import load_model
+from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, forget_study, keep_study, known_studies
 from mixqvit.study.settings import Settings
-from mixqvit.study.store import Store
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,10 +11,11 @@ import torch
 
 from mixqvit.errors import MixQViTError, StudyFileError
 from mixqvit.files.study_file import import_study_file, read_study_file, study_file_content, write_study_file_steps
+from mixqvit.stages.stage import STAGES
+from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
 from mixqvit.study.open_studies import open_study
 from mixqvit.study.settings import Settings
-from mixqvit.study.store import Store
 from mixqvit.study.study import Study
 
 SETTINGS = Settings(calibration_images=8, analysis_images=4, evaluation_images=40)
@@ -96,7 +97,8 @@ def test_the_content_for_a_browser_is_the_file(study: Study, file: Path, tmp_pat
 def test_another_program_version_is_no_obstacle_but_its_results_are_not_used(
     study: Study, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mixqvit.study.base.code_version", lambda *names: "later")
+    for stage in STAGES.values():
+        monkeypatch.setattr(stage, "version", 1000)
     _, imported, _ = import_study_file(Store(tmp_path), file)
     assert imported.saved_evaluation(BITS) is None
     assert any("other versions" in note for note in imported.model.notes)

@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
+from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, keep_study
-from mixqvit.study.store import Store
 
 CLASSES = 1000
 SHARK = 2  # "great white shark, white shark, man-eater, ..."

@@ -4,10 +4,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.stages.store import Store
 from mixqvit.study.estimate import Estimate
 from mixqvit.study.library import find_study
 from mixqvit.study.open_studies import open_study
-from mixqvit.study.store import Store
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation
 from tests.pages.studies import CLASSES, SHARK, keep_small_study

@@ -7,7 +7,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.network.layers import Layer
-from mixqvit.study.store import Store
+from mixqvit.stages.store import Store
 from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views import overview
 

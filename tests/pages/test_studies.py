@@ -9,8 +9,8 @@ from streamlit.testing.v1 import AppTest
 
 from mixqvit.files.access import ROOTS_VARIABLE
 from mixqvit.models.loading import load_model
+from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, find_study, forget_study, keep_study, known_studies
-from mixqvit.study.store import Store
 from pages.parts.common import NEXT_STUDY, as_sentence, open_studies
 from tests.pages.conftest import STAGES
 

@@ -9,9 +9,9 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.stages.store import Store
 from mixqvit.study.library import find_study
 from mixqvit.study.open_studies import open_study
-from mixqvit.study.store import Store
 from mixqvit.study.study import Study
 from mixqvit.training.settings import TrainingSettings
 from mixqvit.views.overview import megabytes, percent

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixqvit.errors import ModelError, StoreError
+from mixqvit.stages.store import KEPT, Store
 from mixqvit.study.library import (
     StudyDescription,
     default_name,
@@ -15,7 +16,6 @@ from mixqvit.study.library import (
     known_studies,
     studies_folder,
 )
-from mixqvit.study.store import KEPT, Store
 
 
 @pytest.fixture

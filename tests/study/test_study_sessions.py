@@ -36,12 +36,12 @@ def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
     study.evaluate(3)
     again = Study("digits_vit", settings=SMALL, store=study.store)
     for stage in (
-        "relevance.importance_steps",
-        "sensitivity.calibrate_steps",
-        "workers.sensitivity_steps",
-        "evaluation.evaluate_steps",
+        "study.relevance.importance_steps",
+        "quantization.calibration_stage.calibrate_steps",
+        "criteria.sensitivity.stage.sensitivity_steps",
+        "study.evaluation.evaluate_steps",
     ):
-        monkeypatch.setattr(f"mixqvit.study.{stage}", lambda *_, **__: pytest.fail("computed again"))
+        monkeypatch.setattr(f"mixqvit.{stage}", lambda *_, **__: pytest.fail("computed again"))
     assert again.sensitivity() == study.sensitivity()
     assert again.relevance() == study.relevance()
     assert again.evaluate(3) == study.evaluate(3)
@@ -61,15 +61,15 @@ def test_stopping_between_pieces_loses_none_and_repeats_none(tmp_path, swin):
     first = Study("digits_swin", settings=SMALL, store=store)
     seen = []
     for step in first.sensitivity_steps():
-        if step.result is not None:
-            seen.append((step.result.layer, step.result.bits))
+        if step.stage == "sensitivity":
+            seen.append((step.piece.layer, step.piece.bits))
         if len(seen) == 20:
             break
     second = Study("digits_swin", settings=SMALL, store=store)
     assert [(cell.layer, cell.bits) for cell in second.saved_sensitivity()] == seen
     later = list(second.sensitivity_steps())
     assert later[-1].done == later[-1].total == len(second.layers) * len(BIT_WIDTHS)
-    cells = [(step.result.layer, step.result.bits) for step in later[:-1] if step.result is not None]
+    cells = [(step.piece.layer, step.piece.bits) for step in later[:-1] if step.stage == "sensitivity"]
     assert not set(cells) & set(seen)
     assert len(cells) + len(seen) == later[-1].total
     for name, row in swin.sensitivity().items():
@@ -86,8 +86,8 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
             measured.append((cell.layer, cell.bits))
             yield cell
 
-    monkeypatch.setattr("mixqvit.study.workers.sensitivity_steps", counted)
-    monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("mixqvit.criteria.sensitivity.stage.sensitivity_steps", counted)
+    monkeypatch.setattr("mixqvit.stages.runner.SECONDS_BETWEEN_LOOKS", 0.01)
     studies = [Study("digits_swin", settings=SMALL, store=store) for _ in range(2)]
     threads = [threading.Thread(target=study.sensitivity) for study in (*studies, studies[0])]
     for thread in threads:
@@ -101,13 +101,13 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
 @pytest.mark.slow
 def test_a_session_goes_on_when_the_one_that_worked_is_stopped(tmp_path, monkeypatch, swin):
     store = mixqvit.Store(tmp_path)
-    monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("mixqvit.stages.runner.SECONDS_BETWEEN_LOOKS", 0.01)
     first, second = (Study("digits_swin", settings=SMALL, store=store) for _ in range(2))
     working = first.sensitivity_steps()
     while not first.saved_sensitivity():
         next(working)
     waiting = second.sensitivity_steps()
-    seen = next(step for step in waiting if step.total > len(second.layers))  # calibration is reported first
+    seen = next(step for step in waiting if step.stage == "sensitivity")  # calibration is reported first
     assert seen.done == len(first.saved_sensitivity())
     next(working)
     assert next(waiting).done == seen.done + 1  # it watches
@@ -120,9 +120,13 @@ def test_a_session_goes_on_when_the_one_that_worked_is_stopped(tmp_path, monkeyp
 @pytest.mark.slow
 def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swin, monkeypatch):
     swin.sensitivity()
-    monkeypatch.setattr("mixqvit.study.sensitivity.calibrate_steps", lambda *_, **__: pytest.fail("calibrated again"))
+    monkeypatch.setattr(
+        "mixqvit.quantization.calibration_stage.calibrate_steps", lambda *_, **__: pytest.fail("calibrated again")
+    )
     again = Study("digits_swin", settings=replace(SMALL, metric="mse"), store=swin.store)
-    monkeypatch.setattr("mixqvit.study.workers.sensitivity_steps", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "mixqvit.criteria.sensitivity.stage.sensitivity_steps", lambda *_: pytest.fail("measured again")
+    )
     assert again.sensitivity() == swin.sensitivity(metric="mse") != swin.sensitivity()
     for name, row in swin.sensitivity_intervals().items():
         for bits, (low, high) in row.items():
@@ -155,7 +159,7 @@ def test_an_evaluation_whose_rows_vanish_midway_is_measured_again(tmp_path, stud
 
 @pytest.mark.slow
 def test_a_sweep_of_another_session_does_not_block_this_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("mixqvit.study.claims.SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("mixqvit.stages.runner.SECONDS_BETWEEN_LOOKS", 0.01)
     shared = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
     working = shared.sensitivity_steps("weights")
     while not shared.saved_sensitivity("weights"):

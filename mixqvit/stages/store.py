@@ -12,22 +12,23 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mixqvit.cache import default_folder
 from mixqvit.errors import StoreError
 
-__all__ = ["KEPT", "LIMIT_BYTES", "Store", "code_version", "fingerprint"]
+__all__ = ["KEPT", "LIMIT_BYTES", "Store", "fingerprint"]
 
 LIMIT_BYTES = 2 * 10**9
 """Size of the store above which the results written longest ago are dropped."""
 
 KEPT = "kept "
 """How the keys begin of what a person saved and no run can compute again."""
+
+_RENEW = "UPDATE claimed SET renewed = ? WHERE owner = ?"
 
 CLAIM_SECONDS = 900
 """Time after which a claim that was not renewed is void: far longer than any piece takes that is claimed."""
@@ -36,17 +37,6 @@ CLAIM_SECONDS = 900
 def fingerprint(*parts: Any) -> str:
     """Return a hexadecimal SHA-256 of values that JSON can write."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def code_version(*names: str) -> str:
-    """Return a fingerprint of the package's own source files or folders, e.g. `"graph.py"`, `"quantization"`."""
-    digest = hashlib.sha256()
-    for name in names:
-        path = Path(__file__).parents[1] / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _is_running(process: int) -> bool:
@@ -86,12 +76,23 @@ class Store:
 
     def put(self, key: str, item: str, value: Any) -> None:
         """Save a value that JSON can write; an earlier one of the same item is replaced."""
+        self.put_many([(key, item, value)])
+
+    def put_many(self, rows: Iterable[tuple[str, str, Any]], renewed: Iterable[str] = ()) -> None:
+        """Save values that JSON can write, all or none of them.
+
+        Args:
+            rows: Key, item and value; earlier ones of the same items are replaced.
+            renewed: Claims to renew, as `renew` does.
+        """
+        now = time.time()
         with self._connect() as database:
-            database.execute(
+            database.executemany(
                 "INSERT INTO results VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET value = excluded.value, written = excluded.written",
-                (key, item, json.dumps(value), time.time()),
+                [(key, item, json.dumps(value), now) for key, item, value in rows],
             )
+            database.executemany(_RENEW, [(now, claim) for claim in renewed])
 
     def items(self, key: str) -> list[str]:
         """Return the items that are saved under a key, in the order they were first written."""
@@ -135,7 +136,7 @@ class Store:
     def renew(self, claim: str) -> None:
         """Say that the item of a claim is still being computed; nothing happens where the claim has ended."""
         with self._connect() as database:
-            database.execute("UPDATE claimed SET renewed = ? WHERE owner = ?", (time.time(), claim))
+            database.execute(_RENEW, (time.time(), claim))
 
     def release(self, claim: str) -> None:
         """End a claim."""
@@ -150,6 +151,16 @@ class Store:
         try:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+
+    def metadata(self, key: str, item: str) -> dict[str, str] | None:
+        """Return the metadata of saved tensors alone; None if there are none or the file is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path(key, item), "pt") as file:
+                return file.metadata() or {}
         except (OSError, SafetensorError):
             return None
 

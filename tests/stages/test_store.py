@@ -15,8 +15,8 @@ import torch
 import mixqvit
 from mixqvit.cache import default_folder
 from mixqvit.errors import StoreError
-from mixqvit.study import store as store_module
-from mixqvit.study.store import CLAIM_SECONDS, Store, code_version, fingerprint
+from mixqvit.stages import store as store_module
+from mixqvit.stages.store import CLAIM_SECONDS, Store, fingerprint
 
 
 def test_rows_and_tensors_are_found_again_in_order(tmp_path):
@@ -132,7 +132,6 @@ def test_beyond_the_limit_the_oldest_results_go(tmp_path, monkeypatch):
 def test_fingerprints_tell_apart_what_matters():
     assert fingerprint("a", 1) == fingerprint("a", 1)
     assert fingerprint("a", 1) != fingerprint("a", 2)
-    assert code_version("graph.py") != code_version("quantization")
 
 
 def test_the_environment_names_the_folder(monkeypatch, tmp_path):
@@ -164,10 +163,10 @@ def test_a_claim_ends_with_its_process_or_when_it_is_not_renewed(tmp_path, monke
     assert found.stdout == "True\n"
     claim = store.claim("key", "work")  # that process is gone
     assert claim
-    monkeypatch.setattr("mixqvit.study.store.platform.node", lambda: "another machine")
+    monkeypatch.setattr("mixqvit.stages.store.platform.node", lambda: "another machine")
     assert not store.claim("key", "work")
     later = time.time() + CLAIM_SECONDS - 1
-    monkeypatch.setattr("mixqvit.study.store.time.time", lambda: later)
+    monkeypatch.setattr("mixqvit.stages.store.time.time", lambda: later)
     assert not store.claim("key", "work")
     store.renew(claim)
     later += 2

@@ -1,0 +1,119 @@
+"""What a stage sees of a study."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mixqvit.engines.base import Engine
+from mixqvit.images.images import Images
+from mixqvit.network.graph import Graph
+from mixqvit.network.layers import Layer
+from mixqvit.stages.store import Store
+
+if TYPE_CHECKING:
+    from mixqvit.stages.stage import Stage
+
+__all__ = ["Context"]
+
+Value = TypeVar("Value")
+
+
+class Context(Protocol):
+    """A model, its images, where to compute, and the results of other stages.
+
+    Attributes:
+        store: Where pieces are saved.
+        engine: What runs tasks.
+        device: Where the model computes.
+        recipe: Name of the study's quantization recipe.
+        calibration_images: All images that choices may be made by.
+        evaluation_images: Images to measure on, and for nothing else.
+    """
+
+    store: Store
+    engine: Engine
+    device: torch.device
+    calibration_images: Images
+    evaluation_images: Images
+
+    @property
+    def recipe(self) -> str:
+        """Name of the study's quantization recipe."""
+        ...
+
+    @property
+    def module(self) -> nn.Module:
+        """The model before it is traced."""
+        ...
+
+    @property
+    def graph(self) -> Graph:
+        """The traced model, on the CPU."""
+        ...
+
+    @property
+    def device_graph(self) -> Graph:
+        """The traced model on the device."""
+        ...
+
+    @property
+    def precise_graph(self) -> Graph:
+        """The traced model for sums that need double precision: on the CPU for MPS."""
+        ...
+
+    @property
+    def double_precision_graph(self) -> Graph:
+        """The traced model in double precision, where `precise_graph` is."""
+        ...
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The quantized layers, in network order."""
+        ...
+
+    @property
+    def calibration_pixels(self) -> Tensor:
+        """The images that quantizers are fitted to, `[N, C, H, W]`."""
+        ...
+
+    @property
+    def analysis_images(self) -> Images:
+        """The calibration images that relevance, sensitivity and other scores are averaged over."""
+        ...
+
+    @property
+    def class_subset(self) -> Sequence[int] | None:
+        """The classes that top-1 looks at; None for all."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What the keys of all results of this model on these calibration images begin with."""
+        ...
+
+    @property
+    def memory(self) -> dict[Any, Any]:
+        """What is remembered while the study is open."""
+        ...
+
+    def remembered(self, name: Any, compute: Callable[[], Value]) -> Value:
+        """Return what is in memory under a name, computing it the first time."""
+        ...
+
+    def sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as the tasks of the engine have it: no part of a larger one where it leaves the process."""
+        ...
+
+    def saved(self, stage: "Stage") -> dict[str, Any]:
+        """Return the saved pieces of a stage by the names of their items, computing none."""
+        ...
+
+    def state(self, stage: "Stage") -> dict[str, Any] | None:
+        """Return the tensors that a stage of the form `STATE` goes on from; None where there are none."""
+        ...
+
+    def result(self, stage: "Stage") -> Any:
+        """Return the result of a stage, computing what is missing."""
+        ...
