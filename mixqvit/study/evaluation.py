@@ -282,7 +282,7 @@ class EvaluationStages(SensitivityStages):
 
         What the answers in full precision tell is among them once the evaluation images have been run.
         """
-        return (*super().notes, *(self._reference_answers.notes if "reference" in self._memory else ()))
+        return (*super().notes, *(self._reference_answers.notes if "reference" in self.memory else ()))
 
     def _full_precision_logits(self) -> Tensor:
         graph, pixels = self.device_graph, self.evaluation_images.pixels
