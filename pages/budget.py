@@ -192,7 +192,8 @@ def show(study, wanted: dict, remembered: Memory, allocation, numbers, costs, st
         "full precision": "Full precision",
     }
     with costs:
-        show_gauges(st.container(), figures.gauges(allocation, full.cost, study.bitops_ceiling(allocation.budget)))
+        ceiling = study.allocations.bitops_ceiling(allocation.budget)
+        show_gauges(st.container(), figures.gauges(allocation, full.cost, ceiling))
         st.caption(
             figures.solved_words(
                 allocation.gap, remembered.wanted["strategy"], remembered.wanted["strategy"] != "uniform"

@@ -156,7 +156,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
 
         options.model = options.model or packed_source(options.packed).model
         study = open_study(options)
-        steps, what = study.evaluate_packed_steps(options.packed), {"packed": str(options.packed)}
+        steps, what = study.packing.evaluate_steps(options.packed), {"packed": str(options.packed)}
     elif options.bits is not None:
         study = open_study(options)
         recipe = options.recipe or study.settings.recipe

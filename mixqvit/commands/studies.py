@@ -168,5 +168,5 @@ def finish(steps: "Iterator[Progress]") -> Any:
             result = step.result
             if not is_terminal and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
-                print(f"{step.done} of {step.total}: {step.doing}", file=sys.stderr, flush=True)
+                print(f"{int(step.done)} of {step.total}: {step.doing}", file=sys.stderr, flush=True)
     return result

@@ -8,22 +8,26 @@ work the ranks of the layers' scores correlate 0.79 instead of 0.97 with those o
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, inf, prod, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mixqvit.criteria.perturbation import Perturbation
-from mixqvit.criteria.shared import batch_size, batch_starts, part_of, random_signs
+from mixqvit.criteria.shared import batch_size, batch_starts, covered, part_of, random_signs
 from mixqvit.network.bits import Bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.stages.context import Context
+from mixqvit.stages.items import ImageRanges
+from mixqvit.stages.stage import Stage, registered
 
-__all__ = ["LayerTraces", "Trace", "TraceBatch", "hawq_harms", "hessian_trace_steps", "mean_traces"]
+__all__ = ["HessianTraces", "LayerTraces", "Trace", "TraceBatch", "hawq_harms", "hessian_trace_steps", "mean_traces"]
 
 PROBES = 1
 """Each batch of images has signs of its own, so that more images serve better than more probes.
@@ -247,3 +251,41 @@ def hawq_harms(
                 for a, harm in activations.items()
             }
     return harms
+
+
+@registered
+@dataclass(frozen=True)
+class HessianTraces(Stage[TraceBatch, dict[str, LayerTraces]]):
+    """Mean Hessian traces on the calibration images."""
+
+    name = "Hessian traces"
+    version = 1
+
+    def depends_on(self, study: Context) -> Sequence[int]:
+        """Return the number of images."""
+        return [len(study.analysis_images)]
+
+    def items(self, study: Context) -> ImageRanges:
+        """Return the images."""
+        return ImageRanges(len(study.analysis_images), "Hessian traces of {done} of {total} images")
+
+    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, TraceBatch]]:
+        """Yield the batches in order."""
+        images = study.analysis_images
+        finished = covered(len(images), missing)
+        steps = hessian_trace_steps(study.precise_graph, images.pixels, images.labels, finished=finished)
+        return ((range(batch.start, batch.start + batch.images), batch) for batch in steps)
+
+    def written(self, piece: TraceBatch) -> dict[str, Any]:
+        """Return the batch."""
+        return asdict(piece)
+
+    def read(self, name: str, written: Mapping[str, Any]) -> TraceBatch:
+        """Return the batch."""
+        weights = {name: tuple(values) for name, values in written["weights"].items()}
+        operands = {name: tuple(tuple(values) for values in found) for name, found in written["operands"].items()}
+        return TraceBatch(written["start"], written["images"], weights, operands)
+
+    def join(self, study: Context, pieces: Mapping[str, TraceBatch]) -> dict[str, LayerTraces]:
+        """Return the traces."""
+        return mean_traces(pieces[name] for name in self.items(study).in_order(pieces))

@@ -14,6 +14,7 @@ then of digits_swin (23.9 and 5.0; 10.0 and 2.2):
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,15 @@ from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.stages.context import Context
+from mixqvit.stages.forms import STATE, State
+from mixqvit.stages.items import Named
+from mixqvit.stages.stage import Stage, registered
 from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.schedule import learning_rate_factor
 from mixqvit.training.step_sizes import gradient_scale, learned_step, paper_step
 
-__all__ = ["INDICATOR_PASSES", "IndicatorState", "Indicators", "indicator_harms", "indicator_steps"]
+__all__ = ["INDICATOR_PASSES", "IndicatorState", "Indicators", "LearnedSteps", "indicator_harms", "indicator_steps"]
 
 INDICATOR_PASSES = 3
 """Passes over the images; the published code takes 3 of its training images."""
@@ -306,3 +311,58 @@ def _statistics(graph: Graph, pixels: Tensor) -> dict[tuple[Layer, str], tuple[T
 
 def _activations(layer: Layer) -> tuple[str, ...]:
     return ("first", "second") if layer.is_matmul else ("input",)
+
+
+@registered
+@dataclass(frozen=True)
+class LearnedSteps(Stage[IndicatorState, Mapping[str, Indicators]]):
+    """The learned step sizes of all operands. What the next pass goes on from is kept until the last is done."""
+
+    name = "importance indicators"
+    version = 1
+    form = STATE
+
+    def depends_on(self, study: Context) -> Sequence[int]:
+        """Return the number of images."""
+        return [len(study.analysis_images)]
+
+    def items(self, study: Context) -> Named:
+        """Return the passes over the images."""
+        return Named(
+            tuple(f"pass {number}" for number in range(1, INDICATOR_PASSES + 1)),
+            f"importance indicators, {{name}} of {INDICATOR_PASSES}",
+        )
+
+    def compute(self, study: Context, missing: Sequence[str]) -> Iterator[tuple[str, IndicatorState]]:
+        """Yield the passes that are left."""
+        tensors, begun = study.state(self), None
+        if tensors:
+            begun = IndicatorState(INDICATOR_PASSES - len(missing), {}, tensors)
+        steps = indicator_steps(study.device_graph, study.analysis_images.pixels, state=begun)
+        return ((f"pass {state.passes}", state) for state in steps)
+
+    def written(self, piece: IndicatorState) -> State:
+        """Return the indicators, and what the next pass goes on from."""
+        rows = {layer: _row(found) for layer, found in piece.indicators.items()}
+        return State(rows, {} if piece.passes == INDICATOR_PASSES else piece.tensors)
+
+    def read(self, name: str, written: Mapping[str, Any]) -> IndicatorState:
+        """Return the indicators after a pass."""
+        found = {layer: _indicators(row) for layer, row in written.items()}
+        return IndicatorState(int(name.removeprefix("pass ")), found, {})
+
+    def join(self, study: Context, pieces: Mapping[str, IndicatorState]) -> Mapping[str, Indicators]:
+        """Return the indicators after the last pass, by layer in network order."""
+        last = pieces[f"pass {INDICATOR_PASSES}"].indicators
+        return {layer.name: last[layer.name] for layer in study.layers}
+
+
+def _row(found: Indicators) -> dict[str, Any]:
+    return {
+        "weight": found.weight and list(found.weight.items()),
+        "operands": [list(steps.items()) for steps in found.operands],
+    }
+
+
+def _indicators(row: Mapping[str, Any]) -> Indicators:
+    return Indicators(row["weight"] and dict(row["weight"]), tuple(dict(steps) for steps in row["operands"]))

@@ -27,6 +27,14 @@ class Strategy:
     is_control: bool = False
     has_gamma: bool = False
 
+    def check_tied(self, tied: bool) -> None:
+        """Raise AllocationError where a strategy that scores both operands together is to choose them apart."""
+        if not tied and "pairs" in self.needs:
+            raise AllocationError(
+                f"The pairwise terms of {self.name} are measured with both operands of a layer at the same bits: let "
+                "them share their bits, or choose another strategy."
+            )
+
 
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from mixqvit.allocation.budget import Allocation
@@ -13,6 +14,7 @@ from mixqvit.progress import Progress
 from mixqvit.relevance.records import Importance
 from mixqvit.report.files import Report, bundle, document_of, page_of
 from mixqvit.report.sections import sections
+from mixqvit.study.composite import awaited, without_results
 from mixqvit.study.records import FrontierPoint, MethodComparison, StrategyComparison
 from mixqvit.tasks.evaluation import Evaluation
 
@@ -75,15 +77,13 @@ def report_steps(
         BitWidthError: A bit-width or layer name is not possible.
     """
     importance, refused = None, ""
-    yield from _quiet(study.evaluate_steps(FULL_PRECISION))
+    yield from without_results(study.evaluate_steps(FULL_PRECISION))
     try:
-        for step in study.relevance_steps():
-            yield replace(step, result=None)
-        importance = step.result
+        importance = yield from awaited(study.relevance_steps())
     except UnsupportedOperationError as error:
         refused = str(error)
-    yield from _quiet(study.sensitivity_steps())
-    yield from _quiet(study.channels.statistics_steps())
+    yield from without_results(study.sensitivity_steps())
+    yield from without_results(study.channels.statistics_steps())
     strategy = "mix-qvit" if importance is not None else "sensitivity"
     allocation: Allocation | None = None
     request: dict[str, Any] = {}
@@ -102,23 +102,15 @@ def report_steps(
     settings[f"uniform {width} bits"] = study.resolved(width)
     measured = {}
     for title, chosen in settings.items():
-        yield from _quiet(study.evaluate_steps(chosen))
+        yield from without_results(study.evaluate_steps(chosen))
         measured[title] = study.evaluate(chosen)
     points: Sequence[FrontierPoint] = ()
-    try:
-        for step in study.frontier_steps(strategy=strategy):
-            yield replace(step, result=None)
-        points = step.result
-    except AllocationError:
-        pass  # nothing fits any budget
+    with suppress(AllocationError):  # nothing fits any budget
+        points = yield from awaited(study.frontier_steps(strategy=strategy))
     compared, methods = None, None
     if comparisons:
-        for step in study.compare_strategies_steps(average_bits=ceiling):
-            yield replace(step, result=None)
-        compared = step.result
-        for step in study.method_comparison_steps(ceiling):
-            yield replace(step, result=None)
-        methods = step.result
+        compared = yield from awaited(study.compare_strategies_steps(average_bits=ceiling))
+        methods = yield from awaited(study.method_comparison_steps(ceiling))
     costs = {title: cost(study.layers, chosen, study.storage) for title, chosen in settings.items()}
     found = Findings(bits, how, request, measured, costs, importance, refused, points, compared, methods, ceiling)
     title = name or study.model.name
@@ -126,7 +118,3 @@ def report_steps(
     document = document_of(title, study, found, asdict(study.settings))
     report = Report(title, page_of(title, parts), bundle(parts, document))
     yield Progress(1, 1, "report", report)
-
-
-def _quiet(steps: Iterator[Progress]) -> Iterator[Progress]:
-    return (replace(step, result=None) for step in steps)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from mixqvit.engines.base import Engine
 from mixqvit.images.images import Images
+from mixqvit.images.loading import ImageSets
+from mixqvit.models.model import Model
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.stages.store import Store
@@ -27,7 +29,8 @@ class Context(Protocol):
         store: Where pieces are saved.
         engine: What runs tasks.
         device: Where the model computes.
-        recipe: Name of the study's quantization recipe.
+        model: As it was loaded.
+        image_sets: Its images, as they were loaded.
         calibration_images: All images that choices may be made by.
         evaluation_images: Images to measure on, and for nothing else.
     """
@@ -35,6 +38,8 @@ class Context(Protocol):
     store: Store
     engine: Engine
     device: torch.device
+    model: Model
+    image_sets: ImageSets
     calibration_images: Images
     evaluation_images: Images
 

@@ -3,7 +3,7 @@
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -28,7 +28,6 @@ from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.network.tracing import trace
 from mixqvit.packing.model import storage
-from mixqvit.progress import Progress
 from mixqvit.quantization.outliers import amplify_outliers
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.relevance.methods import find_method
@@ -211,17 +210,6 @@ class StudyBase:
     def result(self, stage: Stage) -> Any:
         """Return the result of a stage, computing what is missing."""
         return runner.result(self, stage)
-
-    def _key(self, stage: str, *parts: Any) -> str:
-        sources = (self.graph.fingerprint, self.calibration_images.fingerprint)
-        return f"{self.identity}-{fingerprint(stage, runner.LIBRARIES, *sources, *parts)}"
-
-    def _finished(self, name: Any, steps: Callable[[], Iterator[Progress]]) -> Any:
-        """Return a remembered result, running its stage to the end if there is none."""
-        if name not in self.memory:
-            for _ in steps():
-                pass
-        return self.memory[name]
 
     # What else a study says of itself
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.errors import AllocationError, InfeasibleBudgetError, UnsupportedOperationError
 from mixqvit.progress import Progress
-from mixqvit.study.parts import PART, Parts
+from mixqvit.quantization.evaluation_stage import Evaluated
+from mixqvit.study.composite import Composite, without_results
 from mixqvit.study.records import StrategyComparison, StrategyResult
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ __all__ = ["compare_strategies_steps"]
 def compare_strategies_steps(
     study: "Study", strategies: Sequence[str] = tuple(STRATEGIES), **request: Any
 ) -> Iterator[Progress]:
-    """Score, solve and measure one strategy after the other; every `result` is a `StrategyComparison` so far.
+    """Score, solve and measure one strategy after the other; every piece is a `StrategyComparison` so far.
 
-    All pieces are saved by the study.
+    All that it is made of is saved by the study.
 
     Args:
         study: The open study.
@@ -35,17 +36,17 @@ def compare_strategies_steps(
         InfeasibleBudgetError, AllocationError: No strategy can meet the budget.
     """
     comparison = StrategyComparison({})
-    parts = Parts(2 * len(strategies), lambda: comparison)
-    yield from (replace(step, result=None) for step in study.calibration_steps())
+    whole = Composite("comparison", 2 * len(strategies), lambda: comparison)
     tied, gamma = request.get("tied", True), request.get("gamma", 1.0)
-    yield from (replace(step, result=None) for step in study.score_steps("sensitivity", tied))  # the common yardstick
+    yield from without_results(study.score_steps("sensitivity", tied))  # the common yardstick
     if not study.engine.is_here:
         allocations = yield from _allocations(study, strategies, request)
-        yield from (replace(step, result=None) for step in study.evaluations_steps(allocations))
+        yield from without_results(study.evaluations.many_steps(allocations))
     for name in strategies:
-        before = parts.finished
+        before = whole.finished
         try:
-            yield from parts.forwarded(study.score_steps(name, tied, gamma), name)
+            stages = [stage.name for stage in study.scores.stages(name, tied, gamma)]
+            yield from whole.part(study.score_steps(name, tied, gamma), name, stages)
             started = time.perf_counter()
             allocation = study.allocate(**request, strategy=name)
             seconds = time.perf_counter() - started
@@ -53,20 +54,21 @@ def compare_strategies_steps(
             if isinstance(error, InfeasibleBudgetError) and name != "uniform":
                 raise
             comparison = replace(comparison, refused={**comparison.refused, name: str(error)})
-            parts.total, parts.finished = parts.total - 2 * PART, before
+            whole.finished = before
+            whole.leave_out(2)
             continue
-        measured = yield from parts.forwarded(study.evaluate_steps(allocation), name)
+        measured = yield from whole.part(study.evaluate_steps(allocation), name, [Evaluated.name])
         found = StrategyResult(
             allocation,
             study.predicted_harm(allocation.bits, tied),
             measured,
-            study.score_seconds(name, tied),
+            study.scores.seconds(name, tied),
             seconds,
         )
         comparison = replace(comparison, results={**comparison.results, name: found})
     if not comparison.results:
         raise AllocationError(next(iter(comparison.refused.values()), "Name at least one strategy to compare."))
-    yield Progress(parts.total, parts.total, "comparison", comparison)
+    yield whole.last()
 
 
 def _allocations(
@@ -77,6 +79,6 @@ def _allocations(
     for name in strategies:
         with suppress(UnsupportedOperationError, AllocationError):
             steps = study.score_steps(name, request.get("tied", True), request.get("gamma", 1.0))
-            yield from (replace(step, result=None) for step in steps)
+            yield from without_results(steps)
             found.append(study.allocate(**request, strategy=name))
     return found

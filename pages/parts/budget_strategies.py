@@ -30,7 +30,7 @@ def pairs_seconds(study) -> float:
     """Return about how long the pairs take; timed once per session and study."""
     name = f"seconds of pairs on {measuring.key(study)}"
     if name not in st.session_state:
-        st.session_state[name] = study.pair_estimate()
+        st.session_state[name] = study.scores.pair_estimate()
     return st.session_state[name]
 
 
@@ -95,10 +95,10 @@ def run(study, names, request: dict, flag: str, measure: str, chosen: str):
 
     def draw(step) -> None:
         nonlocal drawn
-        st.session_state[so_far] = step.result
-        if len(step.result.results) > drawn:
-            drawn = len(step.result.results)
-            slot.plotly_chart(figures.strategy_figure(step.result, measure, chosen), alt="Strategies measured so far")
+        st.session_state[so_far] = step.piece
+        if len(step.piece.results) > drawn:
+            drawn = len(step.piece.results)
+            slot.plotly_chart(figures.strategy_figure(step.piece, measure, chosen), alt="Strategies measured so far")
 
     known = st.session_state.get(so_far)
     if known is not None and len(known.results) + len(known.refused) == len(names):

@@ -39,7 +39,7 @@ def evaluation_seconds(study) -> float:
     """Return about how long measuring one setting takes; timed once per session and study."""
     name = f"seconds of an evaluation on {key(study)}"
     if name not in st.session_state:
-        st.session_state[name] = study.evaluation_estimate()
+        st.session_state[name] = study.evaluations.estimate()
     return st.session_state[name]
 
 

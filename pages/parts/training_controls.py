@@ -223,7 +223,7 @@ def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
     allocation = study.allocate(**study.first_last_request(chosen.bits), strategy=chosen.strategy)
     words.caption(
         f"{bits_words(study.layers, allocation.bits)} Chosen by strategy {chosen.strategy}: "
-        f"{study.inner_average_bits(allocation.bits):.2f} bits on average."
+        f"{study.training.inner_average_bits(allocation.bits):.2f} bits on average."
     )
     return allocation.bits
 

@@ -77,7 +77,7 @@ def _relevance(method: str) -> Callable[[Study], None]:
 
 STAGES: Mapping[str, Callable[[Study], object]] = {
     "opened": lambda study: study.graph,
-    "full precision": lambda study: study.reference_predictions,
+    "full precision": lambda study: study.evaluations.reference(),
     "calibration for 2 to 8 bits, first two blocks": _calibration,
     f"sweep at {BITS} bits, one layer in {EVERY}": _sweep,
     f"allocation of {BITS} bits measured": lambda study: study.evaluate(BITS),
@@ -92,7 +92,7 @@ STAGES: Mapping[str, Callable[[Study], object]] = {
     ),
     "loss changes, first batch": _loss_changes,
     "pairs, first two": _pairs,
-    "Hessian traces, first batch": lambda study: _first(step for step in study.hessian_steps() if step.done),
+    "Hessian traces, first batch": lambda study: _first(step for step in study.scores.hessian_steps() if step.done),
     "channels of all LayerNorms": lambda study: study.channels.statistics(),
 }
 

@@ -20,8 +20,8 @@ def page(open_page) -> AppTest:
 @pytest.fixture(autouse=True)
 def nothing_kept(study):
     yield
-    for name in study.saved_allocations():
-        study.delete_allocation(name)
+    for name in study.kept.all():
+        study.kept.delete(name)
 
 
 def press(at: AppTest, label: str) -> None:
@@ -176,22 +176,22 @@ def test_an_allocation_is_saved_loaded_deleted_and_brought_back(page, study):
     page.slider(key="gamma").set_value(0.5).run()
     page.text_input(key="kept name").set_value("small one").run()
     press(page, "Save")
-    assert list(study.saved_allocations()) == ["small one"]
+    assert list(study.kept.all()) == ["small one"]
     press(page, "Reset")
     press(page, "Load")
     assert page.slider(key="average_bits").value == 3.0
     assert page.slider(key="gamma").value == 0.5
     assert memory(page).allocation.bits == study.allocate(average_bits=3.0, gamma=0.5).bits
     press(page, "Delete")
-    assert not study.saved_allocations()
+    assert not study.kept.all()
     press(page, "Bring back “small one”")
-    assert list(study.saved_allocations()) == ["small one"]
+    assert list(study.kept.all()) == ["small one"]
 
 
 def test_an_allocation_without_a_name_is_not_saved(page, study):
     press(page, "Save")
     assert "name" in page.warning[0].value
-    assert not study.saved_allocations()
+    assert not study.kept.all()
 
 
 def recipe(study, request: dict, average_bits: float = 3.0) -> dict:
@@ -202,7 +202,7 @@ def recipe(study, request: dict, average_bits: float = 3.0) -> dict:
 @pytest.mark.slow
 def test_loading_sets_every_control(page, study):
     request = REQUEST | {"size_bytes": 400_000, "bitops": 10**9, "strategy": "sensitivity", "tied": False}
-    study.save_allocation("other", recipe(study, request))
+    study.kept.save("other", recipe(study, request))
     page.run()
     press(page, "Load")
     wanted = memory(page).wanted
@@ -215,7 +215,7 @@ def test_loading_sets_every_control(page, study):
 
 
 def test_a_recipe_that_says_bits_only_pins_them(page, study):
-    study.save_allocation("bits only", recipe(study, {}))
+    study.kept.save("bits only", recipe(study, {}))
     page.run()
     press(page, "Load")
     assert memory(page).allocation.bits == study.allocate(average_bits=3.0).bits
@@ -224,7 +224,7 @@ def test_a_recipe_that_says_bits_only_pins_them(page, study):
 
 def test_what_the_controls_cannot_show_of_a_recipe_is_said(page, study):
     request = {"average_bits": 9, "gamma": 3, "pinned": {"tail": 4, "head": 6}, "allowed": {"reduction": [4]}}
-    study.save_allocation("odd", recipe(study, request))
+    study.kept.save("odd", recipe(study, request))
     page.run()
     press(page, "Load")
     message = page.warning[0].value
@@ -238,7 +238,7 @@ def test_what_the_controls_cannot_show_of_a_recipe_is_said(page, study):
 def test_bits_that_differ_within_a_layer_are_pinned_with_independent_operands(page, study):
     document = recipe(study, {})
     document["bits"]["head"] = [4, 6]
-    study.save_allocation("mixed head", document)
+    study.kept.save("mixed head", document)
     page.run()
     press(page, "Load")
     assert not page.warning
