@@ -263,6 +263,6 @@ def test_scores_are_saved(study, monkeypatch):
 def test_pairs_are_estimated_before_they_are_measured(study, tmp_path):
     list(study.scores.pair_steps())
     assert study.scores.pair_estimate() == 0
-    assert 0 < Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path)).pair_estimate() < 600
+    assert 0 < Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path)).scores.pair_estimate() < 600
     assert study.evaluations.by_itself()
     assert study.evaluations.estimate() > 0

@@ -6,8 +6,10 @@ import signal
 import psutil
 import pytest
 
+from mixqvit.criteria.pairwise import PairPlan
 from mixqvit.engines.processes import Processes
 from mixqvit.engines.ray_cluster import RayCluster
+from mixqvit.stages import runner
 from mixqvit.stages.store import Store
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
@@ -28,7 +30,7 @@ def studies(tmp_path):
     "engine", [pytest.param(Processes(2), id="processes"), pytest.param(RayCluster(workers=2), id="ray")]
 )
 @pytest.mark.slow
-def test_every_engine_measures_the_same_numbers(studies, engine):
+def test_every_engine_measures_the_same_numbers(studies, engine, monkeypatch):
     if isinstance(engine, RayCluster):
         pytest.importorskip("ray", reason="Ray is not installed")
     here, there = studies[0], studies[1].with_engine(engine)
@@ -37,8 +39,7 @@ def test_every_engine_measures_the_same_numbers(studies, engine):
         assert cells.result[layer] == pytest.approx(row, rel=TOLERANCE, abs=1e-9)
     pairs = [(here.layers[0].name, here.layers[1].name), (here.layers[0].name, here.layers[5].name)]
     pairs.append((here.layers[3].name, here.layers[4].name))
-    for study in (here, there):
-        study._pair_plan = lambda: (tuple(pairs), (2, 8), 4)
+    monkeypatch.setattr(PairPlan, "of", lambda study: PairPlan(tuple(pairs), (2, 8), 4))
     *_, expected = here.scores.pair_steps()
     *_, found = there.scores.pair_steps()
     assert found.result.keys() == expected.result.keys()
@@ -95,7 +96,8 @@ def test_another_engine_shares_what_is_in_memory(studies):
 
 @pytest.mark.slow
 def test_images_that_are_saved_with_gaps_between_are_not_measured_again(studies):
-    here, key = studies[0], studies[0]._own_key(4)
+    here = studies[0]
+    key = runner.key(here, here.evaluations.stage(4))
     whole = here.evaluate(4)
     for item in here.store.items(key):
         here.store.delete(key, item)
