@@ -100,8 +100,7 @@ def forget(study: Context, stage: Stage) -> None:
     """Forget all that is saved of a stage, so that it begins again from the start."""
     own = key(study, stage)
     for one in (own, _seconds_key(own)):
-        for item in study.store.items(one):
-            study.store.delete(one, item)
+        study.store.forget(one)
     study.memory.pop(own, None)
 
 

@@ -122,7 +122,7 @@ def test_a_trained_model_is_packed_loaded_and_measured_like_any_other(study, tmp
     measured = finish(study.evaluate_trained_steps(bits, settings))
     assert finish(study.packing.evaluate_steps(path)).predicted == measured.predicted
     with pytest.raises(PackingError, match="was not made from"):
-        list(Study("digits_vit", settings=SMALL, store=study.store).evaluate_packed_steps(path))
+        list(Study("digits_vit", settings=SMALL, store=study.store).packing.evaluate_steps(path))
     # Size and work of merged query and key are counted.
     more = study.training.cost(bits, settings).bitops > cost(study.layers, bits, study.storage).bitops
     assert more == (recipe == "ofq")
