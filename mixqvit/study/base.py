@@ -175,7 +175,7 @@ class StudyBase:
         """
         is_known = runner.key(self, FullPrecision()) in self.memory
         answers = own_reference_answers(self).notes if is_known else ()
-        return (*self.remembered("notes", lambda: study_notes(self)), *answers)
+        return (*self.remembered("notes", lambda: study_notes(self, self.settings)), *answers)
 
     @property
     def double_precision_graph(self) -> Graph:

@@ -1,13 +1,11 @@
 """The notes of a study that are known before anything is computed."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from mixqvit.notes import Note, as_sentence
+from mixqvit.stages.context import Context
+from mixqvit.study.settings import Settings
 from mixqvit.tasks.evaluation import wilson_interval
-
-if TYPE_CHECKING:
-    from mixqvit.study.base import StudyBase
 
 __all__ = ["study_notes"]
 
@@ -18,9 +16,9 @@ FEW_EVALUATION_IMAGES = 30
 """With fewer, the 95 % interval of an accuracy is more than a third of the scale wide."""
 
 
-def study_notes(study: "StudyBase") -> tuple[Note, ...]:
+def study_notes(study: Context, settings: Settings) -> tuple[Note, ...]:
     """Return what was assumed of the model and its images, what is left out, and what is too little to measure on."""
-    settings, calibration = study.settings, len(study.calibration_images)
+    calibration = len(study.calibration_images)
     told = (*study.model.notes, *getattr(study.graph, "notes", ()), *study.image_sets.sample.notes)
     classes = len(study.model.class_names)
     return (

@@ -13,7 +13,7 @@ from mixqvit.allocation.costs import Cost, bitops, cost
 from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.errors import BitWidthError, TrainingError
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.network.query_key import is_merged, merge_query_key, original_layer
 from mixqvit.packing.model import Packed, packed, storage
 from mixqvit.progress import Progress
@@ -276,7 +276,7 @@ class Trainings(Part):
         Raises:
             BitWidthError: A bit-width or layer name is not possible, or nothing is quantized.
         """
-        resolved = self.study.resolved(bits)
+        resolved = resolve_bits(self.study.layers, bits)
         if all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
             raise BitWidthError("Nothing is quantized at these bits: give at least one layer fewer than 32.")
         return TrainedQuantized.at(resolved, settings or TrainingSettings(), source)

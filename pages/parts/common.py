@@ -15,11 +15,11 @@ import streamlit as st
 from mixqvit import notes
 from mixqvit.engines.choice import ENGINES, EngineChoice, find_engine
 from mixqvit.errors import MixQViTError, ModelError
+from mixqvit.files.open_studies import OpenStudies
 from mixqvit.files.uploads import remove_old_uploads
 from mixqvit.models.cards import EMBEDDED, list_models
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, find_study, known_studies
-from mixqvit.study.open_studies import OpenStudies
 from mixqvit.views.studies import estimate_words
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def _file_of(study, name: str) -> bytes:
 
 
 def _import(uploaded) -> None:
-    from mixqvit.files.study_file import import_study_file
+    from mixqvit.files.study_import import import_study_file
 
     with st.spinner("Checking the file …"):
         uploaded.seek(0)

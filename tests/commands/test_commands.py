@@ -34,7 +34,7 @@ def small_studies():
     """Fewer images than a user's: what the commands print does not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
         small = partial(Settings, calibration_images=8, analysis_images=8, evaluation_images=100)
-        patch.setattr("mixqvit.study.open_studies.Settings", small)
+        patch.setattr("mixqvit.files.open_studies.Settings", small)
         yield
 
 

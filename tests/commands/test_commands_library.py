@@ -23,7 +23,7 @@ from mixqvit.study.settings import Settings
 def small_studies():
     """Fewer images than a user's: what the commands print does not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.open_studies.Settings", partial(Settings, calibration_images=4, analysis_images=4))
+        patch.setattr("mixqvit.files.open_studies.Settings", partial(Settings, calibration_images=4, analysis_images=4))
         yield
 
 

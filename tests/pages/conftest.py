@@ -21,7 +21,7 @@ SMALL = partial(Settings, calibration_images=8, analysis_images=8, evaluation_im
 def small_studies():
     """Make the pages open their studies with these settings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.open_studies.Settings", SMALL)
+        patch.setattr("mixqvit.files.open_studies.Settings", SMALL)
         yield
 
 

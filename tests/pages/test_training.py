@@ -9,10 +9,10 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.files.open_studies import open_study
 from mixqvit.stages.store import Store
 from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.library import find_study
-from mixqvit.study.open_studies import open_study
 from mixqvit.study.study import Study
 from mixqvit.training.settings import TrainingSettings
 from mixqvit.views.overview import megabytes, percent

@@ -14,11 +14,11 @@ import torch
 
 from mixqvit.allocation.costs import cost
 from mixqvit.errors import BitWidthError, PackingError, TrainingError
+from mixqvit.files.open_studies import open_study
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.packing.model import load_packed, packed_source
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, forget_study, known_studies
-from mixqvit.study.open_studies import open_study
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.study.trained_study import keep_trained
