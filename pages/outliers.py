@@ -5,6 +5,7 @@ from mixqvit.quantization.channels import CLIPS, OUTLIER_TIMES, VARIANTS
 from mixqvit.views import outlier_errors, outlier_tokens
 from mixqvit.views import outliers as figures
 from mixqvit.views.maps import thumbnail
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring, outlier_texts
 
 DEFAULTS = {
@@ -279,7 +280,7 @@ def clip_section(study, ranges) -> None:
         st.subheader("Clipping across channels", help="How much to clip is the slider at the top.")
         curve, harms = study.channels.clip_curve(ranges.layer, ranges.bits), None
         if st.toggle(
-            f"Measure the network's output too, about {measuring.duration(measuring.clip_seconds(study))}",
+            f"Measure the network's output too, about {duration(measuring.clip_seconds(study))}",
             key="outlier_harm",
             bind="query-params",
             help="Runs the calibration images through the network with this layer alone quantized, once for every "

@@ -12,6 +12,7 @@ from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import FULL_PRECISION, uniform
 from mixqvit.views import overview
+from mixqvit.views.numbers import megabytes, millions
 from pages.parts import common, measuring
 
 SMALL_SIDE = 64  # pixels; larger images are photographs
@@ -29,15 +30,15 @@ def facts(study, full_bytes):
         common.fact(
             st,
             "Parameters",
-            f"{study.graph.parameters / 1e6:.3f} M",
-            f"{overview.megabytes(full_bytes)} in full precision",
+            millions(study.graph.parameters),
+            f"{megabytes(full_bytes)} in full precision",
             "Weights, biases, norms and embeddings. The size is that of a file that holds them as float32, four bytes "
             "each, and a header.",
         )
         common.fact(
             st,
             "MACs",
-            f"{sum(layer.macs for layer in study.layers) / 1e6:.1f} M",
+            millions(study.graph.macs, 1),
             "for one image",
             "Multiply-accumulate operations of all quantized layers, attention products included.",
         )
@@ -135,7 +136,7 @@ def explanation():
 def saved_results(study):
     size = study.store.size_bytes()
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(f"Saved results take {overview.megabytes(size)} in `{study.store.folder}`.")
+        st.caption(f"Saved results take {megabytes(size)} in `{study.store.folder}`.")
         with st.popover("Clear saved results", icon=":material/delete:", type="tertiary"):
             st.markdown("Everything would be computed again, for all models. Allocations that were kept by name stay.")
             if st.button("Clear now", type="primary", key="clear"):

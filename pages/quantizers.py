@@ -3,6 +3,7 @@ import streamlit as st
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.roles import ROLES
 from mixqvit.views import quantizers as figures
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
 
 DEFAULT_BITS = 4
@@ -154,7 +155,7 @@ def recipes(study) -> None:
             help="The input of the patch embedding keeps 8 bits.",
         )
         wanted = st.toggle(
-            f"Measure the recipes, about {measuring.duration(recipe_seconds(study, bits))}",
+            f"Measure the recipes, about {duration(recipe_seconds(study, bits))}",
             key="recipes_measured",
             bind="query-params",
             help="Calibrates every recipe and runs all evaluation images. What is measured is saved.",

@@ -2,6 +2,7 @@ import streamlit as st
 
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.views import relevance as figures
+from mixqvit.views.numbers import amount, percent
 from pages.parts import common, measuring, relevance_comparison, relevance_images, relevance_texts
 
 DEFAULTS = {"relevance_view": "grid", "relevance_order": "network", "relevance_layer": None}
@@ -152,7 +153,7 @@ def layer_section(study, importance, method: str, name: str) -> None:
     with left:
         common.chart(
             figures.share_figure(importance, name, study.calibration_images.names),
-            f"Share of {name} in every calibration image; the mean is {importance.mean[name]:.2%}",
+            f"Share of {name} in every calibration image; the mean is {percent(importance.mean[name], 2)}",
             figures.share_frame(importance, name, study.calibration_images.names),
             f"{study.model.name} {name} shares {method}",
         )
@@ -162,7 +163,7 @@ def layer_section(study, importance, method: str, name: str) -> None:
         common.fact(
             first,
             "Importance Ω",
-            f"{importance.mean[name]:.2%}",
+            percent(importance.mean[name], 2),
             f"rank {figures.rank(importance, name)} of {len(study.layers)}",
             "Its mean share over the images, and its place among all layers.",
         )
@@ -170,21 +171,21 @@ def layer_section(study, importance, method: str, name: str) -> None:
             second,
             "Times equal share",
             f"× {importance.mean[name] * len(study.layers):.2f}",
-            f"equal is {1 / len(study.layers):.2%}",
+            f"equal is {percent(1 / len(study.layers), 2)}",
             "Its importance over what it would be if all layers were equally important.",
         )
         common.fact(
             first,
             "MACs",
-            figures.counted(layer.macs),
-            f"{layer.macs / macs:.1%} of all layers'",
+            amount(layer.macs),
+            f"{percent(layer.macs / macs)} of all layers'",
             "Multiply-accumulate operations for one image.",
         )
         common.fact(
             second,
             "Parameters",
-            figures.counted(layer.parameters) if layer.parameters else "none",
-            f"{layer.parameters / parameters:.1%} of all layers'" if layer.parameters else "two activations",
+            amount(layer.parameters) if layer.parameters else "none",
+            f"{percent(layer.parameters / parameters)} of all layers'" if layer.parameters else "two activations",
             "Elements of its weight.",
         )
         here = {"study": st.session_state.study, "outliers": str(st.session_state.outliers)}

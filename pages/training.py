@@ -3,8 +3,8 @@
 import streamlit as st
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.views import overview
 from mixqvit.views import training as figures
+from mixqvit.views.numbers import billions, megabytes, percent
 from pages.parts import budget_measure, common, measuring, training_results, training_texts, training_work
 from pages.parts.training_controls import Chosen, chosen_bits, controls
 
@@ -29,8 +29,8 @@ def facts(study, found: dict, run, size) -> dict:
     common.fact(
         cost_place,
         "Size when trained",
-        "–" if size is None else overview.megabytes(size.size_bytes),
-        "not possible here" if size is None else f"{size.bitops / 1e9:.3f} G BitOps",
+        "–" if size is None else megabytes(size.size_bytes),
+        "not possible here" if size is None else f"{billions(size.bitops)} BitOps",
         "Of the packed file, to the byte; BitOps for one image.",
     )
     return places
@@ -43,7 +43,7 @@ def show_epoch(place, study, run) -> None:
         value, below = "–", "not trained yet"
     else:
         kept = run.epochs[run.best - 1]
-        value = overview.percent(getattr(kept, accuracy.field))
+        value = percent(getattr(kept, accuracy.field))
         below = f"epoch {run.best}, of {len(run.epochs)} finished"
     common.fact(place, f"{accuracy.short}, trained", value, below, accuracy.help_text)
 

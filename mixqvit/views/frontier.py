@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.views.accuracy import AGREEMENT, TOP1
-from mixqvit.views.overview import megabytes, nats, percent
+from mixqvit.views.numbers import billions, megabytes, nats, percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _error_bars(points: Sequence[Point], measure: Measure, colour: str) -> dict[
 def _cost_words(point: Point) -> str:
     return (
         f"<b>{_title(point.name)}, {point.cost.average_bits:.2f} on average</b><br>"
-        f"{megabytes(point.cost.size_bytes)}, {point.cost.bitops / 1e9:.3f} G BitOps<br>"
+        f"{megabytes(point.cost.size_bytes)}, {billions(point.cost.bitops)} BitOps<br>"
     )
 
 

@@ -14,6 +14,7 @@ from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.layers import Layer
 from mixqvit.views.grid import blocks_by_kinds, layer_frame
 from mixqvit.views.labels import short_labels
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import KIND_COLOURS, KIND_SYMBOLS, SEQUENTIAL, finish, row_label
 
 if TYPE_CHECKING:
@@ -360,7 +361,7 @@ def first_to_break(layers: Sequence[Layer], harms: Harms, metric: str, bits: int
     named = ", ".join(f"**{labels[name]}** ({in_words(harm, metric, 2)})" for name, harm in broken)
     return (
         f"At {bits} bits these break first, each quantized alone (Λ is the {WORDS[metric].title}): {named}. "
-        f"Together they make up {share:.0%} of the harm summed over the {measured} measured layers."
+        f"Together they make up {percent(share, 0)} of the harm summed over the {measured} measured layers."
     )
 
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.views.accuracy import AGREEMENT, TOP1, accuracy_columns
-from mixqvit.views.overview import nats, percent
+from mixqvit.views.numbers import nats, percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from mixqvit.allocation.costs import Cost
 from mixqvit.network.layers import Layer
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingRun
 from mixqvit.views.accuracy import AGREEMENT, Accuracy, accuracy_columns
-from mixqvit.views.overview import interval_text, megabytes, nats, percent
+from mixqvit.views.numbers import billions, interval_text, megabytes, nats, percent
 from mixqvit.views.style import finish
 from mixqvit.views.training import COLOURS
 
@@ -220,7 +220,7 @@ def _hover(found: Setting, accuracy: Accuracy) -> str:
     return (
         f"<b>{found.title}</b><br>{accuracy.word} {percent(accuracy.value(measured))}, 95 % interval "
         f"{ends}<br>{agreement}KL divergence {nats(measured.kl)}<br>"
-        f"{megabytes(found.cost.size_bytes)}, {found.cost.bitops / 1e9:.3f} G BitOps, {found.average_bits:.2f} average "
+        f"{megabytes(found.cost.size_bytes)}, {billions(found.cost.bitops)} BitOps, {found.average_bits:.2f} average "
         f"bits{trained}"
     )
 

@@ -4,8 +4,8 @@ import streamlit as st
 
 from mixqvit.views import budget as budget_figures
 from mixqvit.views import flips as figures
-from mixqvit.views import overview
 from mixqvit.views.allocation_strip import difference_strip
+from mixqvit.views.numbers import megabytes
 from pages.parts import common, measuring
 from pages.parts.budget_measure import setting
 
@@ -52,8 +52,8 @@ def comparison_section(study, remembered, allocation, yardstick: tuple[float, bo
     name = f"{study.model.name} A against B"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
-            f"**A**, held: {first.cost.average_bits:.2f} average bits, {overview.megabytes(first.cost.size_bytes)}. "
-            f"**B**, shown now: {second.cost.average_bits:.2f}, {overview.megabytes(second.cost.size_bytes)}."
+            f"**A**, held: {first.cost.average_bits:.2f} average bits, {megabytes(first.cost.size_bytes)}. "
+            f"**B**, shown now: {second.cost.average_bits:.2f}, {megabytes(second.cost.size_bytes)}."
         )
         st.button("Let go of A", icon=":material/close:", type="tertiary", on_click=let_go, args=(remembered,))
     common.chart(

@@ -9,8 +9,7 @@ from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.criteria.criterion import Criterion
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS
-from mixqvit.views import budget as figures
-from pages.parts import budget_url
+from pages.parts import budget_tables, budget_url
 from pages.parts.budget_request import (
     DEFAULTS,
     FURTHER,
@@ -235,37 +234,37 @@ def restriction_tables(study, tied: bool) -> Restrictions:
             )
         widths = st.column_config.SelectboxColumn
         edited = st.data_editor(
-            figures.restriction_frame(layers, before, tied),
+            budget_tables.restriction_frame(layers, before, tied),
             hide_index=True,
             height=TABLE_HEIGHT,
             placeholder="–",
             key=table_key(model, f"layers {tied}"),
             disabled=["layer", "kind"],
             column_config={
-                "pinned": widths(
+                budget_tables.PINNED: widths(
                     options=list(NUMBER_FORMATS),
                     help="Bits fixed by hand; the other layers are solved around them. 32 is full precision.",
                 ),
-                "pinned input": widths(
+                budget_tables.PINNED_INPUT: widths(
                     options=list(NUMBER_FORMATS),
                     help="Bits of the input where they are to differ from those of the weights.",
                 ),
-                "at least": widths(options=list(BIT_WIDTHS), help="No fewer bits than these."),
-                "at most": widths(options=list(BIT_WIDTHS), help="No more bits than these."),
+                budget_tables.AT_LEAST: widths(options=list(BIT_WIDTHS), help="No fewer bits than these."),
+                budget_tables.AT_MOST: widths(options=list(BIT_WIDTHS), help="No more bits than these."),
             },
             alt="Editable table: layer, kind, pinned bits, least and most bits.",
         )
     with kind_tab:
         before = table_start(model, "kinds")
         edited_kinds = st.data_editor(
-            figures.allowed_frame(layers, before.allowed),
+            budget_tables.allowed_frame(layers, before.allowed),
             hide_index=True,
             height=TABLE_HEIGHT,
             key=table_key(model, "kinds"),
             disabled=["kind"],
             alt="Editable table: which bit-widths layers of each kind may get.",
         )
-    found = replace(figures.restrictions(edited), allowed=figures.allowed(edited_kinds))
+    found = replace(budget_tables.restrictions(edited), allowed=budget_tables.allowed(edited_kinds))
     st.session_state[f"restrictions {model}"] = found
     with st.container(horizontal=True, vertical_alignment="center"):
         bounded = len(found.at_least.keys() | found.at_most.keys())

@@ -15,7 +15,7 @@ from mixqvit.files.allocation_document import (
     request_of,
     settings_of,
 )
-from mixqvit.views import overview
+from mixqvit.views.numbers import megabytes
 from pages.parts import budget_controls
 from pages.parts.budget_request import is_tied_everywhere
 
@@ -192,7 +192,7 @@ def downloads(study, remembered, evaluation) -> None:
     name = f"{study.model.name} {allocation.cost.average_bits:.2f} bits"
     with st.container(horizontal=True):
         st.download_button(
-            f"Packed model, {overview.megabytes(allocation.cost.size_bytes)}",
+            f"Packed model, {megabytes(allocation.cost.size_bytes)}",
             lambda: study.packing.packed(allocation).content,  # packed when the button is pressed
             f"{name}.safetensors",
             "application/octet-stream",

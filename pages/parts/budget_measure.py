@@ -12,6 +12,7 @@ from mixqvit.errors import AllocationError
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.views import frontier as figures
 from mixqvit.views import overview
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
 from pages.parts.memory import key
 
@@ -90,7 +91,7 @@ def measure(study, remembered, queue, show) -> bool:
 
 
 def offer_measuring(study, remembered, waiting) -> None:
-    seconds = measuring.duration(measuring.evaluation_seconds(study))
+    seconds = duration(measuring.evaluation_seconds(study))
     images = len(study.evaluation_images)
     with st.container(horizontal=True):
         for label, bits in waiting:

@@ -8,9 +8,9 @@ from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import AllocationError
 from mixqvit.views import strategies as figures
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
 from pages.parts.budget_request import START
-from pages.parts.measuring import duration
 
 
 def scores_wanted(study, strategy: str) -> bool:

@@ -20,6 +20,7 @@ from mixqvit.files.uploads import remove_old_uploads
 from mixqvit.models.cards import EMBEDDED, list_models
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, find_study, known_studies
+from mixqvit.views.numbers import duration
 from mixqvit.views.studies import estimate_words
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def _remaining(step: "Progress", first_done: float, seconds: float) -> str:
     if not finished:
         return "estimating the remaining time"
     remaining = seconds / finished * (step.total - step.done)
-    return f"about {remaining:.0f} s left" if remaining < 90 else f"about {remaining / 60:.0f} min left"
+    return f"about {duration(remaining)} left"
 
 
 def image_number(key: str, count: int) -> int:

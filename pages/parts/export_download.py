@@ -4,7 +4,7 @@ import streamlit as st
 
 from mixqvit.errors import MixQViTError
 from mixqvit.files.export.formats import FORMATS, Exported, exported
-from mixqvit.views import overview
+from mixqvit.views.numbers import megabytes
 from pages.parts import measuring
 from pages.parts.memory import key
 
@@ -70,7 +70,7 @@ def onnx_model(study, bits) -> Exported | None:
 def download(stem: str, name: str, found: Exported) -> None:
     file, content = found.one_file(stem if name == "onnx" else f"{stem} {name}")
     st.download_button(
-        f"{FORMATS[name].title}, {overview.megabytes(len(content))}",
+        f"{FORMATS[name].title}, {megabytes(len(content))}",
         content,
         file,
         MIME[file[file.rindex(".") :]],

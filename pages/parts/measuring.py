@@ -89,7 +89,3 @@ def methods_seconds(study) -> float:
 def clip_seconds(study) -> float:
     """Return about how long the network's harm takes against clipping."""
     return len(CLIPS) * min(study.settings.calibration_images, len(study.calibration_images)) * image_seconds(study)
-
-
-def duration(seconds: float) -> str:
-    return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -4,6 +4,7 @@ import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.views import importance_methods as figures
+from mixqvit.views.numbers import duration
 from mixqvit.views.relevance import clicked_layer
 from pages.parts import common, measuring
 
@@ -22,7 +23,7 @@ def comparison_section(study, method: str, layer: str | None) -> None:
     wanted = f"compared at {bits} bits on {st.session_state.study} {st.session_state.outliers}"
     if not st.session_state.get(wanted):
         st.button(
-            f"Compare the methods, about {measuring.duration(measuring.methods_seconds(study))}",
+            f"Compare the methods, about {duration(measuring.methods_seconds(study))}",
             icon=":material/play_arrow:",
             type="primary",
             on_click=st.session_state.update,

@@ -5,6 +5,7 @@ import streamlit as st
 from mixqvit.views import class_names, maps
 from mixqvit.views import explained_images as figures
 from mixqvit.views import image_rows as rows
+from mixqvit.views.numbers import percent
 from pages.parts import common
 
 SAMPLES = 8
@@ -168,7 +169,7 @@ def explanation(study, found, results) -> None:
     explained, predicted = names[found.target], names[found.predicted]
     true = "" if found.label is None else f", true class **{names[found.label]}**"
     st.markdown(
-        f"{found.name}: predicted **{predicted}** ({found.probabilities[found.predicted]:.1%}){true}, explained "
+        f"{found.name}: predicted **{predicted}** ({percent(found.probabilities[found.predicted])}){true}, explained "
         f"**{explained}**. {figures.relevance_words(found)}",
         help="Relevance leaves where a constant contributes: the position embedding, the class token, biases under "
         "AttnLRP, the constant of the linearized softmax, and outputs that have nothing to share in proportion to.",

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from mixqvit.report.steps import report_steps
+from mixqvit.views.numbers import megabytes
 from pages.parts import common, measuring
 
 MADE = "report"
@@ -48,7 +49,7 @@ def report_section(study, name: str) -> None:
             ("Tables, zip", found.bundle, "zip", "application/zip"),
         ):
             st.download_button(
-                f"{label}, {len(content) / 1e6:.1f} MB",
+                f"{label}, {megabytes(len(content))}",
                 content,
                 f"{found.title}.{ending}",
                 mime,

@@ -12,6 +12,7 @@ from mixqvit.models.cards import EMBEDDED
 from mixqvit.models.catalogue import CATALOGUE
 from mixqvit.models.preprocessing import CROP_MODES, INTERPOLATIONS
 from mixqvit.study.library import StudyDescription
+from mixqvit.views.numbers import megabytes, millions, percent
 
 MODEL_SOURCES = {"timm": "From timm", "file": "A checkpoint", "embedded": "Embedded"}
 IMAGE_SOURCES = {"path": "On this machine", "upload": "Upload", "hub": "Hugging Face", "digits": "Digits"}
@@ -147,8 +148,8 @@ def _timm_title(name: str) -> str:
     entry = next((entry for entry in CATALOGUE if entry.name == name), None)
     if entry is None:
         return name
-    published = f" · {100 * entry.published_top1:.1f} %" if entry.published_top1 else ""
-    return f"{entry.name} · {entry.family} · {entry.parameters / 1e6:.1f} M{published}"
+    published = f" · {percent(entry.published_top1)}" if entry.published_top1 else ""
+    return f"{entry.name} · {entry.family} · {millions(entry.parameters, 1)}{published}"
 
 
 def _timm_words(name: str | None) -> str:
@@ -156,8 +157,8 @@ def _timm_words(name: str | None) -> str:
     if entry is None:
         return "Not among the tested ones."
     classes = f"{entry.classes:,} classes" if entry.classes else FEATURES_ONLY
-    published = f", published top-1 {100 * entry.published_top1:.2f} %" if entry.published_top1 else ""
-    size = f"{entry.parameters / 1e6:.1f} M parameters, {entry.parameters * 4 / 1e6:,.0f} MB to download"
+    published = f", published top-1 {percent(entry.published_top1, 2)}" if entry.published_top1 else ""
+    size = f"{millions(entry.parameters, 1)} parameters, {megabytes(4 * entry.parameters)} to download"
     return f"{entry.family}, {size}, {entry.input_size[1]} pixels, {classes}{published}."
 
 

@@ -8,7 +8,8 @@ from mixqvit.network.bits import FULL_PRECISION, uniform
 from mixqvit.stages.store import Store
 from mixqvit.study.library import find_study
 from mixqvit.study.trained_study import keep_trained
-from mixqvit.views import overview, training_steps, training_table
+from mixqvit.views import training_steps, training_table
+from mixqvit.views.numbers import megabytes
 from pages.parts import common, measuring
 from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen
@@ -161,7 +162,7 @@ def take_away(study, bits: dict, chosen: Chosen) -> None:
     run = study.training.run(bits, settings, source)
     finished, size = run is not None and run.finished, trained_cost(study, bits, settings)
     st.download_button(
-        "Packed trained model" + (f", {overview.megabytes(size.size_bytes)}" if size else ""),
+        "Packed trained model" + (f", {megabytes(size.size_bytes)}" if size else ""),
         lambda: study.training.packed(bits, settings, source).content,  # packed when the button is pressed
         f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.recipe}.safetensors",
         "application/octet-stream",

@@ -6,7 +6,7 @@ import streamlit as st
 
 from mixqvit.errors import MixQViTError
 from mixqvit.network.bits import FULL_PRECISION
-from mixqvit.views.training import counted
+from mixqvit.views.numbers import counted, duration
 from pages.parts import common, measuring
 from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen
@@ -160,7 +160,7 @@ def train(name: str, study, bits: dict, chosen: Chosen, run, draw) -> None:
 
 
 def offer_measuring(name: str, study, missing: list[str]) -> None:
-    seconds = measuring.duration(len(missing) * measuring.evaluation_seconds(study))
+    seconds = duration(len(missing) * measuring.evaluation_seconds(study))
     images = len(study.evaluation_images)
     st.button(
         f"Measure {' and '.join(missing)} on {images} images, about {seconds}",

@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.allocation.restrictions import Restrictions
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.views.numbers import megabytes, percent
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.library import find_study
 from mixqvit.study.study import Study
 from mixqvit.training.settings import TrainingSettings
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.views.numbers import megabytes, percent
 from pages.parts.common import NEXT_STUDY
 from pages.parts.training_work import WANTED
 from tests.pages.studies import keep_small_study
