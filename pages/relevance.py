@@ -1,9 +1,15 @@
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.relevance.records import Importance
 from mixqvit.views import relevance as figures
 from mixqvit.views.numbers import amount, percent
 from pages.parts import common, measuring, relevance_comparison, relevance_images, relevance_texts
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 DEFAULTS = {"relevance_view": "grid", "relevance_order": "network", "relevance_layer": None}
 
@@ -35,7 +41,7 @@ def main() -> None:
             relevance_comparison.comparison_section(study, method, layer)
 
 
-def layers_section(study) -> tuple[str, str | None]:
+def layers_section(study: "Study") -> tuple[str, str | None]:
     """Show importance, one layer of it, and the flow; returns the method and the layer that is looked at."""
     st.subheader("Importance of the layers")
     method, view, order = controls(study)
@@ -56,7 +62,7 @@ def layers_section(study) -> tuple[str, str | None]:
     return method, layer
 
 
-def controls(study) -> tuple[str, str, str]:
+def controls(study: "Study") -> tuple[str, str, str]:
     """Show what chooses the figures; returns the method, the view and the order of the bars."""
     methods = study.importance_methods
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -113,7 +119,7 @@ def choose_layer(layer: str | None) -> None:
         st.session_state["relevance_layer"] = layer
 
 
-def importance_section(study, importance, method: str, view: str, order: str, layer: str) -> None:
+def importance_section(study: "Study", importance: Importance, method: str, view: str, order: str, layer: str) -> None:
     images = len(next(iter(importance.shares.values())))
     leading = figures.leading(study.layers, importance, 3)
     st.markdown(
@@ -142,7 +148,7 @@ def importance_section(study, importance, method: str, view: str, order: str, la
     )
 
 
-def layer_section(study, importance, method: str, name: str) -> None:
+def layer_section(study: "Study", importance: Importance, method: str, name: str) -> None:
     layer = next(layer for layer in study.layers if layer.name == name)
     st.subheader(f"Layer {name}", help="Choose another one above, or click a bar.")
     st.caption(
@@ -206,7 +212,7 @@ def layer_section(study, importance, method: str, name: str) -> None:
             )
 
 
-def flow_section(study, importance, method: str) -> None:
+def flow_section(study: "Study", importance: Importance, method: str) -> None:
     st.subheader(
         "How relevance flows past the blocks",
         help="At each residual sum, seen from the class: what goes into the branch, and what passes it on the skip "

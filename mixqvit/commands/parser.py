@@ -91,7 +91,9 @@ def parser() -> argparse.ArgumentParser:
     root.prog = "python -m mixqvit"
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str):
+    def command(
+        name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str
+    ) -> argparse.ArgumentParser:
         examples = "\n".join(f"  python -m mixqvit {name} {rest}".rstrip() for rest in _EXAMPLES[name])
         explained = [EXPLANATIONS[name]] if name in EXPLANATIONS else []
         added = commands.add_parser(
@@ -109,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         name: str,
         run: Callable[[argparse.Namespace], tuple[Document, str]],
         description: str,
-    ):
+    ) -> argparse.ArgumentParser:
         added = command(name, run, description)
         _add_study(added)
         return added

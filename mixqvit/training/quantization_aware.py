@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -305,7 +305,7 @@ def _share(found: list[int], expected: list[int]) -> float:
     return sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
 
 
-def _logits(predict, pixels: Tensor, graph: Graph) -> Tensor:
+def _logits(predict: Callable[[Tensor], Tensor], pixels: Tensor, graph: Graph) -> Tensor:
     def run(part: slice) -> Tensor:
         with torch.no_grad():
             return predict(pixels[part]).cpu()

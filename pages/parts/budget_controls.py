@@ -1,6 +1,8 @@
 """Everything a person chooses on the Budget page, how it is undone, and how a link brings it back."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -8,7 +10,7 @@ from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.criteria.criterion import Criterion
 from mixqvit.criteria.registry import CRITERIA
-from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS
+from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS, Bits
 from pages.parts import budget_tables, budget_url
 from pages.parts.budget_request import (
     DEFAULTS,
@@ -21,6 +23,10 @@ from pages.parts.budget_request import (
     is_tied_everywhere,
     request_from,
 )
+from pages.parts.memory import Controls, Memory
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 TABLE_HEIGHT = 315  # pixels
 HELD_APART = "restrictions"  # which no single widget holds
@@ -38,13 +44,13 @@ def set_restrictions(model: str, wanted: Restrictions) -> None:
     st.session_state["restrictions set"] = st.session_state.get("restrictions set", 0) + 1
 
 
-def current(model: str) -> dict:
+def current(model: str) -> Controls:
     """Return what all controls are set to."""
     values = {name: st.session_state.get(name, default) for name, default in DEFAULTS.items() if name != HELD_APART}
     return values | {HELD_APART: restrictions(model)}
 
 
-def set_controls(model: str, controls: dict) -> None:
+def set_controls(model: str, controls: Controls) -> None:
     """Set controls, for callbacks; what is not named stays as it is."""
     st.session_state.update({name: value for name, value in controls.items() if name != HELD_APART})
     if HELD_APART in controls:
@@ -55,25 +61,25 @@ def reset(model: str) -> None:
     set_controls(model, DEFAULTS)
 
 
-def undo(model: str, remembered) -> None:
+def undo(model: str, remembered: Memory) -> None:
     set_controls(model, remembered.step_back())
 
 
-def set_request(study, request: Request) -> list[str]:
+def set_request(study: "Study", request: Request) -> list[str]:
     """Set all controls to a request; returns sentences about what they cannot show."""
     controls, problems = controls_of(request, study.layers)
     set_controls(study.model.name, controls)
     return problems
 
 
-def pin(study, bits: dict) -> None:
+def pin(study: "Study", bits: Mapping[str, int | Bits]) -> None:
     """Pin layers to bits, for callbacks; operands become independent where the bits need it."""
     set_restrictions(study.model.name, replace(restrictions(study.model.name), pinned=bits))
     if not is_tied_everywhere(study.layers, bits):
         st.session_state["operand_bits"] = INDEPENDENT
 
 
-def read_link(study, remembered) -> None:
+def read_link(study: "Study", remembered: Memory) -> None:
     """Take from the URL, once per session, what no widget is bound to."""
     if st.session_state.get("budget link read"):
         return
@@ -88,7 +94,7 @@ def read_link(study, remembered) -> None:
         st.session_state["link problems"] = found.problems
 
 
-def write_link(study, remembered) -> None:
+def write_link(study: "Study", remembered: Memory) -> None:
     """Write to the URL what no widget is bound to."""
     for name, text in budget_url.written(restrictions(study.model.name), remembered.held).items():
         if text and st.query_params.get(name) != text:
@@ -107,7 +113,7 @@ def show_link_problems() -> None:
 # The controls themselves
 
 
-def controls(study, remembered) -> Request:
+def controls(study: "Study", remembered: Memory) -> Request:
     """Show everything a person chooses; returns what it asks for."""
     model = study.model.name
     with st.container(border=True):
@@ -151,7 +157,7 @@ def controls(study, remembered) -> Request:
     return request_from({**DEFAULTS, **main, **further, HELD_APART: restricted})
 
 
-def buttons(model: str, remembered) -> None:
+def buttons(model: str, remembered: Memory) -> None:
     """Show what acts on all controls together."""
     st.button(
         "Undo",
@@ -171,9 +177,9 @@ def buttons(model: str, remembered) -> None:
     )
 
 
-def further_controls(criterion: Criterion) -> dict:
+def further_controls(criterion: Criterion) -> dict[str, Any]:
     """Show further ceilings, how operands share bits, and the seed where there is one; returns their values by name."""
-    found: dict = {}
+    found: dict[str, Any] = {}
     for one in FURTHER:
         found[one.shown_name] = st.number_input(
             f"{_capitalised(one.title)} at most ({one.symbol})",
@@ -221,7 +227,7 @@ def _capitalised(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def restriction_tables(study, tied: bool) -> Restrictions:
+def restriction_tables(study: "Study", tied: bool) -> Restrictions:
     """Show editable tables of layers and kinds; returns what they restrict."""
     model, layers = study.model.name, study.layers
     layer_tab, kind_tab = st.tabs(["Layers", "Kinds"])

@@ -1,8 +1,11 @@
 """The form that describes a study: which model, which images, how they are prepared and drawn."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from mixqvit.errors import ImageError, ModelError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
@@ -22,6 +25,10 @@ AS_MODEL = "as the model says"
 FEATURES_ONLY = "no classifier: needs a checkpoint of your own"
 
 
+Source = str | UploadedFile
+"""Where something is from: what was typed, or an uploaded file."""
+
+
 @dataclass(frozen=True)
 class Filled:
     """What the form is filled with; nothing is looked at before `description`.
@@ -35,10 +42,10 @@ class Filled:
     """
 
     model: str
-    checkpoint: object
-    images: object
-    preprocessing: dict
-    settings: dict
+    checkpoint: Source | None
+    images: Source | None
+    preprocessing: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
     def description(self) -> StudyDescription:
         """Return the description, with every path checked and every upload kept.
@@ -65,7 +72,7 @@ class Filled:
         return StudyDescription(model, checkpoint, images, _numbers(self.preprocessing), self.settings)
 
 
-def _path(source) -> str | None:
+def _path(source: Source | None) -> str | None:
     """Return the checked path of what was named or uploaded."""
     if source is None or source == "":
         return None
@@ -75,7 +82,7 @@ def _path(source) -> str | None:
     return str(keep_upload(source.name, source))
 
 
-def _numbers(preprocessing: dict) -> dict:
+def _numbers(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in preprocessing.items():
         if name not in ("mean", "std"):
@@ -111,7 +118,7 @@ def _choice(label: str, titles: dict[str, str], key: str) -> str:
     )
 
 
-def _model() -> tuple[str, object]:
+def _model() -> tuple[str, Source | None]:
     source = _choice("Where the model comes from", MODEL_SOURCES, "model source")
     if source == "embedded":
         return st.selectbox("Embedded model", EMBEDDED, key="embedded model"), None
@@ -162,7 +169,7 @@ def _timm_words(name: str | None) -> str:
     return f"{entry.family}, {size}, {entry.input_size[1]} pixels, {classes}{published}."
 
 
-def _images() -> object:
+def _images() -> Source | None:
     source = _choice("Where the images come from", IMAGE_SOURCES, "image source")
     if source == "digits":
         st.caption("The embedded handwritten digits: one channel, 32×32 pixels, ten classes.")
@@ -193,7 +200,7 @@ def _roots() -> str:
     return f"It must lie below {folders}; `{ROOTS_VARIABLE}` allows others."
 
 
-def _preprocessing() -> dict:
+def _preprocessing() -> dict[str, Any]:
     st.caption("The model's own preprocessing is used for what is left as it is.")
     with st.grid(5, min_column_width=150):
         values = {
@@ -210,7 +217,7 @@ def _preprocessing() -> dict:
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 
-def _sampling() -> dict:
+def _sampling() -> dict[str, Any]:
     with st.grid(4, min_column_width=190):
         values = {
             "evaluation_images": st.number_input(

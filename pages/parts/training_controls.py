@@ -1,17 +1,22 @@
 """Everything a person chooses on the Training page, and the bits that follow from it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import CRITERIA, WITHOUT_IMPORTANCE
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
-from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.network.bits import BIT_WIDTHS, BitsPerLayer
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 from mixqvit.views.training_table import bits_words
 from pages.parts import common
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 UNIFORM, MIXED = "uniform", "mixed"
 DEFAULTS = {
@@ -199,7 +204,7 @@ def checked_source(text: str) -> str | None:
     return text if text == "digits" or text.startswith("hf:") else str(allowed_path(text))
 
 
-def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
+def chosen_bits(study: "Study", chosen: Chosen, status: DeltaGenerator, words: DeltaGenerator) -> BitsPerLayer | None:
     """Return (weight bits, activation bits) by layer; None while what mixed bits need is not computed.
 
     Args:
@@ -229,7 +234,7 @@ def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
     return allocation.bits
 
 
-def scored(study, strategy: str) -> bool:
+def scored(study: "Study", strategy: str) -> bool:
     """Compute what the strategy has to know of the layers; returns whether it is there."""
     if not common.started(study, "relevance", "calibration", "sensitivity"):
         return False

@@ -1,23 +1,29 @@
 """What training brought: step sizes, and the table of full precision, post-training and trained models."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
-from mixqvit.allocation.costs import cost
+from mixqvit.allocation.costs import Cost, cost
 from mixqvit.errors import MixQViTError, StoreError
-from mixqvit.network.bits import FULL_PRECISION, uniform
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer, uniform
 from mixqvit.stages.store import Store
 from mixqvit.study.library import find_study
 from mixqvit.study.trained_study import keep_trained
+from mixqvit.training.settings import TrainingSettings
 from mixqvit.views import training_steps, training_table
 from mixqvit.views.numbers import megabytes
 from pages.parts import common, measuring
 from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen
 
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
+
 NOT_KEPT = "trained weights not kept"
 
 
-def trained_cost(study, bits: dict, settings):
+def trained_cost(study: "Study", bits: BitsPerLayer, settings: TrainingSettings) -> Cost | None:
     """Return what the trained model costs; None where its recipe cannot serve the model."""
     try:
         return study.training.cost(bits, settings)
@@ -25,7 +31,7 @@ def trained_cost(study, bits: dict, settings):
         return None
 
 
-def step_sizes(study, bits: dict, chosen: Chosen) -> None:
+def step_sizes(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     """Show the learned step sizes against the calibrated ones."""
     st.subheader(
         "What happened to the step sizes",
@@ -67,7 +73,7 @@ def step_sizes(study, bits: dict, chosen: Chosen) -> None:
         )
 
 
-def rows(study, bits: dict | None, chosen: Chosen | None) -> list:
+def rows(study: "Study", bits: BitsPerLayer | None, chosen: Chosen | None) -> list[training_table.Setting]:
     """Return the rows of the table: full precision, then by average bits post-training and all trainings.
 
     Args:
@@ -107,7 +113,7 @@ def rows(study, bits: dict | None, chosen: Chosen | None) -> list:
     return found
 
 
-def table(study, bits: dict | None, chosen: Chosen | None) -> None:
+def table(study: "Study", bits: BitsPerLayer | None, chosen: Chosen | None) -> None:
     """Show all trainings of this study beside post-training quantization and full precision."""
     st.subheader("Full precision, post-training, trained", anchor=False)
     found, accuracy = rows(study, bits, chosen), measuring.accuracy(study)
@@ -157,7 +163,7 @@ def table(study, bits: dict | None, chosen: Chosen | None) -> None:
             take_away(study, bits, chosen)
 
 
-def take_away(study, bits: dict, chosen: Chosen) -> None:
+def take_away(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     settings, source = chosen.settings, chosen.source
     run = study.training.run(bits, settings, source)
     finished, size = run is not None and run.finished, trained_cost(study, bits, settings)
@@ -187,7 +193,7 @@ def take_away(study, bits: dict, chosen: Chosen) -> None:
         st.error(common.as_sentence(problem), icon=":material/error:")
 
 
-def keep(study, bits: dict, chosen: Chosen) -> None:
+def keep(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     name = st.session_state.study
     try:
         description = find_study(Store(), name)
