@@ -76,7 +76,7 @@ def curves(
         ("loss", figures.loss_curves(run, settings, post)),
         (accuracy.in_sentence, figures.accuracy_curves(run, settings, accuracy, full, post)),
     )
-    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.recipe}"
+    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.method}"
     for place, (what, figure) in zip(places, drawn, strict=True):
         alt = f"{what.capitalize()} of the training of {study.model.name} by epoch"
         if not final:

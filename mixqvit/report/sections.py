@@ -339,7 +339,7 @@ def _trainings(study: "Study") -> Section:
         return Section(title, (words,))
     pictures, tables = [], {}
     for number, one in enumerate(saved, 1):
-        name = f"{number}: {one.settings.recipe}, {one.average_bits:.2f} bits, seed {one.settings.seed}"
+        name = f"{number}: {one.settings.method}, {one.average_bits:.2f} bits, seed {one.settings.seed}"
         curves = training_figures.loss_curves(one.run, one.settings, study.saved_evaluation(one.bits))
         pictures.append(Figure(f"Training {name}", curves, training_figures.run_words(one.run)))
         tables[f"Training {name}"] = training_figures.curve_frame(one.run)

@@ -23,7 +23,7 @@ from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettin
 from mixqvit.training.statistics import near_threshold
 from mixqvit.training.trainable import TrainableModel
 
-__all__ = ["Checkpoint", "Step", "TrainingData", "restored", "run_of", "train_steps"]
+__all__ = ["Checkpoint", "Step", "TrainingData", "restored", "train_steps"]
 
 WEIGHT_DECAY = 0.05
 STEP_RATE = 10
@@ -125,11 +125,11 @@ def train_steps(
 
     Raises:
         TrainingError: The loss is no longer a number.
-        UnsupportedOperationError: The recipe cannot serve the model.
+        UnsupportedOperationError: The method cannot serve the model.
         ImageError: Training images cannot be read.
     """
     teacher = graph.on(machine.device)
-    model = TrainableModel(teacher, bits, settings.recipe, data.calibration[: data.calibration_images])
+    model = TrainableModel(teacher, bits, settings.method, data.calibration[: data.calibration_images])
     optimizer = _optimizer(model, _peak(graph, settings))
     run = TrainingRun(settings, (), len(data.training))
     best: dict[str, Tensor] = {}
@@ -180,16 +180,9 @@ def restored(graph: Graph, bits: BitsPerLayer, pixels: Tensor, checkpoint: Check
         pixels: The calibration images that quantizers were fitted to.
         checkpoint: The last one.
     """
-    model = TrainableModel(graph, bits, checkpoint.run.settings.recipe, pixels)
+    model = TrainableModel(graph, bits, checkpoint.run.settings.method, pixels)
     _load(model, checkpoint.kept, _MODEL)
     return model
-
-
-def run_of(document: Mapping) -> TrainingRun:
-    """Return a run from what `dataclasses.asdict` made of it."""
-    epochs = tuple(TrainingEpoch(**epoch) for epoch in document["epochs"])
-    settings = TrainingSettings(**document["settings"])
-    return TrainingRun(settings, epochs, document["images"], document["stopped_early"])
 
 
 def _epoch(

@@ -18,7 +18,7 @@ from mixqvit.quantization.operations import (
     QuantizedOperation,
     convolution_arguments,
 )
-from mixqvit.training.settings import TRAINING_RECIPES, StepSizes
+from mixqvit.training.settings import TRAINING_METHODS, StepSizes
 from mixqvit.training.statistics import StatisticalStep
 from mixqvit.training.step_sizes import LearnedStep
 
@@ -33,24 +33,24 @@ class TrainableModel(nn.Module):
     Attributes:
         graph: The copy.
         bits: (weight bits, activation bits) of its layers.
-        recipe: One of `TRAINING_RECIPES`.
+        method: One of `TRAINING_METHODS`.
     """
 
-    def __init__(self, graph: Graph, bits: BitsPerLayer, recipe: str, pixels: Tensor) -> None:
+    def __init__(self, graph: Graph, bits: BitsPerLayer, method: str, pixels: Tensor) -> None:
         """Copy a model and fit its quantizers to calibration images.
 
         Args:
             graph: The full-precision model, on the device to train on.
             bits: (weight bits, activation bits) for every layer of it.
-            recipe: One of `TRAINING_RECIPES`.
+            method: One of `TRAINING_METHODS`.
             pixels: Calibration images `[N, C, H, W]`.
 
         Raises:
             UnsupportedOperationError: `ofq` cannot merge query and key of this model.
         """
         super().__init__()
-        self.source, self.recipe = graph.fingerprint, recipe
-        merges = TRAINING_RECIPES[recipe].merges_query_key
+        self.source, self.method = graph.fingerprint, method
+        merges = TRAINING_METHODS[method].merges_query_key
         self.graph = merge_query_key(graph) if merges else graph.copied(graph.device)
         self.bits = {layer.name: bits[original_layer(layer.name, graph.by_name)] for layer in self.graph.layers}
         self.module = self.graph.module
@@ -97,7 +97,7 @@ class TrainableModel(nn.Module):
                 operation = self._frozen(graph, layer)
                 if operation is not None:
                     operations[layer.node] = operation
-            return QuantizedModel(graph, self.bits, self.recipe, operations, self.source)
+            return QuantizedModel(graph, self.bits, self.method, operations, self.source)
 
     def _frozen(self, graph: Graph, layer: Layer) -> QuantizedOperation | None:
         found = [self._quantizer(layer, operand) for operand in _operands(layer)]
@@ -121,7 +121,7 @@ class TrainableModel(nn.Module):
             if width != FULL_PRECISION:
                 self.quantizers[_key(layer, operand)] = LearnedStep.of_activation(operand_values, width, images)
         if not layer.is_matmul and bits[0] != FULL_PRECISION:
-            is_statistical = TRAINING_RECIPES[self.recipe].has_statistical_weights
+            is_statistical = TRAINING_METHODS[self.method].has_statistical_weights
             make = StatisticalStep if is_statistical else LearnedStep.of_weight
             self.quantizers[_key(layer, "weight")] = make(self.graph.weight(layer), bits[0])
 

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.layers import Layer
-from mixqvit.training.settings import TRAINING_RECIPES, TrainingRun
+from mixqvit.training.settings import TRAINING_METHODS, TrainingRun
 from mixqvit.views.accuracy import AGREEMENT, Accuracy, accuracy_columns
 from mixqvit.views.numbers import billions, interval_text, megabytes, nats, percent
 from mixqvit.views.style import finish
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Setting", "bits_words", "is_uniform", "setting_figure", "setting_frame", "setting_words"]
 
-_TRAINED = dict(zip(TRAINING_RECIPES, (COLOURS["trained"], "#009e73"), strict=True))
+_TRAINED = dict(zip(TRAINING_METHODS, (COLOURS["trained"], "#009e73"), strict=True))
 _SYMBOLS = {"uniform": "square", "mixed": "circle"}
 _LINES = COLOURS["full precision"]
 _HEIGHT = 420  # pixels
@@ -35,7 +35,7 @@ class Setting:
         bits: What identifies its bits: rows with the same ones are connected.
         allocation: `uniform` or `mixed`; empty for full precision.
         average_bits: Weight bits over the layers between the first and the last one.
-        cost: Its cost; None where the recipe cannot serve the model.
+        cost: Its cost; None where the method cannot serve the model.
         evaluation: On all evaluation images; None where it is not measured.
         run: Of a trained model; None for the others.
         source: Where its training images are from; None for the study's own.
@@ -62,7 +62,7 @@ class Setting:
         if not self.allocation:
             return "full precision"
         bits = f"{self.average_bits:.0f}" if self.allocation == "uniform" else f"{self.average_bits:.2f}"
-        return f"{self.allocation} {bits} bits, {'post-training' if self.run is None else self.run.settings.recipe}"
+        return f"{self.allocation} {bits} bits, {'post-training' if self.run is None else self.run.settings.method}"
 
 
 def is_uniform(layers: Sequence[Layer], bits: Mapping[str, tuple[int, int]]) -> bool:
@@ -169,8 +169,8 @@ def _look(found: Setting) -> tuple[str, str, str]:
     symbol = _SYMBOLS[found.allocation]
     if found.run is None:
         return f"post-training, {found.allocation}", COLOURS["post-training"], f"{symbol}-open"
-    recipe = found.run.settings.recipe
-    return f"{recipe}, {found.allocation}", _TRAINED[recipe], symbol
+    method = found.run.settings.method
+    return f"{method}, {found.allocation}", _TRAINED[method], symbol
 
 
 def _add_gains(figure: go.Figure, drawn: Sequence[Setting], accuracy: Accuracy) -> None:

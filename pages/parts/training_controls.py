@@ -11,7 +11,7 @@ from mixqvit.criteria.registry import CRITERIA, WITHOUT_IMPORTANCE
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 from mixqvit.network.bits import BIT_WIDTHS, BitsPerLayer
-from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
+from mixqvit.training.settings import TRAINING_METHODS, TrainingSettings
 from mixqvit.views.training_table import bits_words
 from pages.parts import common
 
@@ -23,7 +23,7 @@ DEFAULTS = {
     "train_allocation": UNIFORM,
     "train_bits": 2,
     "train_average": 2.5,
-    "train_recipe": "lsq",
+    "train_method": TrainingSettings.method,
     "train_epochs": TrainingSettings.epochs,
     "train_seed": TrainingSettings.seed,
     "train_strategy": Request().strategy,
@@ -32,6 +32,9 @@ DEFAULTS = {
     "train_patience": None,
     "train_source": "",
 }
+EARLIER_METHOD = "train_recipe"
+"""What links called the method once."""
+
 # Those whose scores this page computes; pairs of layers take long and are asked for on the Budget page.
 MIXED_STRATEGIES = [name for name, found in CRITERIA.items() if not (found.is_control or found.is_costly)]
 
@@ -62,6 +65,7 @@ def controls() -> Chosen:
         TrainingError: A number is not possible.
         AccessError: The training images may not be read.
     """
+    read_earlier_link()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         allocation = st.segmented_control(
             "Allocation",
@@ -74,14 +78,14 @@ def controls() -> Chosen:
             "no larger model and no more BitOps than uniform bits of that average, and never fewer than 2 bits.",
         )
         bits = uniform_bits() if allocation == UNIFORM else average_bits()
-        recipe = st.segmented_control(
-            "Recipe",
-            list(TRAINING_RECIPES),
-            default=DEFAULTS["train_recipe"],
+        method = st.segmented_control(
+            "Method",
+            list(TRAINING_METHODS),
+            default=DEFAULTS["train_method"],
             required=True,
-            key="train_recipe",
+            key="train_method",
             bind="query-params",
-            help="\n".join(f"- **{name}**: {found.description}" for name, found in TRAINING_RECIPES.items()),
+            help="\n".join(f"- **{name}**: {found.description}" for name, found in TRAINING_METHODS.items()),
         )
         epochs = st.number_input(
             "Epochs",
@@ -106,8 +110,17 @@ def controls() -> Chosen:
         st.button("Reset", icon=":material/restart_alt:", on_click=st.session_state.update, args=(DEFAULTS,))
     with st.expander("More: batch, learning rate, early stop, images, strategy", icon=":material/tune:"):
         batch, learning_rate, patience, source, strategy = more()
-    settings = TrainingSettings(recipe, int(epochs), int(seed), int(batch), learning_rate, patience)
+    settings = TrainingSettings(method, int(epochs), int(seed), int(batch), learning_rate, patience)
     return Chosen(allocation, bits, strategy, settings, checked_source(source))
+
+
+def read_earlier_link() -> None:
+    """Take the method from a link that calls it by its earlier name."""
+    linked = st.query_params.get(EARLIER_METHOD)
+    if linked is not None:
+        del st.query_params[EARLIER_METHOD]
+        if linked in TRAINING_METHODS:
+            st.session_state["train_method"] = linked
 
 
 def uniform_bits() -> int:

@@ -24,7 +24,7 @@ NOT_KEPT = "trained weights not kept"
 
 
 def trained_cost(study: "Study", bits: BitsPerLayer, settings: TrainingSettings) -> Cost | None:
-    """Return what the trained model costs; None where its recipe cannot serve the model."""
+    """Return what the trained model costs; None where its method cannot serve the model."""
     try:
         return study.training.cost(bits, settings)
     except MixQViTError:
@@ -42,7 +42,7 @@ def step_sizes(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     with st.spinner("Reading the trained model …"):
         steps = study.training.step_sizes(bits, chosen.settings, chosen.source)
     st.markdown(training_steps.step_words(steps))
-    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {chosen.settings.recipe}"
+    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {chosen.settings.method}"
     left, right = st.columns([3, 2], gap="medium")
     with left:
         common.chart(
@@ -170,7 +170,7 @@ def take_away(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     st.download_button(
         "Packed trained model" + (f", {megabytes(size.size_bytes)}" if size else ""),
         lambda: study.training.packed(bits, settings, source).content,  # packed when the button is pressed
-        f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.recipe}.safetensors",
+        f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.method}.safetensors",
         "application/octet-stream",
         icon=":material/download:",
         on_click="ignore",
