@@ -10,7 +10,6 @@ from streamlit.delta_generator import DeltaGenerator
 from mixqvit.allocation.budget import Allocation
 from mixqvit.allocation.quantities import spent
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, is_tied
 from mixqvit.views import allocation_strip
@@ -87,20 +86,6 @@ def scores(study: "Study", remembered: Memory, wanted: Request) -> bool:
     return True
 
 
-def offer_sensitivity(reason: str, strategy: str) -> None:
-    """Say that importance is refused, and offer the strategy that does without."""
-    st.warning(
-        f"{reason} Strategy {strategy} needs importance; *{WITHOUT_IMPORTANCE}* does without and is as exact.",
-        icon=":material/block:",
-    )
-    st.button(
-        f"Choose strategy {WITHOUT_IMPORTANCE}",
-        type="primary",
-        on_click=st.session_state.update,
-        args=({"strategy": WITHOUT_IMPORTANCE},),
-    )
-
-
 def solve(study: "Study", wanted: Request, remembered: Memory) -> Allocation | None:
     """The allocation to show: the best within the budget; the last one that fitted where none does, None at first."""
     try:
@@ -111,7 +96,7 @@ def solve(study: "Study", wanted: Request, remembered: Memory) -> Allocation | N
             if remembered.allocation is None
             else "Below is the last allocation that fitted."
         )
-        st.warning(f"{error} {next_words}", icon=":material/block:")
+        st.warning(f"{common.in_words(error)} {next_words}", icon=":material/block:")
     return remembered.allocation
 
 
@@ -197,7 +182,7 @@ def main() -> None:
         except UnsupportedOperationError as error:
             waiting.empty()
             with message:
-                offer_sensitivity(str(error), wanted.strategy)
+                common.offer_sensitivity(error, wanted.strategy, "strategy")
             return
         waiting.empty()
         with message:

@@ -189,7 +189,7 @@ def fill_cards(
             return
         matters.result.markdown(overview.matters_most(study.layers, importance.mean))
     except UnsupportedOperationError as error:
-        matters.result.warning(f"{error} Bits are chosen by sensitivity alone.")
+        matters.result.warning(f"{common.in_words(error)} Bits are chosen by sensitivity alone.")
         request = replace(request, strategy=WITHOUT_IMPORTANCE)
 
     with breaks.progress:

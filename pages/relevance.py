@@ -28,7 +28,7 @@ def main() -> None:
             try:
                 method, layer = layers_section(study)
             except UnsupportedOperationError as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(common.in_words(error), icon=":material/error:")
                 st.info(
                     "Other methods above may serve this model. The Budget page works without importance, by strategy "
                     "*sensitivity*."

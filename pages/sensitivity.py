@@ -192,8 +192,8 @@ def sweep(
             draw("none yet")
         # Calibration comes first and has a bar of its own, so that its remaining time is known too.
         complete = figures.complete(study.layers, found, operands)
-        go = complete or common.started(study, "calibration", "sensitivity")
-        ready = go and (found or common.run("Calibration", study.calibration_steps) is not None)
+        goes_on = complete or common.started(study, "calibration", "sensitivity")
+        ready = goes_on and (found or common.run("Calibration", study.calibration_steps) is not None)
         steps = lambda: study.sensitivity_steps(operands, baseline)  # noqa: E731
         finished = ready and common.run(name, steps, lambda step: draw(step.piece.layer)) is not None
     harms = study.sensitivity(operands, metric, baseline) if finished else saved()

@@ -126,7 +126,7 @@ def show(
         try:
             size = study.training.cost(bits, chosen.settings)
         except UnsupportedOperationError as error:
-            st.warning(common.as_sentence(str(error)), icon=":material/block:")
+            st.warning(common.in_words(error), icon=":material/block:")
         training_work.failure(name)
     with actions:
         training_work.buttons(name, study, bits, chosen, run, refused=size is None, wanted=wanted)

@@ -1,8 +1,10 @@
 """Save, name, load and delete allocations on the Budget page; download them, and open an allocation file."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import streamlit as st
 
@@ -19,13 +21,15 @@ from mixqvit.files.allocation_document import (
 )
 from mixqvit.network.bits import BitsPerLayer
 from mixqvit.views.numbers import megabytes
-from pages.parts import budget_controls
+from pages.parts import budget_controls, common
 from pages.parts.budget_request import is_tied_everywhere
 from pages.parts.memory import Controls, Memory
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
     from mixqvit.tasks.evaluation import Evaluation
+
+P = ParamSpec("P")
 
 LOADED = "loaded allocation"
 """Where the session keeps what was loaded last."""
@@ -78,6 +82,19 @@ def say(kind: str, sentence: str) -> None:
     st.session_state["kept message"] = (kind, sentence)
 
 
+def careful(callback: Callable[P, None]) -> Callable[P, None]:
+    """Let a callback say what an error says: there is no page around callbacks that would."""
+
+    @wraps(callback)
+    def saying(*arguments: P.args, **named: P.kwargs) -> None:
+        try:
+            callback(*arguments, **named)
+        except MixQViTError as error:
+            say("warning", common.in_words(error))
+
+    return saying
+
+
 def save_controls(study: "Study", remembered: Memory, evaluation: "Evaluation | None") -> None:
     spent = remembered.allocation.cost.average_bits
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -91,13 +108,10 @@ def save_controls(study: "Study", remembered: Memory, evaluation: "Evaluation | 
         st.button("Save", icon=":material/save:", on_click=save, args=(study, remembered, evaluation))
 
 
+@careful
 def save(study: "Study", remembered: Memory, evaluation: "Evaluation | None") -> None:
     name = st.session_state["kept name"]
-    try:
-        study.kept.save(name, document_of(study, remembered, evaluation))
-    except MixQViTError as error:
-        say("warning", str(error))
-        return
+    study.kept.save(name, document_of(study, remembered, evaluation))
     st.session_state["kept choice"] = name.strip()
     say("success", f"Saved as “{name.strip()}”.")
 
@@ -142,28 +156,28 @@ def load_controls(study: "Study") -> None:
             )
 
 
+@careful
 def delete(study: "Study", name: str, document: dict[str, Any]) -> None:
     study.kept.delete(name)
     st.session_state["deleted allocation"] = (name, document)
     say("info", f"Deleted “{name}”.")
 
 
+@careful
 def bring_back(study: "Study") -> None:
-    name, document = st.session_state.pop("deleted allocation")
+    name, document = st.session_state["deleted allocation"]
     study.kept.save(name, document)
+    del st.session_state["deleted allocation"]
     st.session_state["kept choice"] = name
     say("success", f"“{name}” is back.")
 
 
+@careful
 def load(study: "Study", document: dict[str, Any], name: str) -> None:
     """Set all controls to what bits were solved for; where a file does not say so, every layer is pinned to them."""
-    try:
-        bits = study.resolved(bits_of(document, name))
-        request = request_of(document, name)
-        other_settings = settings_of(document, name) != study.settings
-    except MixQViTError as error:
-        say("warning", str(error))
-        return
+    bits = study.resolved(bits_of(document, name))
+    request = request_of(document, name)
+    other_settings = settings_of(document, name) != study.settings
     problems = budget_controls.set_request(study, request or request_for(study, bits))
     st.session_state[LOADED] = Loaded(name, bits, budget_controls.current(study.model.name))
     note = " It was made with other settings of the study, such as outlier amplification." if other_settings else ""
@@ -178,15 +192,12 @@ def request_for(study: "Study", bits: BitsPerLayer) -> Request:
     return Request(Budget(), Restrictions(pinned=bits), tied=is_tied_everywhere(study.layers, bits))
 
 
+@careful
 def open_file(study: "Study") -> None:
     file = st.session_state["allocation file"]
     if file is None:
         return
-    try:
-        document = parse_allocation(file.getvalue(), file.name)
-    except MixQViTError as error:
-        say("warning", str(error))
-        return
+    document = parse_allocation(file.getvalue(), file.name)
     if document["model"] != study.model.name:
         say("warning", f"{file.name} is for {document['model']}: open that model first.")
         return

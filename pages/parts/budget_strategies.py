@@ -115,7 +115,7 @@ def run(study: "Study", names: Sequence[str], wanted: Request, flag: str, measur
         try:
             comparison = common.run("Strategies", lambda: study.compare_strategies_steps(names, wanted), draw)
         except AllocationError as error:
-            st.warning(str(error), icon=":material/block:")
+            st.warning(common.in_words(error), icon=":material/block:")
             return None
     slot.empty()
     if comparison is not None:

@@ -8,7 +8,7 @@ from mixqvit.errors import MixQViTError
 from mixqvit.files.export.formats import FORMATS, Exported, exported
 from mixqvit.network.bits import BitsPerLayer
 from mixqvit.views.numbers import megabytes
-from pages.parts import measuring
+from pages.parts import common, measuring
 from pages.parts.memory import Memory, key
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def export_section(study: "Study", remembered: Memory) -> None:
             found = onnx_model(study, bits) if name == "onnx" else exported(study, bits, name, remembered.importance)
         except MixQViTError as error:
             found = None
-            message = str(error)
+            message = common.in_words(error)
         else:
             message = None
         if found is not None:

@@ -98,7 +98,7 @@ def _remove(name: str) -> None:
     try:
         forget_study(store, name)
     except MixQViTError as error:
-        st.session_state[SAID] = ("warning", str(error))
+        st.session_state[SAID] = ("warning", common.in_words(error))
         return
     if description.study_file is None:  # the file of an imported one is gone
         st.session_state["removed study"] = (name, description)
@@ -106,6 +106,11 @@ def _remove(name: str) -> None:
 
 
 def _bring_back() -> None:
-    name, description = st.session_state.pop("removed study")
-    keep_study(Store(), name, description)
+    name, description = st.session_state["removed study"]
+    try:
+        keep_study(Store(), name, description)
+    except MixQViTError as error:
+        st.session_state[SAID] = ("warning", common.in_words(error))
+        return
+    del st.session_state["removed study"]
     st.session_state[SAID] = ("success", f"“{name}” is back.")

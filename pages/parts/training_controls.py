@@ -7,7 +7,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.registry import CRITERIA, WITHOUT_IMPORTANCE
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 from mixqvit.network.bits import BIT_WIDTHS, BitsPerLayer
@@ -237,7 +237,7 @@ def chosen_bits(study: "Study", chosen: Chosen, status: DeltaGenerator, words: D
                 return None
     except UnsupportedOperationError as error:
         with words:
-            offer_sensitivity(str(error), chosen.strategy)
+            common.offer_sensitivity(error, chosen.strategy, "train_strategy")
         return None
     allocation = study.allocate(study.first_last_request(chosen.bits), strategy=chosen.strategy)
     words.caption(
@@ -252,17 +252,3 @@ def scored(study: "Study", strategy: str) -> bool:
     if not common.started(study, "relevance", "calibration", "sensitivity"):
         return False
     return common.run(f"Scores for {strategy}", lambda: study.score_steps(strategy)) is not None
-
-
-def offer_sensitivity(reason: str, strategy: str) -> None:
-    """Say that importance is refused, and offer the strategy that does without."""
-    st.warning(
-        f"{common.as_sentence(reason)} Strategy {strategy} needs importance; *{WITHOUT_IMPORTANCE}* does without.",
-        icon=":material/block:",
-    )
-    st.button(
-        f"Choose strategy {WITHOUT_IMPORTANCE}",
-        type="primary",
-        on_click=st.session_state.update,
-        args=({"train_strategy": WITHOUT_IMPORTANCE},),
-    )

@@ -190,7 +190,7 @@ def take_away(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     )
     problem = st.session_state.pop(NOT_KEPT, None)
     if problem:
-        st.error(common.as_sentence(problem), icon=":material/error:")
+        st.error(problem, icon=":material/error:")
 
 
 def keep(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
@@ -201,4 +201,4 @@ def keep(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
             raise StoreError(f"The study {name} was removed.")
         common.open_next(keep_trained(study, description, bits, chosen.settings, chosen.source))
     except MixQViTError as error:
-        st.session_state[NOT_KEPT] = str(error)
+        st.session_state[NOT_KEPT] = common.in_words(error)

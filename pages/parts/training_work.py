@@ -56,7 +56,7 @@ def start_again(name: str, study: "Study", bits: BitsPerLayer, chosen: Chosen) -
     try:
         study.training.forget(bits, chosen.settings, chosen.source)
     except MixQViTError as error:
-        st.session_state[FAILED] = (name, str(error))
+        st.session_state[FAILED] = (name, common.in_words(error))
         return
     start(name)
 
@@ -111,7 +111,7 @@ def failure(name: str) -> None:
     """Say why this training ended, where it did so with an error."""
     found = st.session_state.get(FAILED)
     if found is not None and found[0] == name:
-        st.error(common.as_sentence(found[1]), icon=":material/error:")
+        st.error(found[1], icon=":material/error:")
 
 
 def evaluations(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> Measured:
@@ -184,7 +184,7 @@ def train(
         st.session_state.setdefault(IMAGES, {})[name] = images.how
         common.run(TRAINING, lambda: study.training_steps(bits, chosen.settings, chosen.source), show)
     except MixQViTError as error:
-        st.session_state[FAILED] = (name, str(error))
+        st.session_state[FAILED] = (name, common.in_words(error))
         st.session_state.pop(WANTED, None)
 
 
