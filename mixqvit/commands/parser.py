@@ -14,6 +14,8 @@ from mixqvit.commands.printing import Document
 from mixqvit.criteria.strategies import STRATEGIES
 from mixqvit.engines.choice import ENGINES, EngineChoice
 from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS, LABEL_ORDERS
+from mixqvit.models.sources.checkpoint_file import CheckpointFile
+from mixqvit.models.sources.factory import forms
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
 
@@ -212,14 +214,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     """Add what says which model and images are meant."""
-    parser.add_argument(
-        "--model", help="a name that `models` lists, any model name of timm, or local-dir:FOLDER; see --checkpoint"
-    )
+    parser.add_argument("--model", help=f"a saved study, or {forms()}; see --checkpoint")
     parser.add_argument(
         "--checkpoint",
         type=expanded,
         metavar="FILE",
-        help="local weights, .safetensors or .pth; without --model the architecture is guessed from them",
+        help=f"{CheckpointFile.file_words}. {CheckpointFile.architecture_words}",
     )
     parser.add_argument(
         "--images",

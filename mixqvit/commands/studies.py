@@ -16,6 +16,7 @@ from mixqvit.criteria.strategies import find_strategy
 from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import AllocationFileError, BitWidthError, ImageError, ModelError, UnsupportedOperationError
 from mixqvit.files.allocation_document import bits_of, read_allocation, settings_of
+from mixqvit.models.sources.factory import find_source
 from mixqvit.network.bits import WIDTHS_TEXT, Bits, read_bits
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
@@ -108,9 +109,11 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     preprocessing = _preprocessing(options.preprocessing)
     saved = known_studies(Store()).get(options.model)
     if saved is None:
-        checkpoint, images = (absolute(path) for path in (options.checkpoint, options.images))
-        model = _absolute_folder(options.model)
-        return StudyDescription(model, checkpoint, images, preprocessing, settings, follow_links=images is not None)
+        source = find_source(options.model or None, options.checkpoint or None)
+        source, images = source.located(lambda path: path_of(path).resolve()), absolute(options.images)
+        return StudyDescription(
+            source.model, source.checkpoint, images, preprocessing, settings, follow_links=images is not None
+        )
     if options.checkpoint or options.images or preprocessing:
         raise ModelError(
             f"{options.model} is a saved study, which has its checkpoint, images and preprocessing. Leave those "
@@ -122,14 +125,6 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
 def absolute(source: str | None) -> str | None:
     """Return a path as it means the same from every folder; other sources, such as `digits`, stay."""
     return str(Path(source).resolve()) if source and Path(source).exists() and source != "digits" else source
-
-
-def _absolute_folder(model: str | None) -> str | None:
-    """Return the same for a model that is a folder, `local-dir:FOLDER`; other names stay."""
-    kind, found, folder = (model or "").partition("local-dir:")
-    if kind or not folder:
-        return model
-    return f"{found}{path_of(folder).resolve()}"
 
 
 def _preprocessing(texts: list[str]) -> dict[str, Any]:

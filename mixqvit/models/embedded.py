@@ -67,4 +67,12 @@ def embedded_from(name: str, checkpoint: Checkpoint) -> Model:
 
 def _embedded(name: str, card: Mapping[str, Any], module: nn.Module, own_card: Mapping[str, Any]) -> Model:
     preprocessing = Preprocessing(*(tuple(card["preprocessing"][key]) for key in ("input_size", "mean", "std")))
-    return Model(name, frozen(module), preprocessing, tuple(card["class_names"]), images=card["images"], card=own_card)
+    return Model(
+        name,
+        frozen(module),
+        preprocessing,
+        tuple(card["class_names"]),
+        images=card["images"],
+        card=own_card,
+        architecture=card["architecture"],
+    )

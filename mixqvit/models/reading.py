@@ -12,13 +12,10 @@ import torch
 from safetensors import SafetensorError
 
 from mixqvit.errors import ModelError
-from mixqvit.models.layouts import file_kind
+from mixqvit.models.layouts import SUFFIXES, file_kind
 from mixqvit.models.local_folder import folder_remedy
 
-__all__ = ["SUFFIXES", "check_file", "first_line", "read_file"]
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pyth", ".th", ".pkl", ".tar")
-"""What files of weights are usually called; which kind they are of is seen by their content."""
+__all__ = ["check_file", "first_line", "read_file"]
 
 LARGEST_FILE = 16 * 2**30
 MOST_ENTRIES = 100_000

@@ -12,10 +12,11 @@ from typing import Any
 
 from mixqvit.errors import ModelError, StoreError
 from mixqvit.models.cards import EMBEDDED
+from mixqvit.models.sources.factory import find_source
+from mixqvit.models.sources.source import ModelSource
 from mixqvit.stages.store import KEPT, Store, fingerprint
 
 __all__ = [
-    "LOCAL_FOLDER",
     "LONGEST_NAME",
     "StudyDescription",
     "default_name",
@@ -31,9 +32,6 @@ __all__ = [
 
 LONGEST_NAME = 80
 
-LOCAL_FOLDER = "local-dir:"
-"""How the name of a model begins that is a folder in timm's format."""
-
 _KEY = KEPT + "studies"
 
 
@@ -42,8 +40,7 @@ class StudyDescription:
     """What a study is made of.
 
     Attributes:
-        model: What `load_model` is called with: an embedded model, a timm name, `local-dir:FOLDER`; None to guess the
-            architecture from the checkpoint.
+        model: What `load_model` is called with; None where the checkpoint says its architecture.
         checkpoint: A file of weights, None for the published or embedded ones.
         images: What `load_image_sets` is called with; None for the images that belong to the model.
         preprocessing: Values that differ from the model's own, see `Preprocessing.overridden`.
@@ -61,6 +58,16 @@ class StudyDescription:
     settings: Mapping[str, Any] = field(default_factory=dict)
     study_file: str | None = None
     follow_links: bool = False
+
+    @property
+    def source(self) -> ModelSource | None:
+        """Where the model comes from; None where it is in an imported file."""
+        return find_source(self.model, self.checkpoint) if self.study_file is None else None
+
+    @property
+    def model_files(self) -> tuple[Path, ...]:
+        """What on this machine the model is read from and a person can change."""
+        return self.source.files if self.source is not None else ()
 
 
 def embedded_description(name: str) -> StudyDescription:
@@ -152,14 +159,8 @@ def forget_study(store: Store, name: str) -> None:
 
 def _trained(description: StudyDescription, store: Store) -> Path | None:
     """Return the folder of the trained weights that a study reads, None where it reads none."""
-    model = description.model or ""
-    if model.startswith(LOCAL_FOLDER):
-        folder = Path(model.removeprefix(LOCAL_FOLDER))
-    elif description.checkpoint:
-        folder = Path(description.checkpoint).parent
-    else:
-        return None
-    return folder if folder.parent == trained_folder(store) else None
+    folders = (folder for path in description.model_files for folder in (path, path.parent))
+    return next((folder for folder in folders if folder.parent == trained_folder(store)), None)
 
 
 def _read(row: Mapping[str, Any]) -> StudyDescription:

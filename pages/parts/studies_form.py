@@ -10,12 +10,15 @@ from mixqvit.files.uploads import keep_upload
 from mixqvit.images.labels import LABEL_ORDERS
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.models.catalogue import CATALOGUE
+from mixqvit.models.layouts import SUFFIXES
 from mixqvit.models.preprocessing import CROP_MODES, INTERPOLATIONS
+from mixqvit.models.sources.checkpoint_file import CheckpointFile
+from mixqvit.models.sources.factory import find_source, forms
+from mixqvit.models.sources.local_folder import LocalFolder
 from mixqvit.study.library import StudyDescription
 
 MODEL_SOURCES = {"timm": "From timm", "file": "A checkpoint", "embedded": "Embedded"}
 IMAGE_SOURCES = {"path": "On this machine", "upload": "Upload", "hub": "Hugging Face", "digits": "Digits"}
-CHECKPOINTS = ["safetensors", "pth", "pt", "bin"]
 IMAGE_FILES = ["zip", "tar", "gz", "tgz", "bz2", "xz", "parquet"]
 AS_MODEL = "as the model says"
 FEATURES_ONLY = "no classifier: needs a checkpoint of your own"
@@ -51,17 +54,16 @@ class Filled:
                 raise ModelError(
                     "A folder in timm's format says its architecture itself: leave the architecture empty."
                 )
-            model, checkpoint = f"local-dir:{checkpoint}", None
-        elif model and model.startswith("local-dir:"):
-            model = f"local-dir:{allowed_path(model.removeprefix('local-dir:'))}"
+            model, checkpoint = f"{LocalFolder.prefix}{checkpoint}", None
         if model is None and checkpoint is None:
             raise ModelError("Choose a model, or give a checkpoint.")
+        source = find_source(model, checkpoint).located(allowed_path)
         images = self.images
         if images is None or images == "":
             raise ImageError("Say which images to use: a folder, a file or a data set.")
         if not (isinstance(images, str) and (images == "digits" or images.startswith("hf:"))):
             images = _path(images)
-        return StudyDescription(model, checkpoint, images, _numbers(self.preprocessing), self.settings)
+        return StudyDescription(source.model, source.checkpoint, images, _numbers(self.preprocessing), self.settings)
 
 
 def _path(source) -> str | None:
@@ -121,8 +123,8 @@ def _model() -> tuple[str, object]:
             key="timm model",
             accept_new_options=True,
             format_func=_timm_title,
-            help="These were tested. Any other vision transformer of timm works if its operations are known: type its "
-            "name.",
+            help="These were tested. Any other vision transformer works if its operations are known: type its name. "
+            f"Names are: {forms()}.",
         )
         st.caption(_timm_words(name))
         return name or "", None
@@ -130,15 +132,15 @@ def _model() -> tuple[str, object]:
         "Checkpoint on this machine",
         key="checkpoint path",
         placeholder="deit_tiny.safetensors",
-        help=f"A .safetensors, .pth or .pt file, or a folder that timm or the hub wrote (config.json beside the "
-        f"weights). {_roots()}",
+        help=f"{CheckpointFile.file_words.capitalize()}, or a folder that timm or the hub wrote (config.json beside "
+        f"the weights). {_roots()}",
     )
-    uploaded = st.file_uploader("or upload it", CHECKPOINTS, key="checkpoint upload")
+    uploaded = st.file_uploader("or upload it", SUFFIXES, key="checkpoint upload")
     name = st.text_input(
         "Architecture",
         key="architecture",
-        placeholder="guessed from the shapes",
-        help="timm's name, such as deit_tiny_patch16_224. Left empty it is guessed from the shapes of the weights.",
+        placeholder="as the file says, or guessed from the shapes",
+        help=f"timm's name, such as deit_tiny_patch16_224. {CheckpointFile.architecture_words}",
     )
     return name, uploaded or path
 
