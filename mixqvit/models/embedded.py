@@ -12,9 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mixqvit.errors import ModelError
-from mixqvit.models.architectures import build_class, fill
+from mixqvit.models.architectures import build_class
 from mixqvit.models.cards import ASSETS, checkpoint_path, read_card
 from mixqvit.models.checkpoints import Checkpoint, read_checkpoint
+from mixqvit.models.fitting import fill
 from mixqvit.models.model import Model, frozen
 from mixqvit.models.preprocessing import Preprocessing
 

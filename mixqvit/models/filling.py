@@ -8,19 +8,18 @@ import timm
 from torch import nn
 
 from mixqvit.errors import ImageError, ModelError
-from mixqvit.models.architectures import (
+from mixqvit.models.architectures import build, on_meta
+from mixqvit.models.assumed import per_channel, preprocessing_note
+from mixqvit.models.checkpoints import Checkpoint
+from mixqvit.models.fitting import (
     arguments_of,
-    build,
     check_fits,
     classifiers,
     differences,
     fill,
     in_timm_names,
-    on_meta,
     possible_classifier,
 )
-from mixqvit.models.assumed import per_channel, preprocessing_note
-from mixqvit.models.checkpoints import Checkpoint
 from mixqvit.models.model import Model, class_and_label_names, frozen
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.models.reading import first_line

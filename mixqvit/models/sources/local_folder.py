@@ -36,10 +36,11 @@ class LocalFolder(ModelSource):
 
     def load_steps(self, chosen: Collection[str]) -> Iterator[Progress]:
         """Load the weights into the architecture that `config.json` describes."""
-        from mixqvit.models.architectures import build, fill
+        from mixqvit.models.architectures import build
         from mixqvit.models.assumed import preprocessing_note
         from mixqvit.models.checkpoints import STEMS, read_checkpoint
         from mixqvit.models.filling import check_classes, timm_model
+        from mixqvit.models.fitting import fill
         from mixqvit.models.local_folder import read_folder
 
         yield Progress(0, 2, f"Reading {self.folder}")

@@ -37,9 +37,9 @@ class TimmModel(ModelSource):
         import timm
         from safetensors import SafetensorError
 
-        from mixqvit.models.architectures import check_finite
         from mixqvit.models.download import download_steps
         from mixqvit.models.filling import check_classes, timm_model
+        from mixqvit.models.fitting import check_finite
         from mixqvit.models.reading import check_file, first_line
 
         self._check()
