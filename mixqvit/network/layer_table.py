@@ -13,7 +13,7 @@ from mixqvit.network.layers import Layer
 if TYPE_CHECKING:
     from mixqvit.network.graph import Graph
 
-__all__ = ["depends_on_images", "layer_table", "operation_name"]
+__all__ = ["depends_on_images", "is_plain", "layer_table", "operation_name", "scope"]
 
 _MATMULS = ("matmul", "bmm")
 _HIDDEN_PRODUCTS = ("linear", "conv2d", "einsum", "scaled_dot_product_attention")
@@ -43,6 +43,16 @@ def depends_on_images(graph: "Graph") -> frozenset[str]:
     return frozenset(names)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module computes `linear` or `conv2d` of its input with its own weight and bias, nothing else."""
+    kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    if not isinstance(module, kind) or "forward" in vars(module) or type(module).forward is not kind.forward:
+        return False
+    if kind is nn.Conv2d and (type(module)._conv_forward is not kind._conv_forward or module.padding_mode != "zeros"):
+        return False
+    return module._parameters.get("weight") is not None and "bias" in module._parameters
+
+
 def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
     """Return the quantized layers in network order (METHOD.md, "Quantized layers").
 
@@ -56,7 +66,7 @@ def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[
     _refuse_hidden_weights(graph)
     image_nodes = depends_on_images(graph)
     nodes = [node for node in graph.nodes if node.name in image_nodes and _is_layer(node, graph.module)]
-    attention_of = {node.name: _scope(node) for node in nodes if _is_matmul(node, graph.module)}
+    attention_of = {node.name: scope(node) for node in nodes if _is_matmul(node, graph.module)}
     matmuls: dict[str, list[fx.Node]] = {}
     for node in nodes:
         if node.name in attention_of:
@@ -69,8 +79,8 @@ def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[
         is_matmul = node.name in attention_of
         name = node.target
         if is_matmul:
-            scope = attention_of[node.name]
-            name = f"{scope}.matmul{matmuls[scope].index(node) + 1}"
+            attention = attention_of[node.name]
+            name = f"{attention}.matmul{matmuls[attention].index(node) + 1}"
         kind = _kind(node, nodes, matmuls, finals, graph)
         operation = None if is_matmul else graph.module.get_submodule(node.target)
         inner = shapes[first.name][-1] if is_matmul else operation.weight[0].numel()
@@ -108,7 +118,7 @@ def _refuse_hidden_weights(graph: "Graph") -> None:
             )
         if node.op == "call_function" and name in _HIDDEN_PRODUCTS:
             raise ModelError(
-                f"The operation {name} in {_scope(node) or 'the model'} takes a weight that is computed on "
+                f"The operation {name} in {scope(node) or 'the model'} takes a weight that is computed on "
                 "the way; only Linear and Conv2d modules and matrix products can be quantized."
             )
 
@@ -119,12 +129,12 @@ def _is_matmul(node: fx.Node, module: nn.Module) -> bool:
 
 def _is_layer(node: fx.Node, module: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(node.target), nn.Linear | nn.Conv2d)
+        return is_plain(module.get_submodule(node.target))
     return _is_matmul(node, module)
 
 
-def _scope(node: fx.Node) -> str:
-    """The path of the module whose forward contains this operation."""
+def scope(node: fx.Node) -> str:
+    """Return the path of the module whose forward contains this operation, empty for the model's own."""
     stack = node.meta.get("nn_module_stack") or {}
     return next(reversed(stack)).split("@")[0] if stack else ""
 
@@ -166,14 +176,14 @@ def _kind(
             return f"matmul{min(products.index(node) + 1, 2)}"
     if node.name in finals:
         return "head"
-    if node.args[0].op == "placeholder":
+    if _reads_images(node, graph):
         return "patch_embed"
     is_linear = isinstance(graph.module.get_submodule(node.target), nn.Linear)
     if not is_linear:
         return "other"
-    scope = next((scope for scope in matmuls if node.target.startswith(f"{scope}.")), None)
-    if scope is not None:
-        first, last = matmuls[scope][0], matmuls[scope][-1]
+    attention = next((path for path in matmuls if node.target.startswith(f"{path}.")), None)
+    if attention is not None:
+        first, last = matmuls[attention][0], matmuls[attention][-1]
         if order[node.name] < order[first.name]:
             return "qkv"
         return "proj" if order[node.name] > order[last.name] else "other"
@@ -182,6 +192,14 @@ def _kind(
     if len(siblings) > 1:
         return "fc2" if node is siblings[-1] else "fc1"
     return "reduction" if re.search(r"(^|\.)reduction$", node.target) else "other"
+
+
+def _reads_images(node: fx.Node, graph: "Graph") -> bool:
+    """Return whether a layer's input is the images themselves, padded at most."""
+    source = node.args[0]
+    while operation_name(source, graph.module) == "pad":
+        source = source.args[0]
+    return source.op == "placeholder"
 
 
 def _norm_before(node: fx.Node, graph: "Graph") -> str | None:
