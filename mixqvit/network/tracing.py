@@ -17,6 +17,7 @@ from mixqvit.errors import ModelError
 from mixqvit.network.graph import Graph, Values, operation_name
 from mixqvit.network.layer_table import is_plain, layer_table, scope
 from mixqvit.network.lowering import is_same_padding, with_fixed_padding, with_plain_layers
+from mixqvit.quantization.fidelity import check_operations, is_close
 
 __all__ = ["trace"]
 
@@ -33,18 +34,21 @@ def trace(module: nn.Module, example_images: Tensor) -> Graph:
 
     Args:
         module: The model; evaluation mode is used whatever its present mode.
-        example_images: At least one image `[B, C, H, W]`; fixes the input shape, not the batch size.
+        example_images: At least one image `[B, C, H, W]`; fixes the input shape, not the batch size. With two, what
+            depends on the number of images is found out.
 
     Returns:
         The graph with its table of layers.
 
     Raises:
         ModelError: The module cannot be traced, has no quantizable layer, does not return logits `[B, classes]`,
-            or the traced graph does not compute what the module computes.
+            or the traced graph, or its layers as they are quantized, do not compute what the module computes.
     """
     with _TRACING:
         return _trace(module, example_images)
 
+
+_CHECKED_IMAGES = 2
 
 # Tracing changes torch for the whole process while it lasts, so that only one thread may do it at a time.
 _TRACING = threading.Lock()
@@ -53,10 +57,11 @@ _TRACING = threading.Lock()
 def _trace(module: nn.Module, example_images: Tensor) -> Graph:
     kind = type(module).__name__
     traced = _traced(module)
-    image = example_images[:1]
+    images = example_images[:_CHECKED_IMAGES]
+    image = images[:1]
     with torch.no_grad():
         try:
-            expected = copy.deepcopy(module).eval()(image)
+            expected = copy.deepcopy(module).eval()(images)
         except Exception as error:
             raise ModelError(f"The model does not run on the example images: {_first_line(error)}") from error
         if not isinstance(expected, Tensor) or expected.dim() != 2:
@@ -67,13 +72,13 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
             with_fixed_padding(traced, _values_and_shapes(graph, image, kind)[1])
         graph = replace(graph, module=with_plain_layers(traced))
         found, shapes = _values_and_shapes(graph, image, kind)
-        # Fused and plain attention round differently, so exact equality is not asked for here.
-        if not torch.allclose(expected, found, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        graph = replace(graph, layers=layer_table(graph, shapes))
+        if not is_close(expected[:1], found):
             raise ModelError(f"The graph of {kind} does not compute what the model computes.")
-    layers = layer_table(graph, shapes)
-    if not layers:
-        raise ModelError(f"{kind} has no Linear, convolution or attention product to quantize.")
-    return replace(graph, layers=layers)
+        if not graph.layers:
+            raise ModelError(f"{kind} has no Linear, convolution or attention product to quantize.")
+        check_operations(graph, images, expected)
+    return graph
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:

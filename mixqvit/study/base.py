@@ -140,7 +140,7 @@ class StudyBase:
     @property
     def graph(self) -> Graph:
         """The traced model, with amplified outliers if the settings ask for them."""
-        return self._remembered("graph", lambda: trace(self._module, self._example))
+        return self._remembered("graph", lambda: trace(self._module, self.calibration_images.pixels))
 
     @property
     def _module(self) -> nn.Module:

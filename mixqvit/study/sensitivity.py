@@ -16,12 +16,15 @@ from mixqvit.network.devices import moved
 from mixqvit.network.layers import Layer
 from mixqvit.progress import Progress
 from mixqvit.quantization.calibration import Calibration, LayerCalibration, calibrate_steps
+from mixqvit.quantization.fidelity import Fidelity, check_fidelity, fidelity
 from mixqvit.quantization.saving import from_tensors, to_tensors
 from mixqvit.study.claims import once
 from mixqvit.study.placement import Placement
 from mixqvit.study.workers import Rebuilt, sweep_worker
 
 __all__ = ["SensitivityStages"]
+
+_FIDELITY = "8 bits beside full precision"
 
 
 class SensitivityStages(Placement):
@@ -47,8 +50,26 @@ class SensitivityStages(Placement):
 
         yield from once(self.store, key, progress, run)
         ordered: Mapping[str, LayerCalibration] = {layer.name: finished[layer.name] for layer in self.layers}
-        found = self._remembered("calibration", lambda: Calibration(graph, settings.recipe, ordered, pixels))
+        found = Calibration(graph, settings.recipe, ordered, pixels)
+        check_fidelity(self._remembered("fidelity", lambda: self._fidelity(found)), settings.recipe)
+        found = self._remembered("calibration", lambda: found)
         yield Progress(total, total, "calibration", found)
+
+    def _fidelity(self, calibration: Calibration) -> Fidelity:
+        """Return how 8 bits follow full precision, saved once it is known."""
+        key = self._key("calibration", self.settings.recipe, self.settings.calibration_images, _FIDELITY)
+        saved = self.store.rows(key).get(_FIDELITY)
+        if saved is None:
+            found = fidelity(calibration, calibration.pixels)
+            self.store.put(key, _FIDELITY, vars(found))
+            return found
+        return Fidelity(**saved)
+
+    @property
+    def check_notes(self) -> tuple[str, ...]:
+        """What could not be checked of the quantized model, in sentences; known once it is calibrated."""
+        found: Fidelity | None = self._memory.get("fidelity")
+        return () if found is None or found.note is None else (found.note,)
 
     def calibration_progress(self) -> Progress:
         """Return how many layers have their quantizers fitted and saved."""
