@@ -97,7 +97,7 @@ def row(name: str) -> str:
     pixels = random_images(tuple(shape))
     settle_batch_norms(module, pixels)
     try:
-        graph = mixqvit.trace(module, pixels[:1])
+        graph = mixqvit.trace(module, pixels)
         calls = len(graph.layers)
         found = calibrate(graph, pixels, "min-max", bit_widths=(8,))
         with torch.no_grad():
