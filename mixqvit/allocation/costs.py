@@ -124,7 +124,7 @@ def channel_count(layer: Layer, operand: int, recipe: str) -> int:
 
 def _is_moved(layer: Layer, recipe: str) -> bool:
     """Whether the layer's input has parameters per channel."""
-    return layer.is_reparameterized or (recipe == "mix-qvit" and layer.kind == "proj")
+    return layer.is_reparameterized or (recipe == "mix-qvit" and layer.kind == "proj" and not layer.more_nodes)
 
 
 def _channel_bytes(recipe: str) -> int:
@@ -147,7 +147,7 @@ def scale_bytes(layer: Layer, bits: Bits, recipe: str) -> int:
         )
     total = 0 if weight_bits == FULL_PRECISION else _SCALE_AND_ZERO_POINT * layer.channels
     if activation_bits != FULL_PRECISION:
-        total += activation_parameter_bytes(layer, 0, recipe)
+        total += activation_parameter_bytes(layer, 0, recipe) * len(layer.nodes)
         folds = _is_moved(layer, recipe) and _channel_bytes(recipe) == _REPARAMETERIZED
         total += _FLOAT32 * layer.channels if folds and not layer.has_bias else 0
     return total

@@ -11,6 +11,7 @@ from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, prepare_weight
+from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.operands import roles
 from mixqvit.quantization.quantizers import ActivationQuantizer, ReparameterizedQuantizer
 
@@ -74,20 +75,19 @@ def _layers(
     calibration: Calibration, batches: Sequence[Tensor], bit_widths: Sequence[int], finished: Collection[str]
 ) -> Iterator[Perturbation]:
     graph = calibration.graph
-    layers = {layer.node: layer for layer in graph.layers if layer.name not in finished}
+    layers = [layer for layer in graph.layers if layer.name not in finished]
     images = sum(map(len, batches))
-    for paused in zip(*(graph.walk(batch, list(layers)) for batch in batches), strict=True) if layers else ():
-        layer = layers[paused[0][0]]
+    for paused in zip(*(layer_operands(graph, batch, layers) for batch in batches), strict=True) if layers else ():
+        layer = paused[0][0]
         operands: list[dict[int, float]] = [{} for _ in roles(layer)]
         weight: dict[int, float] = {}
         for bits in tied_bits(layer, bit_widths):
             if not layer.is_matmul:
                 weight[bits[0]] = _squared_norm(_weight_error(calibration, layer, bits))
-            activation_bits = bits if layer.is_matmul else bits[1:]
-            pieces = zip(operands, activation_bits, calibration.quantizers(layer, bits), strict=True)
+            pieces = zip(operands, layer.activation_bits(bits), calibration.quantizers(layer, bits), strict=True)
             for index, (found, width, quantizer) in enumerate(pieces):
                 if width not in found:
-                    values = (graph.operands(layer, held)[index] for _, held in paused)
+                    values = (held[index] for _, held in paused)
                     found[width] = sum(_squared_norm(_operand_error(quantizer, own)) for own in values) / images
         yield Perturbation(layer.name, None if layer.is_matmul else weight, tuple(operands))
 
@@ -95,7 +95,7 @@ def _layers(
 def _weight_error(calibration: Calibration, layer: Layer, bits: tuple[int, int]) -> Tensor:
     weight = calibration.graph.weight(layer)
     prepared = prepare_weight(calibration, layer, bits)
-    (quantizer,) = calibration.quantizers(layer, bits)
+    quantizer, *_ = calibration.quantizers(layer, bits)
     if not isinstance(quantizer, ReparameterizedQuantizer):
         return prepared.weight - weight
     # A ratio that underflows to zero makes a zero column without error.

@@ -6,7 +6,7 @@ rules, quantizers and sensitivity sweeps all work on these nodes, so no architec
 
 import copy
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -202,14 +202,24 @@ class Graph:
                     return
             self._step(index, values, replace or {}, (), {})
 
-    def operands(self, layer: Layer, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Return the layer's activation operands among `values`: one input, or the two factors of a product."""
-        return tuple(values[name] for name in self.operand_nodes(layer))
+    def operands(self, layer: Layer, values: Mapping[str, Any], node: str | None = None) -> tuple[Tensor, ...]:
+        """Return the layer's activation operands among `values`: one input, or the two factors of a product.
 
-    def operand_nodes(self, layer: Layer) -> tuple[str, ...]:
-        """Return the names of the nodes whose values are the layer's activation operands."""
-        node = self.nodes[self._index[layer.node]]
-        return tuple(argument.name for argument in node.args if isinstance(argument, fx.Node))
+        Args:
+            layer: The layer.
+            values: What `walk` yielded.
+            node: Which of its operations, the first by default.
+        """
+        return tuple(values[name] for name in self.operand_nodes(layer, node))
+
+    def operand_nodes(self, layer: Layer, node: str | None = None) -> tuple[str, ...]:
+        """Return the names of the nodes whose values are the layer's activation operands, arguments as above."""
+        operation = self.nodes[self._index[node or layer.node]]
+        return tuple(argument.name for argument in operation.args if isinstance(argument, fx.Node))
+
+    def layer_of(self, layers: Iterable[Layer] | None = None) -> dict[str, Layer]:
+        """Return layers, all by default, by the names of all operations that run them."""
+        return {node: layer for layer in (self.layers if layers is None else layers) for node in layer.nodes}
 
     def shapes(self, images: int) -> Mapping[str, Any]:
         """Return the shape of every tensor, and every value that is none, by node name for a number of images."""

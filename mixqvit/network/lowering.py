@@ -9,6 +9,7 @@ comes out, and what else it does stays around that layer in full precision. The 
 depends on the images, and a class that cannot be traced into, are refused by name.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,11 @@ from timm.layers.padding import pad_same, pad_same_arg
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from mixqvit.errors import ModelError
 from mixqvit.network.graph import Graph, Values
-from mixqvit.network.layer_table import operation_name
+from mixqvit.network.layer_table import is_plain, operation_name
 
-__all__ = ["is_same_padding", "with_fixed_padding", "with_plain_layers"]
+__all__ = ["is_same_padding", "with_fixed_padding", "with_one_module_per_weight", "with_plain_layers"]
 
 
 def with_fixed_padding(traced: fx.GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -102,6 +104,62 @@ def with_plain_layers(traced: fx.GraphModule) -> fx.GraphModule:
             traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
     return fx.GraphModule(traced, traced.graph)  # without what the weights were made of
+
+
+_SETTINGS = ("stride", "padding", "dilation", "groups")
+
+
+def with_one_module_per_weight(traced: fx.GraphModule) -> fx.GraphModule:
+    """Return the model with one module for every weight, called once or several times.
+
+    Modules that share their weight but not their bias call the same module without a bias, and add theirs.
+
+    Raises:
+        ModelError: Convolutions share a weight but not their stride, padding, dilation or groups.
+    """
+    calls: dict[int, list[fx.Node]] = {}
+    modules = dict(traced.named_modules(remove_duplicate=False))
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and is_plain(modules[node.target]):
+            calls.setdefault(id(modules[node.target].weight), []).append(node)
+    shared = [own for own in calls.values() if len({node.target for node in own}) > 1]
+    for own in shared:
+        _share(traced, own, {node.target: modules[node.target] for node in own})
+    return fx.GraphModule(traced, traced.graph) if shared else traced
+
+
+def _share(traced: fx.GraphModule, nodes: list[fx.Node], modules: Mapping[str, nn.Module]) -> None:
+    first = next(iter(modules))
+    settings = {tuple(str(getattr(module, name, None)) for name in _SETTINGS) for module in modules.values()}
+    if len(settings) > 1:
+        raise ModelError(
+            f"{' and '.join(modules)} share a weight but not their stride, padding, dilation and groups: they cannot "
+            "be one quantized layer."
+        )
+    if len({id(module.bias) for module in modules.values()}) == 1:
+        for node in nodes:
+            node.target = first
+        return
+    weight, is_linear = modules[first].weight, isinstance(modules[first], nn.Linear)
+    product = _linear(weight) if is_linear else _convolution(weight, **_settings_of(modules[first]))
+    path = f"{first}.{'linear' if is_linear else 'conv2d'}"
+    traced.add_submodule(path, product)
+    for node in nodes:
+        with traced.graph.inserting_before(node):
+            found = traced.graph.call_module(path, node.args)
+            found.meta = dict(node.meta)
+            if modules[node.target].bias is not None:
+                bias = traced.graph.get_attr(f"{node.target}.bias")
+                if not is_linear:
+                    bias = traced.graph.call_method("reshape", (bias, (-1, 1, 1)))
+                found = traced.graph.call_function(operator.add, (found, bias))
+                found.meta = dict(node.meta)
+        node.replace_all_uses_with(found)
+        traced.graph.erase_node(node)
+
+
+def _settings_of(module: nn.Module) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in _SETTINGS}
 
 
 class _Constants:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from mixqvit.errors import ModelError
 from mixqvit.network.graph import Graph, Values, operation_name
 from mixqvit.network.layer_table import is_plain, layer_table, scope
-from mixqvit.network.lowering import is_same_padding, with_fixed_padding, with_plain_layers
+from mixqvit.network.lowering import is_same_padding, with_fixed_padding, with_one_module_per_weight, with_plain_layers
 from mixqvit.quantization.fidelity import check_operations, is_close
 
 __all__ = ["trace"]
@@ -70,7 +70,7 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
         graph = Graph(traced, (), tuple(image.shape[1:]), expected.shape[1], parameters)
         if any(is_same_padding(node) for node in graph.nodes):
             with_fixed_padding(traced, _values_and_shapes(graph, image, kind)[1])
-        graph = replace(graph, module=with_plain_layers(traced))
+        graph = replace(graph, module=with_one_module_per_weight(with_plain_layers(traced)))
         found, shapes = _values_and_shapes(graph, image, kind)
         graph = replace(graph, layers=layer_table(graph, shapes))
         if not is_close(expected[:1], found):

@@ -6,7 +6,7 @@ precision from image to image: they are centred over images first, because logit
 common whatever becomes of the network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from mixqvit.errors import CalibrationError, ModelError
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.calibration import Calibration, layer_operations
 from mixqvit.quantization.operations import (
     PreparedWeight,
     QuantizedLayer,
@@ -54,7 +54,7 @@ def check_operations(graph: Graph, pixels: Tensor, expected: Tensor) -> None:
     Raises:
         ModelError: They do not; the message names the first layer that differs from its own module, if one does.
     """
-    found, _ = graph.run(pixels, {layer.node: _unquantized(graph, layer) for layer in graph.layers})
+    found, _ = graph.run(pixels, {node: _unquantized(graph, layer) for node, layer in graph.layer_of().items()})
     if is_close(expected, found):
         return
     wrong = _first_difference(graph, pixels)
@@ -75,11 +75,11 @@ def _unquantized(graph: Graph, layer: Layer) -> QuantizedOperation:
 
 
 def _first_difference(graph: Graph, pixels: Tensor) -> Layer | None:
-    layers = {layer.node: layer for layer in graph.layers}
+    layers = graph.layer_of()
     nodes = {node.name: node for node in graph.nodes}
     for name, values in graph.walk(pixels, list(layers)):
         layer = layers[name]
-        operands = graph.operands(layer, values)
+        operands = graph.operands(layer, values, name)
         if not is_close(graph.compute(nodes[name], values), _unquantized(graph, layer)(*operands)):
             return layer
     return None
@@ -142,14 +142,12 @@ def fidelity(calibration: Calibration, pixels: Tensor) -> Fidelity:
     if len(pixels) == 1:
         return Fidelity(None, 1)
     reference = _logits(graph, pixels, {})
-    operations = {layer.node: _quantized(calibration, layer) for layer in graph.layers}
-    found = correlation_over_images(reference, _logits(graph, pixels, operations))
+    operations = {layer.name: layer_operations(calibration, layer, (BITS, BITS)) for layer in graph.layers}
+    everywhere = {node: operation for own in operations.values() for node, operation in own.items()}
+    found = correlation_over_images(reference, _logits(graph, pixels, everywhere))
     if found is None or found >= LOWEST_CORRELATION:
         return Fidelity(found, len(pixels))
-    alone = {
-        layer.name: correlation_over_images(reference, _logits(graph, pixels, {layer.node: operations[layer.node]}))
-        for layer in graph.layers
-    }
+    alone = {name: correlation_over_images(reference, _logits(graph, pixels, own)) for name, own in operations.items()}
     worst = min(alone, key=alone.get)
     return Fidelity(found, len(pixels), worst, alone[worst])
 
@@ -169,11 +167,7 @@ def check_fidelity(found: Fidelity, recipe: str) -> None:
         )
 
 
-def _quantized(calibration: Calibration, layer: Layer) -> Callable[..., Tensor]:
-    return layer_operation(calibration, layer, (BITS, BITS))
-
-
-def _logits(graph: Graph, pixels: Tensor, operations: Mapping[str, Callable[..., Tensor]]) -> Tensor:
+def _logits(graph: Graph, pixels: Tensor, operations: Mapping[str, QuantizedOperation]) -> Tensor:
     def run(part: slice) -> Tensor:
         with torch.no_grad():
             return graph.run(pixels[part], operations)[0].cpu()

@@ -79,14 +79,18 @@ def roles(layer: Layer) -> tuple[str, ...]:
     """Return the role of each activation operand of a layer."""
     if layer.is_matmul:
         return _MATMUL_ROLES[layer.kind]
-    return ("post_layer_norm",) if layer.is_reparameterized else (_INPUT_ROLES.get(layer.kind, "input"),)
+    role = "post_layer_norm" if layer.is_reparameterized else _INPUT_ROLES.get(layer.kind, "input")
+    # Channels may move into the weight, which can be done for one input of it only.
+    if layer.more_nodes and role == "attention_output":
+        role = "input"
+    return (role,) * len(layer.nodes)
 
 
 def operands_of(
     graph: Graph, layer: Layer, values: tuple[Tensor, ...], images: int, fisher: Fisher | None = None
 ) -> tuple[Operand, ...]:
     """Return the operands of a layer with its values on `images` images."""
-    partners = values[::-1] if layer.is_matmul else (graph.weight(layer),)
+    partners = values[::-1] if layer.is_matmul else (graph.weight(layer),) * len(values)
     gradients = fisher.operands if fisher else (None,) * len(values)
     pieces = zip(roles(layer), values, partners, gradients, strict=True)
     return tuple(Operand(layer, role, own, partner, graph.bias(layer), images, g) for role, own, partner, g in pieces)

@@ -51,14 +51,18 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
 
 
 def random_model(name: str) -> nn.Module:
-    """Return a timm model with seeded random weights, none of them zero."""
+    """Return a timm model with seeded random weights, none of them zero, whose logits differ between images."""
     torch.manual_seed(0)
     module = timm.create_model(name, num_classes=CLASSES, **SMALLER.get(name, {}))
     generator = torch.Generator().manual_seed(0)
-    for parameter in module.parameters():
+    for path, parameter in module.named_parameters():
         if parameter.dim() <= 1 or float(parameter.detach().std()) < 1e-3:
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data = (parameter.data.abs().mean().clamp(min=0.2) + 0.1 * noise).to(parameter)
+            is_factor = path.endswith(("weight", "gamma", "gain", "scale")) or "ls" in path or "gamma" in path
+            parameter.data = ((1 + 0.1 * noise) if is_factor else 0.05 * noise).to(parameter)
+        elif path.endswith("weight"):
+            # The usual 0.02 leaves so little of a signal that biases rule the network.
+            parameter.data *= max(1.0, parameter[0].numel() ** -0.5 / float(parameter.detach().std()))
     return module.eval()
 
 
