@@ -16,6 +16,7 @@ __all__ = [
     "check_budget",
     "is_within",
     "largest_uniform",
+    "layer_bitops_ceiling",
     "weight_bits_ceiling",
 ]
 
@@ -58,12 +59,18 @@ class Allocation:
     gap: float = 0.0
 
 
-def bitops_ceiling(layers: Sequence[Layer], budget: Budget) -> float | None:
+def bitops_ceiling(layers: Sequence[Layer], budget: Budget, storage: Storage) -> float | None:
     """Return the BitOps that a budget allows, its cap at those of uniform bits included; None for any number."""
-    ceiling = inf if budget.bitops is None else budget.bitops
+    room = layer_bitops_ceiling(layers, budget, storage)
+    return None if room is None else room + storage.full_precision_bitops
+
+
+def layer_bitops_ceiling(layers: Sequence[Layer], budget: Budget, storage: Storage) -> float | None:
+    """Return the BitOps that a budget leaves to the layers, without what stays in full precision; None likewise."""
+    room = inf if budget.bitops is None else budget.bitops - storage.full_precision_bitops
     if budget.average_bits is not None and budget.cap_bitops:
-        ceiling = min(ceiling, uniform_bitops(layers, budget.average_bits))
-    return None if ceiling == inf else ceiling
+        room = min(room, uniform_bitops(layers, budget.average_bits))
+    return None if room == inf else room
 
 
 def weight_bits_ceiling(layers: Sequence[Layer], average_bits: float) -> int:
@@ -74,20 +81,20 @@ def weight_bits_ceiling(layers: Sequence[Layer], average_bits: float) -> int:
     return most + 1 if (most + 1) / parameters <= average_bits else most
 
 
-def is_within(layers: Sequence[Layer], costs: Cost, budget: Budget) -> bool:
+def is_within(layers: Sequence[Layer], costs: Cost, budget: Budget, storage: Storage) -> bool:
     """Return whether costs exceed none of a budget's ceilings."""
-    most_bitops = bitops_ceiling(layers, budget)
+    most_bitops = layer_bitops_ceiling(layers, budget, storage)
     return (
         (budget.average_bits is None or costs.average_bits <= budget.average_bits)
         and (budget.size_bytes is None or costs.size_bytes <= budget.size_bytes)
-        and (most_bitops is None or costs.bitops <= most_bitops)
+        and (most_bitops is None or costs.bitops - storage.full_precision_bitops <= most_bitops)
     )
 
 
 def largest_uniform(layers: Sequence[Layer], budget: Budget, storage: Storage, widths: Sequence[int]) -> int | None:
     """Return the largest uniform bit-width within every ceiling, None where even the smallest is too large."""
     for width in sorted(widths, reverse=True):
-        if is_within(layers, cost(layers, uniform(layers, width), storage), budget):
+        if is_within(layers, cost(layers, uniform(layers, width), storage), budget, storage):
             return width
     return None
 

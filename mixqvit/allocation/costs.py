@@ -54,11 +54,18 @@ class Storage:
         recipe: Quantization recipe: it says how many parameters the activation quantizers have.
         full_precision_bytes: Parameters in float32 that are never quantized: biases, norms, embeddings.
         container_bytes: The file's header and table of bits; they have the same size whatever the bits are.
+        full_precision_macs: Multiply-accumulates for one image of operations with weights that are no layers.
     """
 
     recipe: str
     full_precision_bytes: int
     container_bytes: int
+    full_precision_macs: int = 0
+
+    @property
+    def full_precision_bitops(self) -> int:
+        """BitOps for one image that are there whatever the bits are."""
+        return self.full_precision_macs * FULL_PRECISION * FULL_PRECISION
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ class Cost:
             reparameterization creates.
         full_precision_bytes: What is kept in float32: biases, norms, embeddings, weights that are not quantized.
         container_bytes: The file's header and table of bits.
-        bitops: Sum over layers of MACs times weight bits times activation bits, for one image.
+        bitops: Sum over layers of MACs times weight bits times activation bits, for one image; what is no layer counts
+            with 32 bits.
         average_bits: Weight bits per quantized weight, averaged over weights.
     """
 
@@ -191,6 +199,6 @@ def cost(layers: Sequence[Layer], bits: Mapping[str, Bits], storage: Storage) ->
         scale_bytes=sum(scale_bytes(layer, bits[layer.name], storage.recipe) for layer in layers),
         full_precision_bytes=storage.full_precision_bytes + float_weights,
         container_bytes=storage.container_bytes,
-        bitops=sum(bitops(layer, bits[layer.name]) for layer in layers),
+        bitops=storage.full_precision_bitops + sum(bitops(layer, bits[layer.name]) for layer in layers),
         average_bits=sum(layer.parameters * bits[layer.name][0] for layer in layers) / parameters,
     )

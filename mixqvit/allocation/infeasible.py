@@ -65,6 +65,7 @@ def smallest_value(table: ChoiceTable, budget: Budget, ceiling: str) -> float | 
         return None if codes is None else codes + table.storage.full_precision_bytes + table.storage.container_bytes
     if ceiling == "bitops":
         found = _least(table, table.bitops, others)
+        found = None if found is None else found + table.storage.full_precision_bitops
         cap = replace(budget, bitops=None)
         return found if found is None or table.best(replace(cap, bitops=max(found, 1.0))) else None
     weight_bits = _least(table, table.weight_bits, others)

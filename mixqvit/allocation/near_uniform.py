@@ -37,7 +37,7 @@ def uniform_allocation(
     for width in reversed(BIT_WIDTHS):
         bits = {layer.name: _nearest(options, width) for layer, options in zip(layers, possible, strict=True)}
         costs = cost(layers, bits, storage)
-        if is_within(layers, costs, budget):
+        if is_within(layers, costs, budget, storage):
             harm = sum(harms[name].get(pair, 0.0) for name, pair in bits.items())
             return Allocation(bits, harm, costs, budget)
     if table.best(budget) is None:

@@ -6,7 +6,7 @@ from math import isfinite
 
 import numpy as np
 
-from mixqvit.allocation.budget import Allocation, Budget, bitops_ceiling, is_within, weight_bits_ceiling
+from mixqvit.allocation.budget import Allocation, Budget, is_within, layer_bitops_ceiling, weight_bits_ceiling
 from mixqvit.allocation.choices import ChoiceHarms
 from mixqvit.allocation.costs import Storage, bitops, cost, layer_bytes
 from mixqvit.allocation.restrictions import Restrictions, allowed_bits
@@ -57,7 +57,7 @@ class ChoiceTable:
         if budget.size_bytes is not None:
             fixed = self.storage.full_precision_bytes + self.storage.container_bytes
             found.append((self.size_bytes, budget.size_bytes - fixed))
-        most_bitops = bitops_ceiling(self.layers, budget)
+        most_bitops = layer_bitops_ceiling(self.layers, budget, self.storage)
         if most_bitops is not None:
             found.append((self.bitops, most_bitops))
         amounts = np.array([amounts for amounts, _ in found]).reshape(-1, *self.harm.shape)
@@ -75,7 +75,7 @@ class ChoiceTable:
         """
         bits = self.bits(chosen)
         costs = cost(self.layers, bits, self.storage)
-        if not is_within(self.layers, costs, budget):
+        if not is_within(self.layers, costs, budget, self.storage):
             raise AllocationError(f"The solver returned {costs}, which exceeds {budget}. Please report this.")
         return Allocation(bits, harm, costs, budget, gap)
 

@@ -17,6 +17,7 @@ from mixqvit.errors import ModelError
 from mixqvit.network.graph import Graph, Values, operation_name
 from mixqvit.network.layer_table import is_plain, layer_table, scope
 from mixqvit.network.lowering import is_same_padding, with_fixed_padding, with_one_module_per_weight, with_plain_layers
+from mixqvit.network.unquantized import unquantized_operations
 from mixqvit.quantization.fidelity import check_operations, is_close
 
 __all__ = ["trace"]
@@ -78,7 +79,7 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
         if not graph.layers:
             raise ModelError(f"{kind} has no Linear, convolution or attention product to quantize.")
         check_operations(graph, images, expected)
-    return graph
+    return replace(graph, unquantized=unquantized_operations(graph, shapes))
 
 
 def _traced(module: nn.Module) -> fx.GraphModule:

@@ -246,7 +246,7 @@ def storage(graph: Graph, recipe: str, model: Model | None = None) -> Storage:
     """Return what the size of a packed model depends on beside its layers; arguments as in `packed`."""
     parameters = sum(parameter.numel() for parameter in architecture.unquantized_parameters(graph).values())
     container_bytes = container.LENGTH_BYTES + _header_bytes(graph, model) + 2 * len(graph.layers)
-    return Storage(recipe, 4 * parameters, container_bytes)
+    return Storage(recipe, 4 * parameters, container_bytes, graph.unquantized_macs)
 
 
 def _metadata(graph: Graph, model: Model | None, source: str | None = None) -> dict[str, str]:

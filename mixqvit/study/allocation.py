@@ -190,7 +190,7 @@ class AllocationStages(RelevanceStages, EvaluationStages, CriteriaStages):
 
     def bitops_ceiling(self, budget: Budget) -> float | None:
         """Return the BitOps that a budget allows; None for any number."""
-        return bitops_ceiling(self.layers, budget)
+        return bitops_ceiling(self.layers, budget, self.storage)
 
     # The frontier
 

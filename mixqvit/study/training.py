@@ -90,7 +90,7 @@ class TrainingStages(AllocationStages):
         pinned = {layer.name: FIRST_AND_LAST_BITS for layer in self.layers if _is_first_or_last(layer)}
         return {
             "size_bytes": math.floor(sizes[0] + part * (sizes[1] - sizes[0])),
-            "bitops": operations,
+            "bitops": operations + self.storage.full_precision_bitops,
             "pinned": pinned,
         }
 
