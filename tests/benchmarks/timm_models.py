@@ -102,30 +102,30 @@ def row(name: str) -> str:
     settle_batch_norms(module, pixels)
     try:
         graph = mixqvit.trace(module, pixels)
-        calls = len(graph.layers)
+        calls = sum(len(layer.nodes) for layer in graph.layers)
         found = calibrate(graph, pixels, "min-max", bit_widths=(8,))
         with torch.no_grad():
             reference = module(pixels)
         agreement = correlation(reference, quantize(found, 8)(pixels))
-        return f"opens | {calls} | {agreement:.3f} | "
+        return f"opens | {len(graph.layers)} | {calls} | {agreement:.3f} | {' '.join(graph.notes)}"
     except mixqvit.MixQViTError as error:
-        return f"refused | | | {error}"
+        return f"refused | | | | {error}"
     except Exception as error:  # what is looked for
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        return f"**traceback** | | | {type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+        return f"**traceback** | | | | {type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 def main(listed: str, *models: str) -> None:
     """Measure and print, row by row."""
-    print("| model | | layers | correlation | message | seconds |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+    print(f"| model | | layers | calls | correlation | message | seconds |\n|{' --- |' * 7}", flush=True)
     for name in models or Path(listed).read_text().split():
         started = time.perf_counter()
         command = [sys.executable, "-m", __spec__.name, "--model", name]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-            found = done.stdout.strip().splitlines()[-1:] or [f"**died** | | | {done.stderr.strip()[-200:]!r}"]
+            found = done.stdout.strip().splitlines()[-1:] or [f"**died** | | | | {done.stderr.strip()[-200:]!r}"]
         except subprocess.TimeoutExpired:
-            found = [f"**not finished** | | | within {SECONDS} s"]
+            found = [f"**not finished** | | | | within {SECONDS} s"]
         print(f"| {name} | {found[0]} | {time.perf_counter() - started:.0f} |", flush=True)
 
 
