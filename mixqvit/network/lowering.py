@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from mixqvit.errors import ModelError
-from mixqvit.network.graph import Graph, Values
+from mixqvit.network.graph import Graph, Values, attribute
 from mixqvit.network.layer_table import is_plain, operation_name
 
 __all__ = ["is_same_padding", "with_fixed_padding", "with_one_module_per_weight", "with_plain_layers"]
@@ -106,6 +106,7 @@ def with_plain_layers(traced: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(traced, traced.graph)  # without what the weights were made of
 
 
+_OF_SHAPE = ("getattr", "size", "dim")  # what needs no values
 _SETTINGS = ("stride", "padding", "dilation", "groups")
 
 
@@ -115,13 +116,24 @@ def with_one_module_per_weight(traced: fx.GraphModule) -> fx.GraphModule:
     Modules that share their weight but not their bias call the same module without a bias, and add theirs.
 
     Raises:
-        ModelError: Convolutions share a weight but not their stride, padding, dilation or groups.
+        ModelError: Convolutions share a weight but not their stride, padding, dilation or groups; or something that is
+            no layer reads a layer's weight, which quantization would change for it.
     """
     calls: dict[int, list[fx.Node]] = {}
+    others: dict[int, fx.Node] = {}
     modules = dict(traced.named_modules(remove_duplicate=False))
     for node in traced.graph.nodes:
         if node.op == "call_module" and is_plain(modules[node.target]):
             calls.setdefault(id(modules[node.target].weight), []).append(node)
+        elif node.op == "call_module":
+            others |= {id(parameter): node for parameter in modules[node.target].parameters()}
+        elif node.op == "get_attr" and not all(operation_name(user, traced) in _OF_SHAPE for user in node.users):
+            others[id(attribute(traced, node.target))] = next(iter(node.users))
+    for weight in calls.keys() & others.keys():
+        raise ModelError(
+            f"The weight of {calls[weight][0].target} is also read by the operation "
+            f"{operation_name(others[weight], traced)}, which quantizing the layer would change."
+        )
     shared = [own for own in calls.values() if len({node.target for node in own}) > 1]
     for own in shared:
         _share(traced, own, {node.target: modules[node.target] for node in own})

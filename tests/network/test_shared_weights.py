@@ -157,3 +157,17 @@ class Tied(nn.Module):
 def test_convolutions_that_share_a_weight_but_not_their_stride_are_refused():
     with pytest.raises(ModelError, match="first and second share a weight but not their stride"):
         trace(Tied(nn.Conv2d(1, 8, 3, padding=2, dilation=2)), torch.randn(1, 1, 8, 8))
+
+
+class Regularized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 5)
+
+    def forward(self, images):
+        return self.head(self.stem(images).mean((2, 3))) * self.head.weight.norm()
+
+
+def test_a_weight_that_is_read_beside_its_layer_is_refused():
+    with pytest.raises(ModelError, match="weight of head is also read by the operation norm"):
+        trace(Regularized(), torch.randn(1, 1, 8, 8))
