@@ -1,6 +1,7 @@
 """Tracing: from a timm vision transformer to its graph, without touching the model itself."""
 
 import copy
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,8 +57,22 @@ _TRACING = threading.Lock()
 
 
 def _trace(module: nn.Module, example_images: Tensor) -> Graph:
+    try:
+        return _attempt(module, example_images, {})
+    except ModelError as refused:
+        # Arguments of forward are symbols while they are traced, and become their defaults afterwards. A forward that
+        # asks whether one is None takes the wrong branch like that.
+        parameters = inspect.signature(type(module).forward).parameters.values()
+        absent = {parameter.name: None for parameter in parameters if parameter.default is None}
+        try:
+            return _attempt(module, example_images, absent)
+        except ModelError:
+            raise refused from refused.__cause__
+
+
+def _attempt(module: nn.Module, example_images: Tensor, arguments: dict[str, None]) -> Graph:
     kind = type(module).__name__
-    traced = _traced(module)
+    traced = _traced(module, arguments)
     images = example_images[:_CHECKED_IMAGES]
     image = images[:1]
     with torch.no_grad():
@@ -82,8 +97,8 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
     return replace(graph, unquantized=unquantized_operations(graph, shapes))
 
 
-def _traced(module: nn.Module) -> fx.GraphModule:
-    """Return a copy of a module in evaluation mode as a list of operations."""
+def _traced(module: nn.Module, arguments: dict[str, None]) -> fx.GraphModule:
+    """Return a copy of a module in evaluation mode, with these arguments of its forward, as a list of operations."""
     tracer = _Tracer()
     try:
         private = copy.deepcopy(module).eval().requires_grad_(False)
@@ -91,7 +106,7 @@ def _traced(module: nn.Module) -> fx.GraphModule:
             if hasattr(part, "fused_attn"):
                 part.fused_attn = False  # the fused kernel would hide the two attention products
         with torch.no_grad():
-            traced = fx.GraphModule(private, tracer.trace(private))
+            traced = fx.GraphModule(private, tracer.trace(private, arguments))
     except Exception as error:
         inside = f" inside {tracer.within[-1]}" if tracer.within else ""
         raise ModelError(
@@ -142,7 +157,7 @@ def _simplify(traced: fx.GraphModule) -> None:
         if is_identity or is_cast or no_mask:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif operation_name(node, traced) in ("_assert", "assert_size_stride"):
+        elif operation_name(node, traced) in ("_assert", "_assert_is_none", "assert_size_stride"):
             graph.erase_node(node)  # Graph checks the shape of the images itself, with a clearer message
     graph.eliminate_dead_code()
     traced.recompile()
