@@ -64,6 +64,8 @@ def _trace(module: nn.Module, example_images: Tensor) -> Graph:
         # asks whether one is None takes the wrong branch like that.
         parameters = inspect.signature(type(module).forward).parameters.values()
         absent = {parameter.name: None for parameter in parameters if parameter.default is None}
+        if not absent:
+            raise
         try:
             return _attempt(module, example_images, absent)
         except ModelError:
