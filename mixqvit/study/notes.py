@@ -21,10 +21,11 @@ FEW_EVALUATION_IMAGES = 30
 def study_notes(study: "StudyBase") -> tuple[Note, ...]:
     """Return what was assumed of the model and its images, what is left out, and what is too little to measure on."""
     settings, calibration = study.settings, len(study.calibration_images)
-    told = (*study.model.notes, *getattr(study.graph, "notes", ()), *study.image_sets.sample.notes)
+    graph = study.graph
+    told = (*study.model.notes, *graph.notes, *study.image_sets.sample.notes)
     classes = len(study.model.class_names)
     return (
-        *(Note(as_sentence(text)) for text in told),
+        *(Note(as_sentence(text), is_warning=text in graph.warnings) for text in told),
         *_few_calibration_images(min(settings.calibration_images, settings.analysis_images, calibration)),
         *_few_evaluation_images(len(study.evaluation_images)),
         *_one_class(classes, classes if study.class_subset is None else len(study.class_subset)),
