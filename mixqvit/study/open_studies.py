@@ -182,9 +182,9 @@ class OpenStudies:
             if study is None:
                 settings = settings_from(description, outlier_factor=outlier_factor)
                 for step in open_study_steps(description, settings):
-                    study = step.result
-                    if study is None:
+                    if not step.finished:
                         yield step
+                study = step.result
                 self._add(key, _Open(study, _bytes_of(study), files))
         finally:
             opening.release()
