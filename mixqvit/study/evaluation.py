@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mixqvit.allocation.budget import Allocation
+from mixqvit.engines.progress import Progress
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
-from mixqvit.progress import Progress
 from mixqvit.quantization.calibration_stage import own_calibration
 from mixqvit.quantization.evaluation_stage import Evaluated, reference_predictions
 from mixqvit.quantization.recipes import find_recipe

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import PackingError
 from mixqvit.packing.model import Packed, load_packed, packed, packed_source
-from mixqvit.progress import Progress
 from mixqvit.quantization.evaluation_stage import FullPrecision, most_images
 from mixqvit.quantization.model import QuantizedModel, quantize
 from mixqvit.stages import runner

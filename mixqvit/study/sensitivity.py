@@ -7,7 +7,7 @@ from mixqvit.criteria.sensitivity.harms import layer_harms
 from mixqvit.criteria.sensitivity.metrics import METRICS, find_metric, intervals
 from mixqvit.criteria.sensitivity.stage import Effects, Sweep, own_sweep
 from mixqvit.criteria.sensitivity.sweep import SensitivityCell
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.calibration_stage import own_calibration
 from mixqvit.stages import runner

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import TrainingError
 from mixqvit.images.training_images import TrainingImages
 from mixqvit.images.training_sources import load_training_images_steps
 from mixqvit.network.bits import BitsPerLayer
-from mixqvit.progress import Progress
 from mixqvit.quantization.evaluation_stage import FullPrecision, Measured, evaluation_of, measured
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import STATE, State
