@@ -160,8 +160,7 @@ def _part_products(
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
         logits = graph.run(pixels[part], {layer.node: _recorded(graph, layer, seen) for layer in graph.layers})[0]
-        classes = logits.detach().argmax(dim=1) if labels is None else labels[part].to(logits.device)
-        loss = functional.cross_entropy(logits, classes, reduction="sum")
+        loss = graph.task.loss(logits, None if labels is None else labels[part])
         tensors = [tensor for layer in graph.layers for tensor in seen[layer.name]]
         gradients = torch.autograd.grad(loss, tensors, create_graph=True)
         found = []
