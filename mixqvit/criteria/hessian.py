@@ -167,8 +167,7 @@ def _part_products(
             node: _recorded(graph, layer, weights.get(layer.name), seen) for node, layer in graph.layer_of().items()
         }
         logits = graph.run(pixels[part], operations)[0]
-        classes = logits.detach().argmax(dim=1) if labels is None else labels[part].to(logits.device)
-        loss = functional.cross_entropy(logits, classes, reduction="sum")
+        loss = graph.task.loss(logits, None if labels is None else labels[part])
         for name, weight in weights.items():
             seen[name].append(weight)
         tensors = [tensor for layer in graph.layers for tensor in seen[layer.name]]

@@ -19,7 +19,6 @@ from mixqvit.stages.context import Context
 from mixqvit.stages.forms import STATE, State
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
-from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.schedule import learning_rate_factor
 from mixqvit.training.step_sizes import gradient_scale, learned_step, paper_step
 
@@ -164,7 +163,7 @@ class _SharedModel:
             def run(part: slice, operations: Mapping[str, Callable] = operations) -> tuple[Tensor | None, ...]:
                 with torch.enable_grad():
                     logits = self.graph.run(pixels[part], operations)[0]
-                    loss = distillation_loss(logits, reference[part]).sum() / len(pixels)
+                    loss = self.graph.task.distillation_loss(logits, reference[part]).sum() / len(pixels)
                     # Returned instead of added up inside, so that a part that runs out of memory leaves nothing behind.
                     return torch.autograd.grad(loss, self.parameters, allow_unused=True)
 

@@ -126,7 +126,8 @@ def _gradients(
         nodes = graph.layer_of()
         operations = {node: _recorded(graph, layer, node, seen) for node, layer in nodes.items()}
         logits = graph.run(pixels[part].clone().requires_grad_(), operations)[0]
-        directions = _directions(logits.detach(), part, len(pixels), torch.Generator().manual_seed(seed))
+        root, generator = graph.task.curvature_root(logits), torch.Generator().manual_seed(seed)
+        directions = _directions(root, logits.detach(), part, len(pixels), generator)
         outputs = [seen[node][1] for node in nodes]
         # One list per layer, so that the pieces can be freed as soon as they are put together.
         pieces: list[list[Tensor]] = [[] for _ in outputs]
@@ -144,17 +145,17 @@ def _gradients(
     return recorded, gradients
 
 
-def _directions(logits: Tensor, part: slice, images: int, generator: torch.Generator) -> list[Tensor]:
+def _directions(
+    root: Callable[[Tensor], Tensor], logits: Tensor, part: slice, images: int, generator: torch.Generator
+) -> list[Tensor]:
     """Return B u `[part, classes]` for every u; the mean over random signs is made a sum by scaling them."""
-    probabilities = logits.double().softmax(dim=1)
-    roots = probabilities.sqrt()
-    classes = logits.shape[1]
+    classes, like = logits.shape[1], logits.double()
     if classes <= EXACT_CLASSES:
-        units = [unit.expand_as(roots) for unit in torch.eye(classes).to(roots)]
+        units = [unit.expand_as(like) for unit in torch.eye(classes).to(like)]
     else:
         whole = (images, classes)
-        units = [random_signs(whole, generator, roots)[part] / PROBES**0.5 for _ in range(PROBES)]
-    return [(roots * u - probabilities * (roots * u).sum(dim=1, keepdim=True)).to(logits) for u in units]
+        units = [random_signs(whole, generator, like)[part] / PROBES**0.5 for _ in range(PROBES)]
+    return [root(unit) for unit in units]
 
 
 def _recorded(

@@ -27,7 +27,6 @@ from mixqvit.quantization.fidelity_stage import checked_calibration, worker_cali
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
-from mixqvit.tasks.evaluation import kl_divergence
 
 __all__ = ["PairPlan", "PairTerms", "Pairs", "all_pairs", "block_pairs", "pair_cost", "pair_steps"]
 
@@ -157,13 +156,17 @@ def _terms(
     choices = {name: tied_bits(graph.by_name[name], bit_widths) for name in named}
     batches = pixels.split(at_once)
     references = [graph(batch) for batch in batches]
+
+    def total_divergence(reference: Tensor, outputs: Tensor) -> float:
+        return float(graph.task.divergence(reference, outputs).sum())
+
     alone: dict[str, dict[Bits, float]] = {}
     for paused in zip(*(graph.walk(batch, list(involved)) for batch in batches), strict=True):
         layer = involved[paused[0][0]]
         for bits in choices[layer.name]:
             operations = layer_operations(calibration, layer, bits)
             logits = (graph.resume(values, node, operations) for node, values in paused)
-            total = sum(map(_total_kl, references, logits))
+            total = sum(map(total_divergence, references, logits))
             alone.setdefault(layer.name, {})[bits] = total / len(pixels)
     firsts = [graph.by_name[name].node for name in partners]
     for started in zip(*(graph.walk(batch, firsts) for batch in batches), strict=True):
@@ -192,7 +195,7 @@ def _terms(
                     # The first layer's own operations again where it is called later once more.
                     logits = graph.resume(held, stop, {**of_first[tuple(widths)], **own})
                     for width, copy in zip(widths, logits.split(len(batches[place])), strict=True):
-                        both[width, other] += _total_kl(references[place], copy) / len(pixels)
+                        both[width, other] += total_divergence(references[place], copy) / len(pixels)
             yield PairTerms(first.name, second.name, _beyond(both, alone[first.name], alone[second.name]))
 
 
@@ -235,10 +238,6 @@ def _walk_on(
     """Run on from a layer at several bits at once, copy after copy of the images, pausing before later layers."""
     repeated = repeat_values(calibration.graph, values, len(pixels), len(choices))
     return calibration.graph.walk(pixels, stops, operations, (layer.node, repeated))
-
-
-def _total_kl(reference: Tensor, logits: Tensor) -> float:
-    return float(kl_divergence(reference, logits).sum())
 
 
 @dataclass(frozen=True)

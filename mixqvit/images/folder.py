@@ -5,10 +5,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.kinds import is_image_name, is_validation_list, unread_name
 from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage, few, is_hidden, shown
-from mixqvit.progress import Progress
 
 __all__ = ["LINK_OUT", "MAX_FILES", "Folder", "followed_note", "is_inside", "read_limited"]
 

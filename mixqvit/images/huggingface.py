@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mixqvit.cache import default_folder
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.listing import Entry, Steps, UnreadableImage, split_of
 from mixqvit.images.parquet import Parquet
-from mixqvit.progress import Progress
 
 __all__ = ["CALIBRATION_BYTES", "EVALUATION_BYTES", "PREFIX", "HubDataset"]
 

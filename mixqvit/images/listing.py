@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Protocol
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.progress import Progress
 
 __all__ = [
     "MAX_FILE_BYTES",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.decoding import decoder
 from mixqvit.images.digits import load_digits
@@ -16,7 +17,6 @@ from mixqvit.images.images import Images, check_limit, normalized
 from mixqvit.images.listing import UnreadableImage, few
 from mixqvit.images.sampling import EVALUATION_LIMIT, Drawn, Sampling, draw_calibration, draw_evaluation, in_order
 from mixqvit.images.sources import Prepared, check_source, left_out_notes, prepared_steps
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
     from mixqvit.models.model import Model

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.folder import is_inside, read_limited
 from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage, shown, split_of
-from mixqvit.progress import Progress
 
 __all__ = ["MAX_ROWS", "Parquet", "parquet_files"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.classes import ClassNames, class_indices
 from mixqvit.images.folder import Folder
@@ -19,7 +20,6 @@ from mixqvit.images.table import Table
 from mixqvit.images.tars import TarArchive
 from mixqvit.images.validation_list import with_validation_list
 from mixqvit.images.zips import ZipArchive
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
     from mixqvit.models.model import Model

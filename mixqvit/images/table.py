@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.folder import LINK_OUT, followed_note, is_inside, read_limited
 from mixqvit.images.kinds import is_image_name
 from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS
 from mixqvit.images.listing import Entry, Listing, Steps, UnreadableImage, shown
-from mixqvit.progress import Progress
 
 __all__ = ["MAX_TABLE_BYTES", "MAX_TABLE_ROWS", "Table", "table_rows"]
 

@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.archives import Members, check_ratio
 from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Steps, UnreadableImage
-from mixqvit.progress import Progress
 
 __all__ = ["TarArchive"]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.digits import load_digits
 from mixqvit.images.folder import Folder
@@ -25,7 +26,6 @@ from mixqvit.images.training_images import TrainingDigits, TrainingImages, Train
 from mixqvit.images.training_reading import TrainingFiles
 from mixqvit.images.zips import ZipArchive
 from mixqvit.models.preprocessing import Preprocessing
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
     from mixqvit.models.model import Model

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.archives import MAX_MEMBERS, Members, check_ratio
 from mixqvit.images.listing import Entry, Steps, UnreadableImage
-from mixqvit.progress import Progress
 
 __all__ = ["ZipArchive"]
 

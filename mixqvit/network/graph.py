@@ -20,6 +20,8 @@ from mixqvit.errors import ImageError
 from mixqvit.network.layer_table import depends_on_images, operation_name
 from mixqvit.network.layers import Layer
 from mixqvit.network.unquantized import WARNING_SHARE, UnquantizedOperation, sentence
+from mixqvit.tasks.classification import Classification
+from mixqvit.tasks.task import Task
 
 __all__ = ["Graph", "Layer", "Operation", "Values", "attribute", "depends_on_images", "operation_name"]
 
@@ -56,6 +58,11 @@ class Graph:
             ImageError: The images do not have the shape the model was traced with.
         """
         return self.run(pixels)[0]
+
+    @property
+    def task(self) -> Task:
+        """What its outputs mean: tracing accepts classifiers alone."""
+        return Classification(self.classes)
 
     @cached_property
     def nodes(self) -> tuple[fx.Node, ...]:

@@ -78,16 +78,13 @@ def _squared_gradients(graph: Graph, pixels: Tensor, signs: Sequence[Tensor]) ->
     with torch.enable_grad():
         operations = {node: _recorded(graph, layer, node, seen) for node, layer in graph.layer_of().items()}
         logits = graph.run(pixels.clone().requires_grad_(), operations)[0]
-        probabilities = logits.detach().double().softmax(dim=1)
-        roots = probabilities.sqrt()
+        root = graph.task.curvature_root(logits)
         names = list(seen)
         tensors = [tensor for name in names for tensor in seen[name]]
         sums: list[Tensor | None] = [None] * len(tensors)
         for probe, own in enumerate(signs):
-            signed = roots * (own.to(roots) * 2 - 1)
-            direction = signed - probabilities * signed.sum(dim=1, keepdim=True)
             gradients = torch.autograd.grad(
-                logits, tensors, direction.to(logits), retain_graph=probe < len(signs) - 1, allow_unused=True
+                logits, tensors, root(own * 2 - 1), retain_graph=probe < len(signs) - 1, allow_unused=True
             )
             for index, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
                 square = torch.zeros_like(tensor) if gradient is None else gradient.square()

@@ -18,7 +18,6 @@ from mixqvit.relevance.step import Parts, Rule, Step
 
 __all__ = [
     "BATCH_SIZE",
-    "explained_classes",
     "in_precision",
     "propagate",
     "propagate_steps",
@@ -122,7 +121,7 @@ def propagate_steps(
     if not torch.isfinite(pixels).all():
         raise ImageError("An image has pixels that are not finite numbers; load it again.")
     plan = _plan(graph, RULE_SETS[rules], keep)
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     converted = in_precision(graph, precision)
     return _batches(converted, pixels, classes, plan, measure, stabilizer, batch_size)
 
@@ -231,26 +230,6 @@ def _block_outputs(graph: Graph, nodes: Sequence[fx.Node]) -> dict[str, int]:
     return {name: block for block, name in sorted(last.items())}
 
 
-def explained_classes(targets: Tensor | int | None, images: int, classes: int) -> Tensor | None:
-    """Return one class per image `[N]` from what a caller asked for; None for the predicted classes.
-
-    Raises:
-        MixQViTError: They are no classes of the model, or not one per image.
-    """
-    if targets is None:
-        return None
-    chosen = torch.as_tensor(targets).detach()
-    if chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise MixQViTError(f"Explained classes are whole numbers, not {chosen.dtype}.")
-    if chosen.ndim == 0:
-        chosen = chosen.expand(images)
-    if chosen.shape != (images,):
-        raise MixQViTError(f"{images} images need {images} explained classes, not {list(chosen.shape)}.")
-    if chosen.min() < 0 or chosen.max() >= classes:
-        raise MixQViTError(f"Explained classes must lie between 0 and {classes - 1}, the model's last class.")
-    return chosen.long()
-
-
 def _batches(
     graph: Graph,
     pixels: Tensor,
@@ -275,8 +254,8 @@ def _propagate_batch(
     with torch.inference_mode(False), torch.no_grad():
         parameter = next(graph.module.parameters())
         values, shapes, logits = _forward(graph, pixels.detach().clone().to(parameter), plan)
-        chosen = logits.argmax(1) if targets is None else targets.clone().to(logits.device)
-        start = torch.zeros_like(logits).scatter_(1, chosen[:, None], 1)
+        chosen = graph.task.explained(logits, targets)
+        start = graph.task.start(logits, chosen)
         return _backward(graph, values, shapes, start, chosen, plan, measure, stabilizer)
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mixqvit.allocation.budget import Allocation
+from mixqvit.engines.progress import Progress
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
-from mixqvit.progress import Progress
-from mixqvit.quantization.evaluation_stage import Evaluated, reference_predictions
+from mixqvit.quantization.evaluation_stage import Evaluated, own_reference_answers
 from mixqvit.quantization.fidelity_stage import checked_calibration
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.stages import runner
@@ -103,7 +103,7 @@ class Evaluations(Part):
 
     def reference(self) -> list[int]:
         """Return the top-1 class of every evaluation image in full precision, among the classes of the settings."""
-        return reference_predictions(self.study)
+        return list(own_reference_answers(self.study).predicted)
 
     def picture(self, index: int) -> np.ndarray:
         """Return an evaluation image as a screen shows it, `[H, W, C]`, 0 to 1."""

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import AccessError, ModelError
 from mixqvit.files.uploads import uploads_folder
-from mixqvit.progress import Progress
 from mixqvit.stages.store import Store, fingerprint
 from mixqvit.study.library import StudyDescription, studies_folder
 from mixqvit.study.settings import Settings

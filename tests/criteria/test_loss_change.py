@@ -12,7 +12,6 @@ from mixqvit.network.bits import FULL_PRECISION, tied_bits
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate, layer_operations
 from mixqvit.quantization.model import quantize
-from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import tiny_images, tiny_model
 
 at_two_and_four_bits = partial(tied_bits, bit_widths=(2, 4))
@@ -76,7 +75,7 @@ def test_small_changes_cost_the_divergence_they_predict(calibration):
     reference = graph(pixels)
     for layer in graph.layers:
         logits = quantize(calibration, {layer.name: 8}, compensation=None)(pixels)
-        assert found[layer.name][8, 8] == pytest.approx(float(kl_divergence(reference, logits).mean()), rel=0.2)
+        assert found[layer.name][8, 8] == pytest.approx(float(graph.task.divergence(reference, logits).mean()), rel=0.2)
 
 
 def test_full_precision_costs_nothing(vit):

@@ -1,6 +1,6 @@
 """The progress of a whole made of parts: it never goes back, and what a part needs first does not move it."""
 
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.study.composite import Composite, awaited, without_results
 
 

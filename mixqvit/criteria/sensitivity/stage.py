@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mixqvit.criteria.sensitivity.metrics import Effect
 from mixqvit.criteria.sensitivity.sweep import SensitivityCell, cell_bits, sensitivity_steps
 from mixqvit.engines.in_order import InOrder
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
@@ -17,6 +16,7 @@ from mixqvit.quantization.fidelity_stage import checked_calibration, worker_cali
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
+from mixqvit.tasks.metrics import Effect
 
 __all__ = ["Effects", "Sweep", "own_sweep"]
 
@@ -74,11 +74,11 @@ class Sweep(Stage[SensitivityCell, Effects]):
 
     def written(self, piece: SensitivityCell) -> dict[str, list[float] | None]:
         """Return the effect, image by image."""
-        return {part: None if values is None else values.tolist() for part, values in vars(piece.effect).items()}
+        return {part: None if values is None else values.tolist() for part, values in piece.effect.items()}
 
     def read(self, name: str, written: Mapping[str, Any]) -> SensitivityCell:
         """Return the cell."""
-        effect = Effect(**{part: None if values is None else np.array(values) for part, values in written.items()})
+        effect = {part: None if values is None else np.array(values) for part, values in written.items()}
         layer, bits = _parsed(name)
         return SensitivityCell(layer, self.operands, bits, effect)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.criteria.sensitivity.metrics import Effect, effect, find_metric, harm
 from mixqvit.network.batching import each_copy, repeat_values
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, input_bits, tied_bits
 from mixqvit.network.devices import halving, images_at_once
@@ -14,6 +13,7 @@ from mixqvit.network.graph import Values
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operations
 from mixqvit.quantization.operations import QuantizedOperation
+from mixqvit.tasks.metrics import Effect
 
 __all__ = ["OPERANDS", "SensitivityCell", "cell_bits", "sensitivity_steps"]
 
@@ -45,10 +45,6 @@ class SensitivityCell:
     operands: str
     bits: int
     effect: Effect
-
-    def harm(self, metric: str = "kl") -> float:
-        """Return the harm Λ by one of `METRICS`; errors as in `metrics.harm` and `find_metric`."""
-        return harm(find_metric(metric), self.effect)
 
 
 def cell_bits(layer: Layer, operands: str, bits: int, baseline: int = FULL_PRECISION) -> Bits | None:
@@ -137,7 +133,7 @@ def _cells(
         layer = layers[paused[0][0]]
         bits_of = {bits: cell_bits(layer, operands, bits, baseline) for bits in missing(layer.name)}
         for bits, logits in _logits(calibration, layer, bits_of, batches, [values for _, values in paused], rest):
-            yield SensitivityCell(layer.name, operands, bits, effect(reference, logits, labels))
+            yield SensitivityCell(layer.name, operands, bits, graph.task.effect(reference, logits, labels))
 
 
 def _baseline_operations(calibration: Calibration, baseline: int) -> dict[str, QuantizedOperation]:
