@@ -12,10 +12,10 @@ from mixqvit.criteria.indicators import Indicators, LearnedSteps, indicator_step
 from mixqvit.criteria.limpq import indicator_harms
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.tracing import trace
+from mixqvit.quantization.learning import distillation_loss
 from mixqvit.stages import runner
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
-from mixqvit.training.distillation import distillation_loss
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam

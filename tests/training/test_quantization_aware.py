@@ -10,8 +10,8 @@ from mixqvit.errors import TrainingError
 from mixqvit.images.images import Images
 from mixqvit.images.training_images import TrainingBatch
 from mixqvit.network.bits import FULL_PRECISION
+from mixqvit.quantization.learning import distillation_loss
 from mixqvit.training import quantization_aware
-from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.machine import Machine
 from mixqvit.training.quantization_aware import Checkpoint, Step, TrainingData, restored, run_of, train_steps
 from mixqvit.training.settings import TrainingSettings

@@ -1,10 +1,12 @@
-"""Knowledge distillation: the quantized model learns the full-precision model's probabilities (soft labels)."""
+"""What any training of a quantized model has: a loss that needs no labels, and a learning rate that ends at zero."""
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["distillation_loss"]
+__all__ = ["distillation_loss", "learning_rate_factor"]
 
 
 def distillation_loss(logits: Tensor, reference: Tensor) -> Tensor:
@@ -21,3 +23,10 @@ def distillation_loss(logits: Tensor, reference: Tensor) -> Tensor:
         for values in (logits, reference)
     )
     return functional.kl_div(own, wanted, log_target=True, reduction="none").sum(dim=1)
+
+
+def learning_rate_factor(step: int, total: int, warmup: int) -> float:
+    """Return the share of the peak at a step, from 0: a linear rise over `warmup` steps, then half a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
