@@ -16,6 +16,7 @@ from mixqvit.criteria.registry import CRITERIA, find_criterion
 from mixqvit.errors import AllocationError
 from mixqvit.network.bits import possible_bits
 from mixqvit.stages.context import Context
+from mixqvit.study.settings import Settings
 from tests.stages.tiny_study import tiny_study
 
 ROOM = Path(mixqvit.__file__).parent / "criteria"
@@ -25,7 +26,7 @@ BELOW += ("quantization", "relevance", "stages", "tasks")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return tiny_study(tmp_path_factory.mktemp("store"))
+    return tiny_study(tmp_path_factory.mktemp("store"), settings=Settings(calibration_images=2, analysis_images=2))
 
 
 def test_names_are_unique_sentences_are_sentences_and_controls_come_last():
