@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms, monotone_choices, tied_scores
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 from mixqvit.network.bits import Bits
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def hawq_harms(
     return harms
 
 
-@registered
 class HAWQV2(Criterion):
     """Mean Hessian traces times squared perturbations."""
 

@@ -14,13 +14,13 @@ from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calls import layer_operands
+from mixqvit.quantization.learning import learning_rate_factor
 from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.quantization.step_sizes import gradient_scale, learned_step, paper_step
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import STATE, State
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
-from mixqvit.training.schedule import learning_rate_factor
-from mixqvit.training.step_sizes import gradient_scale, learned_step, paper_step
 
 __all__ = ["INDICATOR_PASSES", "IndicatorState", "Indicators", "LearnedSteps", "indicator_steps"]
 

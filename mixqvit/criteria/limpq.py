@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms, monotone_choices, tied_scores
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 from mixqvit.network.bits import Bits
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ def _falling(steps: Mapping[int, float]) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-@registered
 class LIMPQ(Criterion):
     """Learned step sizes."""
 

@@ -22,7 +22,7 @@ from mixqvit.images.images import Images
 from mixqvit.images.loading import load_images
 from mixqvit.models.cards import ASSETS, EMBEDDED, card_path, checkpoint_path
 from mixqvit.models.embedded import build_architecture, load_embedded
-from mixqvit.training.schedule import learning_rate_factor
+from mixqvit.quantization.learning import learning_rate_factor
 
 __all__ = ["EpochResult", "Recipe", "build_seeded", "mix", "top1", "train", "train_embedded"]
 

@@ -19,9 +19,9 @@ from mixqvit.quantization.operations import (
     QuantizedOperation,
     convolution_arguments,
 )
+from mixqvit.quantization.step_sizes import LearnedStep
 from mixqvit.training.settings import TRAINING_RECIPES, StepSizes
 from mixqvit.training.statistics import StatisticalStep
-from mixqvit.training.step_sizes import LearnedStep
 
 __all__ = ["TrainableModel"]
 
