@@ -7,7 +7,7 @@ from mixqvit.notes import Note, as_sentence
 from mixqvit.tasks.evaluation import wilson_interval
 
 if TYPE_CHECKING:
-    from mixqvit.images.loading import Sample
+    from mixqvit.images.image_sets import Sample
     from mixqvit.study.base import StudyBase
 
 __all__ = ["study_notes"]

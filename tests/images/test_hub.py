@@ -16,8 +16,8 @@ from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, Revis
 
 from mixqvit.cache import default_folder
 from mixqvit.errors import ImageError
-from mixqvit.images import huggingface
 from mixqvit.images.loading import load_image_sets
+from mixqvit.images.sources import huggingface
 from tests.images.files import ANIMALS, class_folders, numbers, tiny_model
 from tests.images.test_parquet import table, write
 

@@ -1,17 +1,23 @@
-"""Parquet files of images, as the Hugging Face hub stores data sets: only the rows that are needed are read."""
+"""Parquet files of images, as the Hugging Face hub stores data sets: only the rows that are needed are read.
+
+pyarrow reads them and `datasets` understands their columns; `datasets.load_dataset` would first copy every row of the
+files into its cache, and set no limit to what a file of a kilobyte expands to.
+"""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mixqvit.errors import ImageError
-from mixqvit.images.folder import is_inside, read_limited
-from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage, shown, split_of
+from mixqvit.images.files import Files, can_be_kept
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, UnreadableImage, shown, split_of
+from mixqvit.images.local_files import file_stamp, is_inside, read_limited
 from mixqvit.progress import Progress
 
-__all__ = ["MAX_ROWS", "Parquet", "parquet_files"]
+__all__ = ["MAX_ROWS", "ParquetFiles", "parquet_files"]
 
 MAX_ROWS = 20_000_000
 """Rows of all files together: ImageNet-21k has 14 million."""
@@ -34,28 +40,31 @@ def parquet_files(folder: Path, follow_links: bool = False) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
-class Parquet:
-    """Parquet files with a column of images and, where there is one, a column of labels."""
+@dataclass(frozen=True)
+class ParquetFiles(Files):
+    """Parquet files with a column of images and, where there is one, a column of labels.
 
-    def __init__(
-        self, root: Path, files: Sequence[Path], where: str, split: Callable[[Path], str | None] | None = None
-    ) -> None:
-        """Take files of one data set.
+    Attributes:
+        root: Their folder; a row that names a file names one in here.
+        files: In the order of the rows.
+        where: The data set, for messages.
+        splits: Split of each file; None where its name and its folders inside `root` say so.
+        column: Of the images; empty before they are listed.
+    """
 
-        Args:
-            root: Their folder; a row that names a file names one in here.
-            files: In the order of the rows.
-            where: The data set, for messages.
-            split: Returns the split of a file; by default its name and its folders inside `root` say so.
+    root: Path
+    files: tuple[Path, ...]
+    where: str
+    splits: Mapping[Path, str | None] | None = None
+    column: str = ""
+
+    def listed_steps(self) -> Generator[Progress, None, tuple["ParquetFiles", Listing]]:
+        """Read the labels of all rows; returns what reads the images as well.
+
+        Raises:
+            ImageError: A file is damaged or has no images, or there are too many rows.
+            OSError: A file cannot be read.
         """
-        self.root = root
-        self.files = tuple(files)
-        self.where = where
-        self.split = split or self._named_split
-        self._image_column = ""
-
-    def listing_steps(self) -> Steps:
-        """Read the labels of all rows."""
         entries: list[Entry] = []
         names: tuple[str, ...] = ()
         columns: tuple[str, str | None] | None = None
@@ -76,7 +85,7 @@ class Parquet:
                 raise
             except Exception as error:  # pyarrow and datasets raise all kinds for a damaged file
                 raise self._damaged(path, error) from error
-            split = self.split(path)
+            split = self._named_split(path) if self.splits is None else self.splits[path]
             for row, label in enumerate(labels):
                 if isinstance(label, int) and names and 0 <= label < len(names):
                     label = names[label]
@@ -87,8 +96,7 @@ class Parquet:
                 entries.append(Entry(name, label, split, (number, row)))
         if not entries:
             raise ImageError(f"{self.where} has no rows; give parquet files with images")
-        self._image_column = columns[0]
-        return Listing(tuple(entries), names)
+        return replace(self, column=columns[0]), Listing(tuple(entries), names)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
         """Read the images of rows, file by file."""
@@ -98,7 +106,7 @@ class Parquet:
             by_file[number][row] = entry
         for number, wanted in sorted(by_file.items()):
             path = self.files[number]
-            rows = _values(path, self._image_column, sorted(wanted))
+            rows = _values(path, self.column, sorted(wanted))
             while True:
                 try:
                     row, value = next(rows)
@@ -107,6 +115,22 @@ class Parquet:
                 except Exception as error:  # see above
                     raise self._damaged(path, error) from error
                 yield wanted[row], self._content(value, path)
+
+    def size(self, entry: Entry) -> None:
+        """Return None: a cell must be read."""
+        return None
+
+    def is_kept(self, entries: Sequence[Entry]) -> bool:
+        """Return whether all files together may be: for a few cells a whole group of rows is unpacked."""
+        return can_be_kept(sum(path.stat().st_size for path in self.files))
+
+    def stamps(self) -> tuple[str, ...]:
+        """Return size and time of change of each file."""
+        return tuple(map(file_stamp, self.files))
+
+    def stamp(self, entry: Entry) -> str:
+        """Return the place of an image in the files."""
+        return str(entry.key)
 
     def _content(self, value: Any, path: Path) -> bytes | UnreadableImage:
         """Returns the bytes of an image cell: bytes, or a mapping with `bytes` or the `path` of a file beside."""
