@@ -6,6 +6,7 @@ import streamlit as st
 
 from mixqvit.allocation.quantities import spent
 from mixqvit.allocation.request import Request
+from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, is_tied
 from mixqvit.views import allocation_strip
@@ -35,8 +36,8 @@ def memory(study) -> Memory:
 
 def scores(study, remembered: Memory, wanted: Request) -> bool:
     """Compute what the strategy has to know, and Λ, which all settings are compared by; returns whether it is there."""
-    strategy, tied = wanted.criterion, wanted.tied
-    if (strategy.name, tied) in remembered.scored or not (tied or strategy.is_independent):
+    criterion, tied = wanted.criterion, wanted.tied
+    if (criterion.name, tied) in remembered.scored or not (tied or criterion.is_independent):
         return True  # `study.allocate` says at once what a strategy cannot do
     if common.run("Sensitivity", study.sensitivity_steps) is None:
         return False
@@ -46,31 +47,31 @@ def scores(study, remembered: Memory, wanted: Request) -> bool:
         for operands in ("weights", "activations")
     ):
         return False
-    if "relevance" in strategy.needs:
+    if criterion.has_gamma:
         importance = common.run("Relevance", study.relevance_steps)
         if importance is None:
             return False
         remembered.importance = importance.mean
-    if "pairs" in strategy.needs and not budget_strategies.pairs_wanted(study):
+    if criterion.is_costly and not budget_strategies.scores_wanted(study, criterion.name):
         return False
     # At any γ, which may move before the next time.
-    if common.run(f"Scores for {strategy.name}", lambda: study.score_steps(strategy.name, tied=tied)) is None:
+    if common.run(f"Scores for {criterion.name}", lambda: study.score_steps(criterion.name, tied=tied)) is None:
         return False
-    remembered.scored.add((strategy.name, tied))
+    remembered.scored.add((criterion.name, tied))
     return True
 
 
 def offer_sensitivity(reason: str, strategy: str) -> None:
     """Say that importance is refused, and offer the strategy that does without."""
     st.warning(
-        f"{reason} Strategy {strategy} needs importance; *sensitivity* does without and is as exact.",
+        f"{reason} Strategy {strategy} needs importance; *{WITHOUT_IMPORTANCE}* does without and is as exact.",
         icon=":material/block:",
     )
     st.button(
-        "Choose strategy sensitivity",
+        f"Choose strategy {WITHOUT_IMPORTANCE}",
         type="primary",
         on_click=st.session_state.update,
-        args=({"strategy": "sensitivity"},),
+        args=({"strategy": WITHOUT_IMPORTANCE},),
     )
 
 
@@ -196,7 +197,7 @@ def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs,
     }
     with costs:
         taken, all_of_it = (spent(study.layers, one.bits, study.storage) for one in (allocation, full))
-        show_gauges(st.container(), figures.gauges(taken, all_of_it, study.ceilings(allocation.budget)))
+        show_gauges(st.container(), figures.gauges(taken, all_of_it, study.allocations.ceilings(allocation.budget)))
         st.caption(
             figures.solved_words(allocation.gap, remembered.wanted.strategy, remembered.wanted.criterion.is_search)
         )

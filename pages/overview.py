@@ -8,6 +8,7 @@ import streamlit as st
 from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.costs import cost
 from mixqvit.allocation.request import Request
+from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import FULL_PRECISION, uniform
 from mixqvit.views import overview
@@ -160,7 +161,7 @@ def fill_cards(study, full_bytes, accuracy_place, notes_place, matters, breaks, 
         result.markdown(overview.matters_most(study.layers, importance.mean))
     except UnsupportedOperationError as error:
         result.warning(f"{error} Bits are chosen by sensitivity alone.")
-        request = replace(request, strategy="sensitivity")
+        request = replace(request, strategy=WITHOUT_IMPORTANCE)
 
     result, progress, _ = breaks
     with progress:

@@ -19,7 +19,7 @@ def main() -> None:
         study = common.study()
         layer, operand, bits = controls(study)
         with st.spinner(f"Fitting the quantizers of {layer} at {len(BIT_WIDTHS)} bit-widths …"):
-            comparison = study.compare_quantizers(layer, operand)
+            comparison = study.quantizers.compare(layer, operand)
         name = f"{study.model.name} {layer} {comparison.role.replace('_', ' ')}"
         errors(comparison, bits, name, study.settings.recipe)
         grids(comparison, bits, name)
@@ -44,7 +44,7 @@ def controls(study) -> tuple[str, int, int]:
             width=250,
             help="matmul1 is Q Kᵀ, matmul2 is A V: both of their operands are activations.",
         )
-        found = study.operand_roles(layer)
+        found = study.quantizers.roles(layer)
         operand = 0
         if len(found) > 1:
             operand = st.segmented_control(
@@ -160,14 +160,14 @@ def recipes(study) -> None:
             help="Calibrates every recipe and runs all evaluation images. What is measured is saved.",
         )
     found = measured(study, bits, wanted)
-    if found.keys().isdisjoint(study.recipes):
+    if found.keys().isdisjoint(study.quantizers.recipes()):
         what_to_do = "Press *Resume*." if wanted else "Turn on *Measure the recipes* above."
         st.info(f"No recipe has been measured at {bits} bits yet. {what_to_do}")
         return
     st.markdown(figures.recipe_words(found, bits, study.settings.recipe))
-    frame = figures.recipe_frame(found, study.recipes)
+    frame = figures.recipe_frame(found, study.quantizers.recipes())
     common.chart(
-        figures.recipe_figure(found, list(study.recipes), bits, study.settings.recipe),
+        figures.recipe_figure(found, list(study.quantizers.recipes()), bits, study.settings.recipe),
         f"{measuring.accuracy(study).title} of every recipe on {study.model.name} at {bits} bits",
         frame,
         f"{study.model.name} recipes at {bits} bits",
@@ -190,29 +190,29 @@ def recipes(study) -> None:
 
 def recipe_seconds(study, bits: int) -> float:
     """Return about how long measuring the recipes takes that are not measured yet."""
-    missing = 1 + len(study.recipes) - len(study.saved_recipes(bits))
+    missing = 1 + len(study.quantizers.recipes()) - len(study.quantizers.saved_recipes(bits))
     return RECIPE_EVALUATIONS * missing * measuring.evaluation_seconds(study)
 
 
 def measured(study, bits: int, wanted: bool) -> dict:
     """Measure what is missing if that is wanted, with a live figure; returns what is measured."""
-    found = study.saved_recipes(bits)
-    if not wanted or len(found) > len(study.recipes):
+    found = study.quantizers.saved_recipes(bits)
+    if not wanted or len(found) > len(study.quantizers.recipes()):
         return found
     progress, slot = st.container(), st.empty()
     drawn = 0
 
     def draw(step) -> None:
         nonlocal drawn
-        if len(step.result) > drawn:
-            drawn = len(step.result)
-            figure = figures.recipe_figure(step.result, list(study.recipes), bits, study.settings.recipe)
+        if len(step.piece) > drawn:
+            drawn = len(step.piece)
+            figure = figures.recipe_figure(step.piece, list(study.quantizers.recipes()), bits, study.settings.recipe)
             slot.plotly_chart(figure, alt="Recipes measured so far")
 
     with progress:
-        finished = common.run(f"Recipes at {bits} bits", lambda: study.recipe_steps(bits), draw)
+        finished = common.run(f"Recipes at {bits} bits", lambda: study.quantizers.recipe_steps(bits), draw)
     slot.empty()
-    return study.saved_recipes(bits) if finished is None else finished
+    return study.quantizers.saved_recipes(bits) if finished is None else finished
 
 
 def method(study) -> None:
@@ -239,7 +239,7 @@ def method(study) -> None:
             "setting, layer after layer, as published; the others serve any bits. mix-qvit also compensates errors in "
             "closed form, which the comparison of single operands above leaves out."
         )
-        listed = "\n".join(f"- **{name}**: {description}" for name, description in study.recipes.items())
+        listed = "\n".join(f"- **{name}**: {description}" for name, description in study.quantizers.recipes().items())
         st.markdown(listed)
 
 

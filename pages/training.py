@@ -91,13 +91,13 @@ def main() -> None:
 
 def show(study, chosen: Chosen, bits: dict, message, actions, status) -> None:
     name = training_work.identity(study, bits, chosen)
-    run = study.training_progress(bits, chosen.settings, chosen.source).result
+    run = study.training.run(bits, chosen.settings, chosen.source)
     found = training_work.evaluations(study, bits, chosen)
     wanted = training_work.is_wanted(name, None not in found.values())
     size = None
     with message:
         try:
-            size = study.trained_cost(bits, chosen.settings)
+            size = study.training.cost(bits, chosen.settings)
         except UnsupportedOperationError as error:
             st.warning(common.as_sentence(str(error)), icon=":material/block:")
         training_work.failure(name)

@@ -7,11 +7,11 @@ multiple-choice knapsack; `solver` solves it to proven optimality.
 from collections.abc import Iterator, Mapping, Sequence
 
 from mixqvit.allocation.budget import Allocation, Budget
-from mixqvit.allocation.choices import ChoiceHarms, Harms, tied_choices, weighted
 from mixqvit.allocation.costs import Storage
 from mixqvit.allocation.infeasible import why_infeasible
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
+from mixqvit.criteria.choices import ChoiceHarms, Harms, tied_choices, weighted
 from mixqvit.errors import InfeasibleBudgetError
 from mixqvit.network.bits import Bits
 from mixqvit.network.layers import Layer

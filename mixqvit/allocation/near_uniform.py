@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from mixqvit.allocation.budget import Allocation, Budget, is_within
 from mixqvit.allocation.costs import Storage, cost
-from mixqvit.allocation.harms import importance_only
 from mixqvit.allocation.infeasible import why_infeasible
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
+from mixqvit.criteria.choices import ChoiceHarms
 from mixqvit.errors import InfeasibleBudgetError
 from mixqvit.network.bits import BIT_WIDTHS, Bits
 from mixqvit.network.layers import Layer
@@ -16,11 +16,18 @@ __all__ = ["uniform_allocation"]
 
 
 def uniform_allocation(
-    layers: Sequence[Layer], budget: Budget, storage: Storage, restrictions: Restrictions
+    layers: Sequence[Layer], harms: ChoiceHarms, budget: Budget, storage: Storage, restrictions: Restrictions
 ) -> Allocation:
     """Return the largest uniform bits within every ceiling; a restricted layer gets the nearest below that it may have.
 
-    Where it may have nothing below, it gets its least. The harm is Σ (4^(−w) + 4^(−a)), by which all layers are alike.
+    Where it may have nothing below, it gets its least.
+
+    Args:
+        layers: The table of layers.
+        harms: What is added up; it decides nothing.
+        budget: The ceilings.
+        storage: What the size depends on beside the layers.
+        restrictions: What is demanded of single layers and kinds.
 
     Raises:
         InfeasibleBudgetError: No uniform bits fit; the message says what would, and which restriction is to blame.
@@ -28,7 +35,6 @@ def uniform_allocation(
         BitWidthError: A restriction names an unknown layer or a bit-width that is not possible.
     """
     budget.check()
-    harms = importance_only(layers, dict.fromkeys((layer.name for layer in layers), 1.0))
     table = choice_table(layers, harms, storage, restrictions)
     possible = [
         [bits for bits, may in zip(options, row, strict=False) if may]

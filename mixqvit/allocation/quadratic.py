@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixqvit.allocation.budget import Allocation, Budget
-from mixqvit.allocation.choices import ChoiceHarms, total_harm
 from mixqvit.allocation.convexity import convex_split
 from mixqvit.allocation.costs import Storage
 from mixqvit.allocation.frank_wolfe import relax
@@ -25,14 +24,12 @@ from mixqvit.allocation.local_search import improved, marginal_harm, quadratic_h
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.solver import least_harm, least_with
 from mixqvit.allocation.table import ChoiceTable, choice_table
+from mixqvit.criteria.choices import ChoiceHarms, PairHarms, total_harm
 from mixqvit.errors import AllocationError, InfeasibleBudgetError
 from mixqvit.network.bits import Bits
 from mixqvit.network.layers import Layer
 
-__all__ = ["PairHarms", "PairwiseAllocation", "best_pairwise_allocation", "pairwise_harm"]
-
-PairHarms = Mapping[tuple[str, str], Mapping[tuple[Bits, Bits], float]]
-"""Pairwise term by two layers' names and their bits; what is not named is 0."""
+__all__ = ["PairwiseAllocation", "best_pairwise_allocation", "pairwise_harm"]
 
 _GOOD_ENOUGH = 0.01
 _SECONDS = 5.0

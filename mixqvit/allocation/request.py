@@ -12,7 +12,8 @@ from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.documents import check_document
 from mixqvit.allocation.quantities import QUANTITIES
 from mixqvit.allocation.restrictions import RESTRICTIONS, Restrictions
-from mixqvit.criteria.strategies import STRATEGIES, Strategy, find_strategy
+from mixqvit.criteria.criterion import Criterion
+from mixqvit.criteria.registry import CRITERIA, DEFAULT, find_criterion
 from mixqvit.errors import AllocationError
 from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS, WIDTHS_TEXT
 
@@ -26,7 +27,7 @@ class Request:
     Attributes:
         budget: Ceilings.
         restrictions: What is demanded of single layers and kinds.
-        strategy: What is minimised, one of `STRATEGIES`.
+        strategy: What is minimised, one of `CRITERIA`.
         gamma: Exponent of importance, of strategies that have it; with 0 importance is not needed.
         tied: Whether both operands of a layer share their bits; attention products always do.
         seed: Of strategies that draw at random.
@@ -34,7 +35,7 @@ class Request:
 
     budget: Budget = field(default_factory=Budget)
     restrictions: Restrictions = field(default_factory=Restrictions)
-    strategy: str = "mix-qvit"
+    strategy: str = DEFAULT
     gamma: float = 1.0
     tied: bool = True
     seed: int = 0
@@ -56,13 +57,13 @@ class Request:
         return replace(self, **{"budget": budget, "restrictions": restrictions, **keywords})
 
     @property
-    def criterion(self) -> Strategy:
+    def criterion(self) -> Criterion:
         """The strategy itself.
 
         Raises:
             AllocationError: There is none of this name.
         """
-        return find_strategy(self.strategy)
+        return find_criterion(self.strategy)
 
     @property
     def yardstick(self) -> tuple[float, bool]:
@@ -186,7 +187,7 @@ def request_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "description": "an object",
         "properties": {
-            "strategy": {"enum": [*STRATEGIES, None], "description": f"one of {', '.join(STRATEGIES)}"},
+            "strategy": {"enum": [*CRITERIA, None], "description": f"one of {', '.join(CRITERIA)}"},
             **numbers,
             "cap_bitops": truth
             | {"description": "true or false, whether average bits cap BitOps at those of uniform bits"},

@@ -8,11 +8,11 @@ from math import isfinite
 import numpy as np
 
 from mixqvit.allocation.budget import Allocation, Budget, is_within, rooms
-from mixqvit.allocation.choices import ChoiceHarms
 from mixqvit.allocation.costs import Storage, cost
 from mixqvit.allocation.quantities import QUANTITIES, Quantity
 from mixqvit.allocation.restrictions import Restrictions, allowed_bits
 from mixqvit.allocation.solver import least_harm
+from mixqvit.criteria.choices import ChoiceHarms
 from mixqvit.errors import AllocationError
 from mixqvit.network.bits import UNQUANTIZED, Bits
 from mixqvit.network.layers import Layer

@@ -36,7 +36,7 @@ def allocate(options: argparse.Namespace) -> tuple[Document, str]:
     request = allocation_request(options)
     allocation = _allocation(study, request)
     # The predicted harm of every strategy is that of the measured sensitivity.
-    finish(study.score_steps("sensitivity", tied=request.tied))
+    finish(study.scores.yardstick_steps(request.tied))
     beside = study.uniform_beside(allocation.budget, *request.yardstick)
     document = _asked(study, request) | {"budget": allocation.budget.to_json(), "gap": allocation.gap}
     mixed = replace(study.allocation(allocation.bits, *request.yardstick), budget=allocation.budget)
@@ -158,7 +158,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Document, str]:
 
         options.model = options.model or packed_source(options.packed).model
         study = open_study(options)
-        steps, what = study.evaluate_packed_steps(options.packed), {"packed": str(options.packed)}
+        steps, what = study.packing.evaluate_steps(options.packed), {"packed": str(options.packed)}
     elif options.bits is not None:
         study = open_study(options)
         recipe = options.recipe or study.settings.recipe

@@ -2,6 +2,7 @@
 
 from textwrap import fill
 
+from mixqvit.files.allocation_document import document_schema
 from mixqvit.files.export.formats import FORMATS
 from mixqvit.training.settings import TRAINING_RECIPES
 
@@ -25,20 +26,7 @@ def _named(rows: dict[str, str]) -> str:
     )
 
 
-_ALLOCATION_FILE = {
-    "mixqvit_recipe": "the version of the file, 1 (required)",
-    "model": "what --model is given (required)",
-    "bits": "from layer name to [weight bits, activation bits], of an attention product the bits of its two factors "
-    "(required); 2 to 8, or 32 for full precision; layers left out stay in full precision",
-    "recipe": "the quantization recipe, such as mix-qvit",
-    "settings": "the study's settings by name: calibration images, outlier amplification, metric, ...",
-    "request": "what it was solved for, the keywords of Study.allocate: strategy, average_bits, size_bytes, bitops, "
-    "cap_bitops, gamma, pinned, allowed, at_least, at_most, tied, seed",
-    "predicted_harm": "what the strategy minimised, in its own unit",
-    "cost": "bytes of the packed file and of its parts, BitOps, average bits",
-    "measured": "images, top-1 with its interval, agreement (fractions), KL (nats); null if nothing was measured",
-    "notes": "sentences to know beside the numbers",
-}
+_ALLOCATION_FILE = {name: part["description"] for name, part in document_schema()["properties"].items()}
 
 EXPLANATIONS = {
     "sensitivity": """\

@@ -136,7 +136,7 @@ def _check(study: "Study", bits: "BitsPerLayer", found: Exported) -> Document:
     from mixqvit.files.export.onnx_check import check_onnx
 
     pixels = study.evaluation_images.pixels[:CHECKED_IMAGES]
-    checked = check_onnx(found.files[FORMATS["onnx"].suffix], study.quantized(bits), pixels)
+    checked = check_onnx(found.files[FORMATS["onnx"].suffix], study.packing.quantized(bits), pixels)
     return {
         "images": checked.images,
         "agreement": checked.agreement,

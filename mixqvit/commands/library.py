@@ -11,6 +11,7 @@ from mixqvit.allocation.request import Request
 from mixqvit.commands.printing import Document, measured_columns, table
 from mixqvit.commands.studies import description_of, finish, opened
 from mixqvit.commands.studies import study as open_study
+from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import StudyFileError, UnsupportedOperationError
 from mixqvit.files.documents import measurement
 from mixqvit.stages.store import Store
@@ -36,7 +37,7 @@ def analyze(options: argparse.Namespace) -> tuple[Document, str]:
         finish(study.relevance_steps())
     except UnsupportedOperationError as error:
         print(f"{error} Bits are chosen by sensitivity alone.", file=sys.stderr)
-        request = replace(request, strategy="sensitivity")
+        request = replace(request, strategy=WITHOUT_IMPORTANCE)
     finish(study.sensitivity_steps())
     allocation = study.allocate(request)
     uniform = study.uniform_beside(request.budget, *request.yardstick)

@@ -11,7 +11,7 @@ from mixqvit.commands.explanations import EXPLANATIONS
 from mixqvit.commands.options import add_allocation_file
 from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.engines.choice import ENGINES, EngineChoice
 from mixqvit.images.labels import LABEL_ORDERS
 from mixqvit.images.sources.factory import details, forms
@@ -298,6 +298,7 @@ def _add_budget(parser: argparse.ArgumentParser, without: str | None = None) -> 
             option = f"--{one.shown_name.replace('_', '-')}"
             parser.add_argument(option, type=float, help=f"ceiling on {one.description}")
     defaults = Request()
+    drawn = ", ".join(f"`{name}`" for name, criterion in CRITERIA.items() if criterion.has_seed)
     parser.add_argument(
         "--no-bitops-cap", action="store_true", help="let average bits alone leave BitOps free (default: as uniform)"
     )
@@ -322,7 +323,7 @@ def _add_budget(parser: argparse.ArgumentParser, without: str | None = None) -> 
     parser.add_argument(
         "--independent", action="store_true", help="choose the bits of weights and activations independently"
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the strategy `random`")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help=f"of the strategy {drawn}")
     parser.set_defaults(strategy=defaults.strategy)
     _add_method(parser)
     _add_harm(parser)
@@ -331,7 +332,7 @@ def _add_budget(parser: argparse.ArgumentParser, without: str | None = None) -> 
 def _add_strategy(parser: argparse.ArgumentParser) -> None:
     default = Request().strategy
     parser.add_argument(
-        "--strategy", choices=list(STRATEGIES), default=default, help=f"what to minimise (default: {default})"
+        "--strategy", choices=list(CRITERIA), default=default, help=f"what to minimise (default: {default})"
     )
 
 

@@ -80,7 +80,8 @@ def sensitivity(options: argparse.Namespace) -> tuple[Document, str]:
 def recipes(options: argparse.Namespace) -> tuple[Document, str]:
     """Measure every quantization recipe at the same bits."""
     study = open_study(options)
-    measured = {name: measurement(found) for name, found in finish(study.recipe_steps(options.bits)).items()}
+    measured = {name: measurement(found) for name, found in finish(study.quantizers.recipe_steps(options.bits)).items()}
     rows = [(name, *measured_columns(found), found["images"]) for name, found in measured.items()]
-    document = {"model": study.model.name, "bits": options.bits, "descriptions": study.recipes, "recipes": measured}
+    document = {"model": study.model.name, "bits": options.bits, "descriptions": study.quantizers.recipes()}
+    document |= {"recipes": measured}
     return document, table((f"W{options.bits}A{options.bits}", "top-1", "agreement", "KL", "images"), rows)

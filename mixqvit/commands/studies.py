@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mixqvit.allocation.quantities import QUANTITIES
 from mixqvit.allocation.request import Request
 from mixqvit.commands.paths import path_of
-from mixqvit.criteria.strategies import find_strategy
+from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import AllocationFileError, BitWidthError, ImageError, ModelError, UnsupportedOperationError
 from mixqvit.files.allocation_document import bits_of, read_allocation, settings_of
@@ -162,11 +162,11 @@ def score(study: "Study", request: Request) -> None:
     try:
         finish(study.score_steps(request))
     except UnsupportedOperationError as error:
-        if "relevance" not in find_strategy(request.strategy).needs:
+        if not request.criterion.has_gamma:
             raise
         raise UnsupportedOperationError(
-            f"{error} Strategy {request.strategy} needs importance by relevance; `allocate --strategy sensitivity` "
-            "chooses bits without it, and is as exact."
+            f"{error} Strategy {request.strategy} needs importance by relevance; `allocate --strategy "
+            f"{WITHOUT_IMPORTANCE}` chooses bits without it, and is as exact."
         ) from error
 
 
@@ -235,5 +235,5 @@ def finish(steps: "Iterator[Progress]") -> Any:
             result = step.result
             if not is_terminal and time.monotonic() - said >= SECONDS_BETWEEN_LINES:
                 said = time.monotonic()
-                print(f"{step.done} of {step.total}: {step.doing}", file=sys.stderr, flush=True)
+                print(f"{int(step.done)} of {step.total}: {step.doing}", file=sys.stderr, flush=True)
     return result

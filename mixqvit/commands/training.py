@@ -31,7 +31,7 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
     study, bits = _study_and_bits(options)
     source = absolute_images(options.training_images)
     _check_saved(study, bits, settings, source, options)
-    finish(study.training_images_steps(source, follow_links=True))  # the study keeps what the owner may read
+    finish(study.training.images_steps(source, follow_links=True))  # the study keeps what the owner may read
     run = finish(study.training_steps(bits, settings, source))
     found = {
         "full precision": finish(study.evaluate_steps(FULL_PRECISION)),
@@ -41,7 +41,7 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
     costs = [
         cost(study.layers, study.resolved(FULL_PRECISION), study.storage),
         cost(study.layers, bits, study.storage),
-        study.trained_cost(bits, settings),
+        study.training.cost(bits, settings),
     ]
     if options.output is not None and os.environ.get("RANK", "0") == "0":
         study.pack_trained(bits, options.output, settings, source)
@@ -94,9 +94,9 @@ def _check_saved(
     options: argparse.Namespace,
 ) -> None:
     """Make sure that saved epochs are neither lost nor gone on from by accident."""
-    saved = study.training_progress(bits, settings, source)
+    saved = study.training.progress(bits, settings, source)
     if options.restart:
-        study.forget_training(bits, settings, source)
+        study.training.forget(bits, settings, source)
     elif saved.done and not options.resume:
         raise TrainingError(
             f"{saved.done} of {saved.total} epochs of this training are saved. Give --resume to go on from there, or "

@@ -1,6 +1,6 @@
-"""HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852): mean Hessian traces times squared perturbations.
+"""Mean Hessian traces, which HAWQ-V2 scores layers by (Dong et al. 2020, arXiv 1911.03852).
 
-The traces are Hutchinson's estimates with random signs v: E vᵀHv = Tr(H), for the weights and (ours) for the activation
+They are Hutchinson's estimates with random signs v: E vᵀHv = Tr(H), for the weights and (ours) for the activation
 operands, so that the attention products have a score too. One backward pass makes the gradients of all of them, then
 each gets a second one of its own. Signs for all at once are unbiased too and a twentieth of the work, but what couples
 the tensors is then noise: on digits_vit the spread is 5 times (weights) and 40 times (operands) as large, and at equal
@@ -8,22 +8,24 @@ work the ranks of the layers' scores correlate 0.79 instead of 0.97 with those o
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, inf, prod, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixqvit.criteria.perturbation import Perturbation
-from mixqvit.criteria.shared import batch_size, batch_starts, part_of, random_signs
-from mixqvit.network.bits import Bits
+from mixqvit.criteria.shared import batch_size, batch_starts, covered, part_of, random_signs
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.stages.context import Context
+from mixqvit.stages.items import ImageRanges
+from mixqvit.stages.stage import Stage, registered
 
-__all__ = ["LayerTraces", "Trace", "TraceBatch", "hawq_harms", "hessian_trace_steps", "mean_traces"]
+__all__ = ["HessianTraces", "LayerTraces", "Trace", "TraceBatch", "hessian_trace_steps", "mean_traces"]
 
 PROBES = 1
 """Each batch of images has signs of its own, so that more images serve better than more probes.
@@ -31,6 +33,9 @@ PROBES = 1
 With one probe and 32 images of digits_vit the scores of layers at 4 bits spread by 15 % (median over layers), with two
 probes by 9 %; but 32 other images change them by 46 %.
 """
+
+IMAGE_PASSES = 110
+"""Full-precision passes that an image takes (DeiT-Tiny)."""
 
 _COPIES = 5  # tensors like each operand and output that a double backward pass keeps: 3 to 4 were measured
 _MOST_IMAGES = 8  # more do not make a pass faster, and batches tell the spread
@@ -215,35 +220,44 @@ def _merged(images: Sequence[int], estimates: Sequence[Sequence[float]]) -> Trac
     return Trace(mean, sqrt(squares * len(means) / (len(means) - 1)))
 
 
-def hawq_harms(
-    traces: Mapping[str, LayerTraces], perturbations: Iterable[Perturbation]
-) -> dict[str, dict[Bits, float]]:
-    """Return T̄_W · ‖Ŵ - W‖² + Σ T̄_x · ‖x̂ - x‖² for all (weight bits, activation bits) of each layer.
+@registered
+@dataclass(frozen=True)
+class HessianTraces(Stage[TraceBatch, dict[str, LayerTraces]]):
+    """Mean Hessian traces on the calibration images."""
 
-    The sum of the paper (Ω of eq. 8, without a factor ½) with one term more per activation operand. Estimates of a mean
-    trace below zero count as zero, since no perturbation is expected to help. The two operands of an
-    attention product share their bits; the patch embedding's input has 8.
+    name = "Hessian traces"
+    version = 1
 
-    Args:
-        traces: What `mean_traces` returned.
-        perturbations: What `squared_perturbations` yielded, for the same layers.
-    """
-    harms: dict[str, dict[Bits, float]] = {}
-    for perturbation in perturbations:
-        trace = traces[perturbation.layer]
-        scores = [
-            {bits: max(0.0, own.mean) * square for bits, square in squares.items()}
-            for own, squares in zip(trace.operands, perturbation.operands, strict=True)
-        ]
-        if perturbation.weight is None:
-            first, second = scores
-            harms[perturbation.layer] = {(bits, bits): first[bits] + second[bits] for bits in first}
-        else:
-            (activations,) = scores
-            scale = max(0.0, trace.weight.mean)
-            harms[perturbation.layer] = {
-                (w, a): scale * square + harm
-                for w, square in perturbation.weight.items()
-                for a, harm in activations.items()
-            }
-    return harms
+    def depends_on(self, study: Context) -> Sequence[int]:
+        """Return the number of images."""
+        return [len(study.analysis_images)]
+
+    def items(self, study: Context) -> ImageRanges:
+        """Return the images."""
+        return ImageRanges(len(study.analysis_images), "Hessian traces of {done} of {total} images")
+
+    def seconds_left(self, study: Context) -> float:
+        """Return about how long the missing images take."""
+        missing = sum(map(len, self.items(study).missing(list(study.saved(self)))))
+        return IMAGE_PASSES * missing * study.seconds_per_image() if missing else 0.0
+
+    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, TraceBatch]]:
+        """Yield the batches in order."""
+        images = study.analysis_images
+        finished = covered(len(images), missing)
+        steps = hessian_trace_steps(study.precise_graph, images.pixels, images.labels, finished=finished)
+        return ((range(batch.start, batch.start + batch.images), batch) for batch in steps)
+
+    def written(self, piece: TraceBatch) -> dict[str, Any]:
+        """Return the batch."""
+        return asdict(piece)
+
+    def read(self, name: str, written: Mapping[str, Any]) -> TraceBatch:
+        """Return the batch."""
+        weights = {name: tuple(values) for name, values in written["weights"].items()}
+        operands = {name: tuple(tuple(values) for values in found) for name, found in written["operands"].items()}
+        return TraceBatch(written["start"], written["images"], weights, operands)
+
+    def join(self, study: Context, pieces: Mapping[str, TraceBatch]) -> dict[str, LayerTraces]:
+        """Return the traces."""
+        return mean_traces(pieces[name] for name in self.items(study).in_order(pieces))

@@ -1,40 +1,34 @@
-"""LIMPQ (Tang et al. 2022, arXiv 2203.08368): learned quantization step sizes as importance indicators of layers.
-
-A layer that ends with a large step is said to need more bits. What that is worth here: between layers the steps do not
-follow the measured harm Λ (rank correlations of -0.18 to 0.14 at 3 and 4 bits on digits_vit and digits_swin); what
-makes allocations better than uniform bits is how steps fall with bits. Σ Λ of the allocations at 3 and 4 bits on
-average, means of two seeds, in thousandths, first of digits_vit (uniform bits 33.5 and 6.8, sensitivity 6.1 and 1.2),
-then of digits_swin (23.9 and 5.0; 10.0 and 2.2):
-
-- Steps as they are, as published: 18.8 and 4.9; 24.3 and 3.6.
-- Divided by the standard deviation of their tensor: 15.7 and 4.2; 20.3 and 4.1. No better for certain, so not done.
-- As they begin, without any training: 18.6 and 3.5; 18.4 and 3.4. So short a training adds nothing to them.
-"""
+"""Learned quantization step sizes, which LIMPQ takes as importance indicators of layers (`mixqvit.criteria.limpq`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixqvit.network.bits import BIT_WIDTHS, Bits, input_bits
+from mixqvit.network.bits import BIT_WIDTHS, input_bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.stages.context import Context
+from mixqvit.stages.forms import STATE, State
+from mixqvit.stages.items import Named
+from mixqvit.stages.stage import Stage, registered
 from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.schedule import learning_rate_factor
 from mixqvit.training.step_sizes import gradient_scale, learned_step, paper_step
 
-__all__ = ["INDICATOR_PASSES", "IndicatorState", "Indicators", "indicator_harms", "indicator_steps"]
+__all__ = ["INDICATOR_PASSES", "IndicatorState", "Indicators", "LearnedSteps", "indicator_steps"]
 
 INDICATOR_PASSES = 3
 """Passes over the images; the published code takes 3 of its training images."""
 
-WEIGHT_FACTOR = 2.0
-"""What a weight's indicator counts next to an activation's: α of the published search."""
+IMAGE_PASSES = 120
+"""Full-precision passes that an image takes in all: 92 (digits_vit), 178 (digits_swin) and 106 (DeiT-Tiny)."""
 
 _IMAGES = 8  # in an iteration
 _STEP_RATE, _WEIGHT_RATE = 0.03, 2e-4  # at 0.1 the steps of neighbouring bit-widths overtake each other by noise
@@ -232,49 +226,6 @@ class _SharedModel:
         return operation
 
 
-def indicator_harms(
-    indicators: Mapping[str, Indicators], weight_factor: float = WEIGHT_FACTOR
-) -> dict[str, dict[Bits, float]]:
-    """Return s_a + α · s_w for all (weight bits, activation bits) of each layer.
-
-    The operands of an attention product are added (ours). Steps of large values are large by themselves, and stay as
-    they are, as published. A step at fewer bits should be the larger one. Where it ends below that at the next more
-    bits, the published search gives the choice up; here it counts twice the other's, as if the range were the same
-    (ours), so that every budget keeps a solution.
-
-    Args:
-        indicators: By layer name, of a finished `IndicatorState`.
-        weight_factor: α.
-    """
-    harms: dict[str, dict[Bits, float]] = {}
-    for name, found in indicators.items():
-        operands = [_falling(steps) for steps in found.operands]
-        if found.weight is None:
-            first, second = operands
-            harms[name] = {(bits, bits): first[bits] + second[bits] for bits in first}
-        else:
-            (activations,) = operands
-            weights = _falling(found.weight)
-            harms[name] = {
-                (w, a): weight_factor * weight + step
-                for w, weight in weights.items()
-                for a, step in activations.items()
-            }
-    return harms
-
-
-def _falling(steps: Mapping[int, float]) -> dict[int, float]:
-    """Return step sizes by bits that fall with more bits."""
-    found: dict[int, float] = {}
-    following = None
-    for bits in sorted(steps, reverse=True):
-        step = steps[bits]
-        if following is not None and step < following:
-            step = 2 * following
-        found[bits] = following = step
-    return dict(sorted(found.items()))
-
-
 def _statistics(graph: Graph, pixels: Tensor) -> dict[tuple[Layer, str], tuple[Tensor, bool, int]]:
     """Return mean|v|, whether nothing is negative, and the elements that share a step, by layer and operand."""
     layers = {layer.node: layer for layer in graph.layers}
@@ -305,3 +256,64 @@ def _statistics(graph: Graph, pixels: Tensor) -> dict[tuple[Layer, str], tuple[T
 
 def _activations(layer: Layer) -> tuple[str, ...]:
     return ("first", "second") if layer.is_matmul else ("input",)
+
+
+@registered
+@dataclass(frozen=True)
+class LearnedSteps(Stage[IndicatorState, Mapping[str, Indicators]]):
+    """The learned step sizes of all operands. What the next pass goes on from is kept until the last is done."""
+
+    name = "importance indicators"
+    version = 1
+    form = STATE
+
+    def depends_on(self, study: Context) -> Sequence[int]:
+        """Return the number of images."""
+        return [len(study.analysis_images)]
+
+    def items(self, study: Context) -> Named:
+        """Return the passes over the images."""
+        return Named(
+            tuple(f"pass {number}" for number in range(1, INDICATOR_PASSES + 1)),
+            f"importance indicators, {{name}} of {INDICATOR_PASSES}",
+        )
+
+    def seconds_left(self, study: Context) -> float:
+        """Return about how long the passes that are left take."""
+        missing = len(self.items(study).missing(list(study.saved(self))))
+        passes = IMAGE_PASSES * missing / INDICATOR_PASSES
+        return passes * len(study.analysis_images) * study.seconds_per_image() if missing else 0.0
+
+    def compute(self, study: Context, missing: Sequence[str]) -> Iterator[tuple[str, IndicatorState]]:
+        """Yield the passes that are left."""
+        tensors, begun = study.state(self), None
+        if tensors:
+            begun = IndicatorState(INDICATOR_PASSES - len(missing), {}, tensors)
+        steps = indicator_steps(study.device_graph, study.analysis_images.pixels, state=begun)
+        return ((f"pass {state.passes}", state) for state in steps)
+
+    def written(self, piece: IndicatorState) -> State:
+        """Return the indicators, and what the next pass goes on from."""
+        rows = {layer: _row(found) for layer, found in piece.indicators.items()}
+        return State(rows, {} if piece.passes == INDICATOR_PASSES else piece.tensors)
+
+    def read(self, name: str, written: Mapping[str, Any]) -> IndicatorState:
+        """Return the indicators after a pass."""
+        found = {layer: _indicators(row) for layer, row in written.items()}
+        return IndicatorState(int(name.removeprefix("pass ")), found, {})
+
+    def join(self, study: Context, pieces: Mapping[str, IndicatorState]) -> Mapping[str, Indicators]:
+        """Return the indicators after the last pass, by layer in network order."""
+        last = pieces[f"pass {INDICATOR_PASSES}"].indicators
+        return {layer.name: last[layer.name] for layer in study.layers}
+
+
+def _row(found: Indicators) -> dict[str, Any]:
+    return {
+        "weight": found.weight and list(found.weight.items()),
+        "operands": [list(steps.items()) for steps in found.operands],
+    }
+
+
+def _indicators(row: Mapping[str, Any]) -> Indicators:
+    return Indicators(row["weight"] and dict(row["weight"]), tuple(dict(steps) for steps in row["operands"]))

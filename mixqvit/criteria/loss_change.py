@@ -9,18 +9,23 @@ expectation over random signs u.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixqvit.criteria.shared import batch_size, batch_starts, random_signs
-from mixqvit.network.bits import Bits, tied_bits
+from mixqvit.criteria.shared import batch_size, batch_starts, covered, random_signs
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, possible_bits, tied_bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.calibration_stage import Calibrated, own_calibration
+from mixqvit.stages.context import Context
+from mixqvit.stages.items import ImageRanges
+from mixqvit.stages.stage import Stage, registered
 
-__all__ = ["LossChangeBatch", "loss_change_steps", "mean_loss_changes"]
+__all__ = ["LossChangeBatch", "LossChanges", "loss_change_steps", "mean_loss_changes"]
 
 EXACT_CLASSES = 16
 """Up to so many classes the sum over unit vectors is taken, one backward pass each; beyond, random signs."""
@@ -189,3 +194,60 @@ def mean_loss_changes(batches: Iterable[LossChangeBatch]) -> dict[str, dict[Bits
         layer: {bits: sum(batch.images * batch.harms[layer][bits] for batch in batches) / images for bits in harms}
         for layer, harms in batches[0].harms.items()
     }
+
+
+@registered
+@dataclass(frozen=True)
+class LossChanges(Stage[LossChangeBatch, dict[str, dict[Bits, float]]]):
+    """Second-order loss changes on the calibration images.
+
+    Attributes:
+        tied: Whether both operands share their bits; otherwise weights and activations are scored alone, the other one
+            in full precision.
+    """
+
+    name = "loss changes"
+    version = 1
+
+    tied: bool = True
+
+    def needs(self, study: Context) -> tuple[Calibrated]:
+        """Return the calibration."""
+        return (own_calibration(study),)
+
+    def depends_on(self, study: Context) -> Sequence[int]:
+        """Return the number of images."""
+        return [len(study.analysis_images)]
+
+    def items(self, study: Context) -> ImageRanges:
+        """Return the images."""
+        return ImageRanges(len(study.analysis_images), "loss changes of {done} of {total} images")
+
+    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, LossChangeBatch]]:
+        """Yield the batches in order."""
+        calibration, pixels = study.result(own_calibration(study)), study.analysis_images.pixels
+        bits_of = tied_bits if self.tied else _operands_alone
+        steps = loss_change_steps(calibration, pixels, bits_of, finished=covered(len(pixels), missing))
+        return ((range(batch.start, batch.start + batch.images), batch) for batch in steps)
+
+    def written(self, piece: LossChangeBatch) -> dict[str, Any]:
+        """Return the harms as lists of weight bits, activation bits and harm."""
+        harms = {layer: [[*bits, harm] for bits, harm in row.items()] for layer, row in piece.harms.items()}
+        return {"start": piece.start, "images": piece.images, "harms": harms}
+
+    def read(self, name: str, written: Mapping[str, Any]) -> LossChangeBatch:
+        """Return the batch."""
+        harms = {layer: {(w, a): harm for w, a, harm in row} for layer, row in written["harms"].items()}
+        return LossChangeBatch(written["start"], written["images"], harms)
+
+    def join(self, study: Context, pieces: Mapping[str, LossChangeBatch]) -> dict[str, dict[Bits, float]]:
+        """Return the mean over the images by layer and bits."""
+        return mean_loss_changes(pieces[name] for name in self.items(study).in_order(pieces))
+
+
+def _operands_alone(layer: Layer) -> tuple[Bits, ...]:
+    """Return bits with only the weights or only the activations quantized."""
+    if layer.is_matmul:
+        return tied_bits(layer)
+    inputs = sorted({bits for _, bits in possible_bits(layer, tied=False)})
+    return (*((bits, FULL_PRECISION) for bits in BIT_WIDTHS), *((FULL_PRECISION, bits) for bits in inputs))

@@ -1,4 +1,4 @@
-"""CLADO (Deng et al. 2023, arXiv 2307.05657): what two layers cost together beyond what each costs alone.
+"""What two layers cost together beyond what each costs alone, which CLADO adds up (arXiv 2307.05657).
 
 Measured, not approximated: KL(full precision ‖ both quantized) less the same of each layer alone. The network runs
 once to the first layer; from there all its bit-widths are one batch, which walks on to every second layer and is
@@ -7,6 +7,7 @@ finished from there at each of that one's bit-widths.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from math import ceil
 from typing import Any
@@ -14,18 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixqvit.criteria.choices import Pair, PairHarms
+from mixqvit.engines.in_order import InOrder
 from mixqvit.network.batching import repeat_values
 from mixqvit.network.bits import BIT_WIDTHS, Bits, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.graph import Graph, Values
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.calibration_stage import Calibrated, own_calibration, worker_calibration
+from mixqvit.stages.context import Context
+from mixqvit.stages.items import Named
+from mixqvit.stages.stage import Stage, registered
 from mixqvit.tasks.evaluation import kl_divergence
 
-__all__ = ["Pair", "PairTerms", "all_pairs", "block_pairs", "pair_cost", "pair_steps"]
+__all__ = ["PairPlan", "PairTerms", "Pairs", "all_pairs", "block_pairs", "pair_cost", "pair_steps"]
 
-Pair = tuple[str, str]
-"""Names of two layers, in network order."""
+ALL_PAIRS_MACS = 200 * 10**6
+"""Models of no more multiply-accumulates per image get all pairs of layers at all bit-widths."""
+
+FEW_WIDTHS = (2, 3, 4, 6, 8)
+"""Bit-widths of the pairs of larger models, within a block each."""
+
+PAIR_IMAGES = 8
+"""Calibration images that pairs are measured on."""
 
 IMAGES_AT_ONCE = 64
 """Copies of images that run in one batch, where memory allows; more do not make it faster."""
@@ -222,3 +235,102 @@ def _walk_on(
 
 def _total_kl(reference: Tensor, logits: Tensor) -> float:
     return float(kl_divergence(reference, logits).sum())
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """Which pairs of a model are measured.
+
+    Attributes:
+        pairs: In network order.
+        bit_widths: Of each layer.
+        images: How many.
+    """
+
+    pairs: tuple[Pair, ...]
+    bit_widths: tuple[int, ...]
+    images: int
+
+    @classmethod
+    def of(cls, study: Context) -> "PairPlan":
+        """Return all pairs of a small model, of a larger one those within a block at some bit-widths."""
+        images = min(PAIR_IMAGES, len(study.calibration_images))
+        if study.graph.macs <= ALL_PAIRS_MACS:
+            return cls(all_pairs(study.layers), BIT_WIDTHS, images)
+        return cls(block_pairs(study.layers), FEW_WIDTHS, images)
+
+
+@registered
+@dataclass(frozen=True)
+class Pairs(Stage[PairTerms, PairHarms]):
+    """The pairwise terms of a model's layers."""
+
+    name = "pairs"
+    version = 1
+
+    def needs(self, study: Context) -> tuple[Calibrated]:
+        """Return the calibration."""
+        return (own_calibration(study),)
+
+    def depends_on(self, study: Context) -> Sequence[Any]:
+        """Return at which bit-widths, and on how many images."""
+        plan = PairPlan.of(study)
+        return [plan.images, list(plan.bit_widths)]
+
+    def items(self, study: Context) -> Named:
+        """Return the pairs."""
+        return Named(tuple(map(_pair_name, PairPlan.of(study).pairs)))
+
+    def seconds_left(self, study: Context) -> float:
+        """Return about how long the missing pairs take, from the operations that run."""
+        plan = PairPlan.of(study)
+        missing = [_pair(name) for name in self.items(study).missing(list(study.saved(self)))]
+        cost = pair_cost(study.graph, missing, len(plan.bit_widths), plan.images)
+        return study.seconds_per_image() * cost if missing else 0.0
+
+    def work(self, study: Context) -> Callable[[], InOrder]:
+        """Return what measures the pairs of a first layer."""
+        plan = PairPlan.of(study)
+        pixels = study.sent(study.calibration_images.subset(plan.images).pixels)
+        return partial(pair_worker, worker_calibration(study), pixels, plan.pairs, plan.bit_widths)
+
+    def tasks(self, study: Context, missing: Sequence[str]) -> list[tuple[str, list[str]]]:
+        """Return the first layers with their second ones."""
+        partners: dict[str, list[str]] = {}
+        for first, second in map(_pair, missing):
+            partners.setdefault(first, []).append(second)
+        return [(layer.name, partners[layer.name]) for layer in study.layers if layer.name in partners]
+
+    def written(self, piece: PairTerms) -> list[list[float]]:
+        """Return the terms as lists: the bits of the first and of the second layer, and the term."""
+        return [[*first, *second, value] for (first, second), value in piece.values.items()]
+
+    def read(self, name: str, written: Sequence[Sequence[float]]) -> PairTerms:
+        """Return the terms of a pair."""
+        return PairTerms(*_pair(name), {((a, b), (c, d)): value for a, b, c, d, value in written})
+
+    def join(self, study: Context, pieces: Mapping[str, PairTerms]) -> PairHarms:
+        """Return the terms by pair, in the order they were measured."""
+        return {(terms.first, terms.second): dict(terms.values) for terms in pieces.values()}
+
+
+def pair_worker(
+    calibration: Callable[[], Calibration], pixels: Tensor, pairs: Sequence[Pair], bit_widths: Sequence[int]
+) -> InOrder:
+    """Return what measures the pairs of a task (first layer, second layers); arguments as in `pair_steps`."""
+    found = calibration()
+
+    def start(wanted: Callable[[str], Collection[str]]) -> Iterator[tuple[str, PairTerms]]:
+        for terms in pair_steps(found, pixels, pairs, bit_widths, wanted=wanted):
+            yield _pair_name((terms.first, terms.second)), terms
+
+    return InOrder(start, {layer.name: place for place, layer in enumerate(found.graph.layers)})
+
+
+def _pair_name(pair: Pair) -> str:
+    return " with ".join(pair)
+
+
+def _pair(name: str) -> Pair:
+    first, _, second = name.partition(" with ")
+    return first, second

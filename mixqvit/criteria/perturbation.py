@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,14 @@ from mixqvit.network.bits import BIT_WIDTHS, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, prepare_weight
+from mixqvit.quantization.calibration_stage import Calibrated, own_calibration
 from mixqvit.quantization.quantizers.base import Quantizer
 from mixqvit.quantization.roles import roles
+from mixqvit.stages.context import Context
+from mixqvit.stages.items import Named
+from mixqvit.stages.stage import Stage, registered
 
-__all__ = ["Perturbation", "squared_perturbations"]
+__all__ = ["Perturbation", "Perturbations", "squared_perturbations"]
 
 IMAGES_AT_ONCE = 64
 """Images in one run, where memory allows; of the others what later layers still need is held."""
@@ -105,3 +110,46 @@ def _operand_error(quantizer: Quantizer, values: Tensor) -> Tensor:
 
 def _squared_norm(error: Tensor) -> float:
     return float(error.double().square().sum())
+
+
+@registered
+@dataclass(frozen=True)
+class Perturbations(Stage[Perturbation, list[Perturbation]]):
+    """Squared perturbations of all layers on the calibration images."""
+
+    name = "perturbations"
+    version = 1
+
+    def needs(self, study: Context) -> tuple[Calibrated]:
+        """Return the calibration."""
+        return (own_calibration(study),)
+
+    def depends_on(self, study: Context) -> Sequence[int]:
+        """Return the number of images."""
+        return [len(study.analysis_images)]
+
+    def items(self, study: Context) -> Named:
+        """Return the layers."""
+        return Named(tuple(layer.name for layer in study.layers), "perturbation of {name}")
+
+    def compute(self, study: Context, missing: Sequence[str]) -> Iterator[tuple[str, Perturbation]]:
+        """Yield the layers in network order."""
+        calibration, known = study.result(own_calibration(study)), set(self.items(study).names).difference(missing)
+        steps = squared_perturbations(calibration, study.analysis_images.pixels, finished=known)
+        return ((found.layer, found) for found in steps)
+
+    def written(self, piece: Perturbation) -> dict[str, Any]:
+        """Return the squares by bits."""
+        return {
+            "weight": piece.weight and list(piece.weight.items()),
+            "operands": [list(squares.items()) for squares in piece.operands],
+        }
+
+    def read(self, name: str, written: Mapping[str, Any]) -> Perturbation:
+        """Return the squares of a layer."""
+        operands = tuple(dict(found) for found in written["operands"])
+        return Perturbation(name, written["weight"] and dict(written["weight"]), operands)
+
+    def join(self, study: Context, pieces: Mapping[str, Perturbation]) -> list[Perturbation]:
+        """Return the layers in network order."""
+        return [pieces[layer.name] for layer in study.layers]

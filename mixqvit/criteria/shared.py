@@ -4,14 +4,14 @@ A batch is what is saved, with random signs of its own: its size does not depend
 is short, its images run in parts, with the signs that they have in the whole batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from mixqvit.network.graph import Graph
 
-__all__ = ["batch_size", "batch_starts", "part_of", "random_signs"]
+__all__ = ["batch_size", "batch_starts", "covered", "part_of", "random_signs"]
 
 MEMORY_BYTES = 2**29
 """Bound of what a criterion keeps for backward passes of a batch of several images (one always runs)."""
@@ -30,6 +30,11 @@ def batch_starts(images: int, size: int, seed: int) -> list[tuple[int, int]]:
     starts = range(0, images, size)
     own = torch.randint(2**31, (len(starts),), generator=seeds).tolist()
     return list(zip(starts, own, strict=True))
+
+
+def covered(images: int, missing: Iterable[range]) -> frozenset[int]:
+    """Return the images that are none of those missing: batches that begin with one are known already."""
+    return frozenset(range(images)).difference(*missing)
 
 
 def part_of(whole: Tensor, part: slice, images: int, shape: Sequence[int]) -> Tensor:

@@ -183,7 +183,7 @@ def write_study_file_steps(study: "Study", name: str, path: str | Path) -> Itera
         | {"sample": asdict(study.image_sets.sample)},
         "identity": study.identity,
         "rows": rows,
-        "kept": study.saved_allocations(),
+        "kept": study.kept.all(),
         "tensors": [(key, item, sorted(found), dict(sorted(metadata.items()))) for key, item, found, metadata in saved],
     }
     for place, (_, _, found, _) in enumerate(saved):
@@ -263,10 +263,10 @@ def _restore(path: Path, document: Mapping[str, Any], study: "Study") -> None:
             if store.tensors(key, item) is None:
                 found = {name: file.get_tensor(f"result {place}/{name}") for name in names}
                 store.put_tensors(key, item, found, metadata)
-    kept = study.saved_allocations()
+    kept = study.kept.all()
     for name, recipe in document["kept"].items():
         if name not in kept:
-            study.save_allocation(name, recipe)
+            study.kept.save(name, recipe)
 
 
 def import_study_file(store: Store, path: str | Path, name: str | None = None) -> tuple[str, "Study", int]:

@@ -236,7 +236,7 @@ def _flips(study: "Study", found: "Findings") -> Section | None:
     has_labels = images.labels is not None
     kinds = flips.flip_kinds(has_labels)
     first, second = found.measured["mixed"], found.measured[other]
-    expected = images.labels.tolist() if has_labels else study.reference_predictions
+    expected = images.labels.tolist() if has_labels else study.evaluations.reference()
     changed = flips.flips(expected, first, second, kinds)
     return Section(
         f"Which images change: mixed against {other}",
@@ -276,7 +276,7 @@ def _outliers(study: "Study") -> Section:
 
 
 def _recipes(study: "Study") -> Section:
-    saved = {bits: study.saved_recipes(bits) for bits in BIT_WIDTHS}
+    saved = {bits: study.quantizers.saved_recipes(bits) for bits in BIT_WIDTHS}
     saved = {bits: rows for bits, rows in saved.items() if len(rows) > 2}
     title = "Quantization recipes"
     if not saved:
@@ -285,12 +285,13 @@ def _recipes(study: "Study") -> Section:
     pictures = tuple(
         Figure(
             f"All recipes at {bits} bits",
-            quantizers.recipe_figure(rows, list(study.recipes), bits, default),
+            quantizers.recipe_figure(rows, list(study.quantizers.recipes()), bits, default),
             quantizers.recipe_words(rows, bits, default),
         )
         for bits, rows in saved.items()
     )
-    tables = {f"Recipes at {bits} bits": quantizers.recipe_frame(rows, study.recipes) for bits, rows in saved.items()}
+    words = study.quantizers.recipes()
+    tables = {f"Recipes at {bits} bits": quantizers.recipe_frame(rows, words) for bits, rows in saved.items()}
     return Section(title, (), pictures, tables)
 
 
@@ -332,7 +333,7 @@ def _within(found: "Findings") -> str:
 
 def _trainings(study: "Study") -> Section:
     title = "Quantization-aware training"
-    saved = study.trainings()
+    saved = study.training.all()
     if not saved:
         words = f"None is saved: `python -m mixqvit train --model {study.model.name} --average-bits 2.5` makes one."
         return Section(title, (words,))

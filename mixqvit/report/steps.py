@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mixqvit.allocation.budget import Budget, largest_uniform
 from mixqvit.allocation.costs import Cost, cost
 from mixqvit.allocation.request import Request
+from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
 from mixqvit.progress import Progress
 from mixqvit.relevance.records import Importance
 from mixqvit.report.files import Report, bundle, document_of, page_of
 from mixqvit.report.sections import sections
+from mixqvit.study.composite import awaited, without_results
 from mixqvit.study.records import FrontierPoint, MethodComparison, StrategyComparison
 from mixqvit.tasks.evaluation import Evaluation
 
@@ -81,18 +84,16 @@ def report_steps(
         BitWidthError: A bit-width or layer name is not possible.
     """
     importance, refused = None, ""
-    yield from _quiet(study.evaluate_steps(FULL_PRECISION))
+    yield from without_results(study.evaluate_steps(FULL_PRECISION))
     try:
-        for step in study.relevance_steps():
-            yield replace(step, result=None)
-        importance = step.result
+        importance = yield from awaited(study.relevance_steps())
     except UnsupportedOperationError as error:
         refused = str(error)
-    yield from _quiet(study.sensitivity_steps())
-    yield from _quiet(study.channels.statistics_steps())
+    yield from without_results(study.sensitivity_steps())
+    yield from without_results(study.channels.statistics_steps())
     request, is_given = Request(Budget(average_bits=average_bits)), bits is not None
     if importance is None:
-        request = replace(request, strategy="sensitivity")
+        request = replace(request, strategy=WITHOUT_IMPORTANCE)
     if bits is None:
         bits = study.allocate(request).bits
         how = (
@@ -108,23 +109,15 @@ def report_steps(
     settings[f"uniform {width} bits"] = study.resolved(width)
     measured = {}
     for title, chosen in settings.items():
-        yield from _quiet(study.evaluate_steps(chosen))
+        yield from without_results(study.evaluate_steps(chosen))
         measured[title] = study.evaluate(chosen)
     points: Sequence[FrontierPoint] = ()
-    try:
-        for step in study.frontier_steps(request):
-            yield replace(step, result=None)
-        points = step.result
-    except AllocationError:
-        pass  # nothing fits any budget
+    with suppress(AllocationError):  # nothing fits any budget
+        points = yield from awaited(study.frontier_steps(request))
     compared, methods = None, None
     if comparisons:
-        for step in study.compare_strategies_steps(request=request):
-            yield replace(step, result=None)
-        compared = step.result
-        for step in study.method_comparison_steps(request.budget.average_bits):
-            yield replace(step, result=None)
-        methods = step.result
+        compared = yield from awaited(study.compare_strategies_steps(request=request))
+        methods = yield from awaited(study.method_comparison_steps(request.budget.average_bits))
     costs = {title: cost(study.layers, chosen, study.storage) for title, chosen in settings.items()}
     found = Findings(bits, how, request, is_given, measured, costs, importance, refused, points, compared, methods)
     title = name or study.model.name
@@ -132,7 +125,3 @@ def report_steps(
     document = document_of(title, study, found, asdict(study.settings))
     report = Report(title, page_of(title, parts), bundle(parts, document))
     yield Progress(1, 1, "report", report)
-
-
-def _quiet(steps: Iterator[Progress]) -> Iterator[Progress]:
-    return (replace(step, result=None) for step in steps)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mixqvit.engines.base import Engine
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.images import Images
+from mixqvit.models.model import Model
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.stages.store import Store
@@ -27,7 +29,8 @@ class Context(Protocol):
         store: Where pieces are saved.
         engine: What runs tasks.
         device: Where the model computes.
-        recipe: Name of the study's quantization recipe.
+        model: As it was loaded.
+        image_sets: Its images, as they were loaded.
         calibration_images: All images that choices may be made by.
         evaluation_images: Images to measure on, and for nothing else.
     """
@@ -35,12 +38,33 @@ class Context(Protocol):
     store: Store
     engine: Engine
     device: torch.device
+    model: Model
+    image_sets: ImageSets
     calibration_images: Images
     evaluation_images: Images
 
     @property
     def recipe(self) -> str:
         """Name of the study's quantization recipe."""
+        ...
+
+    @property
+    def importance(self) -> str:
+        """Name of the study's kind of layer importance."""
+        ...
+
+    def measure(self, method: str | None = None) -> str:
+        """Return how what a method attributes to a layer becomes one number."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """Name of the study's metric of harm."""
+        ...
+
+    @property
+    def baseline(self) -> int:
+        """Bit-width of all other layers while one is swept."""
         ...
 
     @property
@@ -100,6 +124,10 @@ class Context(Protocol):
 
     def remembered(self, name: Any, compute: Callable[[], Value]) -> Value:
         """Return what is in memory under a name, computing it the first time."""
+        ...
+
+    def seconds_per_image(self, images: int = 4) -> float:
+        """Return the time of a full-precision pass of one image among a few, measured here a short while ago."""
         ...
 
     def sent(self, tensor: Tensor) -> Tensor:

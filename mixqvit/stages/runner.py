@@ -25,6 +25,7 @@ __all__ = [
     "forget",
     "key",
     "progress",
+    "ready",
     "result",
     "saved",
     "seconds_spent",
@@ -99,8 +100,7 @@ def forget(study: Context, stage: Stage) -> None:
     """Forget all that is saved of a stage, so that it begins again from the start."""
     own = key(study, stage)
     for one in (own, _seconds_key(own)):
-        for item in study.store.items(one):
-            study.store.delete(one, item)
+        study.store.forget(one)
     study.memory.pop(own, None)
 
 
@@ -154,18 +154,18 @@ def _is_whole(study: Context, stage: Stage, names: Collection[str]) -> bool:
     return done == total
 
 
-def _needed(study: Context, stages: Iterable[Stage]) -> Iterator[Progress]:
-    """Finish the stages that others need, where they are not."""
-    for need in dict.fromkeys(need for stage in stages for need in stage.needs(study)):
-        so_far = progress(study, need)
-        if key(study, need) not in study.memory and so_far.done < so_far.total:
-            yield from (replace(step, result=None) for step in steps(study, need))
+def ready(study: Context, stages: Iterable[Stage]) -> Iterator[Progress]:
+    """Finish stages one after the other, where they are not, for work that needs them: without results and pieces."""
+    for stage in stages:
+        so_far = progress(study, stage)
+        if key(study, stage) not in study.memory and so_far.done < so_far.total:
+            yield from (replace(step, result=None, piece=None) for step in steps(study, stage))
 
 
 def _computed(study: Context, stage: Stage, own: str) -> Iterator[Progress]:
     """Compute what is missing, or wait while another session, here or elsewhere, does."""
     rank, processes = stage.companions()
-    yield from _needed(study, [stage])
+    yield from ready(study, stage.needs(study))
     worked = False
     while (so_far := progress(study, stage)).done < so_far.total:
         if processes > 1 and not worked:
@@ -238,7 +238,7 @@ class _Work:
 
 
 def _side_by_side(study: Context, stages: Sequence[Stage]) -> Iterator[Progress]:
-    yield from _needed(study, stages)
+    yield from ready(study, dict.fromkeys(need for stage in stages for need in stage.needs(study)))
     claims: list[str] = []
     with _released(study.store, claims):
         works, tasks, finished, total = {}, [], 0, 0

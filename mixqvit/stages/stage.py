@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from mixqvit.engines.base import Task, Work
-from mixqvit.stages.context import Context
 from mixqvit.stages.forms import ROWS, Form
 from mixqvit.stages.items import Items
+
+if TYPE_CHECKING:  # it brings torch, and criteria that name their stages do not
+    from mixqvit.stages.context import Context
 
 __all__ = ["STAGES", "Stage", "Step", "registered", "versions"]
 
@@ -51,30 +53,30 @@ class Stage(ABC, Generic[Piece, Result]):
     libraries: ClassVar[tuple[str, ...]] = ()
     shows_all: ClassVar[bool] = False
 
-    def needs(self, study: Context) -> Sequence["Stage"]:
+    def needs(self, study: "Context") -> Sequence["Stage"]:
         """Return the stages that are finished before this one is computed; `study.result` gives their results."""
         return ()
 
-    def depends_on(self, study: Context) -> Sequence[Any]:
+    def depends_on(self, study: "Context") -> Sequence[Any]:
         """Return what else decides the numbers, as JSON can write it: how many images, which other ones."""
         return ()
 
     @abstractmethod
-    def items(self, study: Context) -> Items:
+    def items(self, study: "Context") -> Items:
         """Return what it is made of."""
 
-    def compute(self, study: Context, missing: Sequence[Any]) -> Iterator[Step | tuple[Any, Piece]]:
+    def compute(self, study: "Context", missing: Sequence[Any]) -> Iterator[Step | tuple[Any, Piece]]:
         """Yield (item, piece) for all items that are missing, in any order; between them steps, if there are any.
 
         By default the engine of the study runs the tasks.
         """
         yield from study.engine.results(self.work(study), self.tasks(study, missing))
 
-    def work(self, study: Context) -> Work:
+    def work(self, study: "Context") -> Work:
         """Return what a worker of an engine does: from a task to its (item, piece) pairs."""
         raise NotImplementedError(f"{self.name} runs in this process only.")
 
-    def tasks(self, study: Context, missing: Sequence[Any]) -> Sequence[Task]:
+    def tasks(self, study: "Context", missing: Sequence[Any]) -> Sequence[Task]:
         """Return the tasks that make up what is missing."""
         raise NotImplementedError(f"{self.name} runs in this process only.")
 
@@ -87,12 +89,16 @@ class Stage(ABC, Generic[Piece, Result]):
         return written
 
     @abstractmethod
-    def join(self, study: Context, pieces: Mapping[str, Piece]) -> Result:
+    def join(self, study: "Context", pieces: Mapping[str, Piece]) -> Result:
         """Return the result from all pieces, by the names of the items."""
 
-    def is_remembered(self, study: Context) -> bool:
+    def is_remembered(self, study: "Context") -> bool:
         """Return whether the result stays in memory; otherwise it is joined from the store each time."""
         return True
+
+    def seconds_left(self, study: "Context") -> float | None:
+        """Return about how long computing what is missing takes here; None where nobody has measured what it takes."""
+        return None
 
     def companions(self) -> tuple[int, int]:
         """Return the number of this process, and of how many that compute the same pieces hand in hand.

@@ -114,6 +114,12 @@ class Store:
         with self._connect() as database:
             database.execute("DELETE FROM results WHERE key = ? AND item = ?", (key, item))
 
+    def forget(self, key: str) -> None:
+        """Forget all that is saved under a key."""
+        with self._connect() as database:
+            database.execute("DELETE FROM results WHERE key = ?", (key,))
+        shutil.rmtree(self.folder / "tensors" / key, ignore_errors=True)
+
     def claim(self, key: str, item: str) -> str | None:
         """Say that an item is being computed; returns the claim, None while somebody else has one, here or elsewhere.
 

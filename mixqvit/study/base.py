@@ -3,7 +3,7 @@
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -30,7 +30,7 @@ from mixqvit.network.layers import Layer
 from mixqvit.network.tracing import trace
 from mixqvit.notes import Note
 from mixqvit.packing.model import storage
-from mixqvit.progress import Progress
+from mixqvit.quantization.evaluation_stage import FullPrecision, own_reference_answers
 from mixqvit.quantization.outliers import amplify_outliers
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.relevance.methods import find_method
@@ -125,6 +125,25 @@ class StudyBase:
         return self.settings.recipe
 
     @property
+    def importance(self) -> str:
+        """Name of the kind of layer importance."""
+        return self.settings.importance
+
+    def measure(self, method: str | None = None) -> str:
+        """Return how what a method attributes to a layer becomes one number: `share`, `absolute` or `positive`."""
+        return self.settings.measure or find_method(method or self.settings.importance).measure
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric of harm."""
+        return self.settings.metric
+
+    @property
+    def baseline(self) -> int:
+        """Bit-width of all other layers while one is swept."""
+        return self.settings.baseline
+
+    @property
     def graph(self) -> Graph:
         """The traced model, on the CPU, with amplified outliers if the settings ask for them."""
         return self.remembered("graph", lambda: trace(self.module, self.calibration_images.pixels[:1]))
@@ -151,8 +170,13 @@ class StudyBase:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What to know beside every number of this study: what was assumed, left out or measured on too little."""
-        return self.remembered("notes", lambda: study_notes(self))
+        """What to know beside every number of this study: what was assumed, left out or measured on too little.
+
+        What the answers in full precision tell is among them once the evaluation images have been run.
+        """
+        is_known = runner.key(self, FullPrecision()) in self.memory
+        answers = own_reference_answers(self).notes if is_known else ()
+        return (*self.remembered("notes", lambda: study_notes(self)), *answers)
 
     @property
     def double_precision_graph(self) -> Graph:
@@ -219,17 +243,6 @@ class StudyBase:
     def result(self, stage: Stage) -> Any:
         """Return the result of a stage, computing what is missing."""
         return runner.result(self, stage)
-
-    def _key(self, stage: str, *parts: Any) -> str:
-        sources = (self.graph.fingerprint, self.calibration_images.fingerprint)
-        return f"{self.identity}-{fingerprint(stage, runner.LIBRARIES, *sources, *parts)}"
-
-    def _finished(self, name: Any, steps: Callable[[], Iterator[Progress]]) -> Any:
-        """Return a remembered result, running its stage to the end if there is none."""
-        if name not in self.memory:
-            for _ in steps():
-                pass
-        return self.memory[name]
 
     # What else a study says of itself
 

@@ -52,15 +52,16 @@ class ChannelStudy:
         return outliers.post_layer_norm_layers(self._graph.layers)
 
     def statistics_steps(self) -> Iterator[Progress]:
-        """Look at every post-LayerNorm input; every `result` is the statistics by layer so far."""
+        """Look at every post-LayerNorm input; every piece, and the result, is the statistics by layer so far."""
         layers = self.layers
         found = dict(self._statistics)
         if len(found) < len(layers):
             for done, piece in enumerate(outliers.layer_input_steps(self._graph, self._pixels), 1):
                 found[piece.layer.name] = outliers.channel_statistics(piece)
-                yield Progress(done, len(layers), f"channels of {piece.layer.name}", dict(found))
+                words = f"channels of {piece.layer.name}"
+                yield Progress(done, len(layers), words, stage="channels", piece=dict(found))
             self._statistics = found
-        yield Progress(len(layers), len(layers), "channels", dict(found))
+        yield Progress(len(layers), len(layers), "channels", dict(found), "channels")
 
     def statistics(self) -> dict[str, ChannelStatistics]:
         """Return the statistics of the channels of every post-LayerNorm input by layer name."""
@@ -83,13 +84,14 @@ class ChannelStudy:
         return self._clip_curve(layer, bits)
 
     def clip_harm_steps(self, layer: str, bits: int) -> Iterator[Progress]:
-        """Measure the network's harm against the clipped fraction; every `result` is KL in nats by clip so far."""
+        """Measure the network's harm against the clipped fraction; every piece is KL in nats by clip so far."""
         harms = self._clip_harms.setdefault((layer, bits), {})
         steps = outliers.clip_harm_steps(self._graph, self._input(layer), self._pixels, bits, finished=set(harms))
         for clip, harm in steps:
             harms[clip] = harm
-            yield Progress(len(harms), len(CLIPS), f"{layer} clipped at {100 * clip:g} %", dict(harms))
-        yield Progress(len(CLIPS), len(CLIPS), "clipping", dict(harms))
+            words = f"{layer} clipped at {100 * clip:g} %"
+            yield Progress(len(harms), len(CLIPS), words, stage="clipping", piece=dict(harms))
+        yield Progress(len(CLIPS), len(CLIPS), "clipping", dict(harms), "clipping")
 
     def distribution(self, layer: str, channel: int) -> ChannelDistribution:
         """Return how often a channel of a post-LayerNorm input takes which values."""

@@ -76,11 +76,11 @@ def estimate(study: "Study") -> Estimate | None:
     # In small networks most of the time goes by between the operations; many images share it.
     many = study.seconds_per_image(_MANY) if few * _MANY < 1 else few
     relevance, calibration, sensitivity = (
-        study.relevance_progress(),
-        study.calibration_progress(),
-        study.sensitivity_progress(),
+        study.relevances.progress(),
+        study.sensitivities.calibration_progress(),
+        study.sensitivities.progress(),
     )
-    measured = study.evaluation_progress(FULL_PRECISION)
+    measured = study.evaluations.progress(FULL_PRECISION)
     left = measured.total - measured.done  # the first time, what all others are compared with runs before
     calibrated, analysed = len(study.calibration_pixels), len(study.analysis_images)
     time = find_recipe(settings.recipe).calibration_time

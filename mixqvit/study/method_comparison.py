@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 from scipy.stats import spearmanr
 
 from mixqvit.allocation.budget import Allocation, Budget
+from mixqvit.criteria.lrp_qvit import LRPQViT
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.progress import Progress
-from mixqvit.study.parts import PART, Parts
+from mixqvit.quantization.evaluation_stage import Evaluated
+from mixqvit.relevance.stages import AttributionScores, LayerImportance
+from mixqvit.study.composite import Composite, without_results
 from mixqvit.study.records import MethodComparison, MethodResult
 from mixqvit.tasks.evaluation import Evaluation
 
@@ -20,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_methods_steps", "rank_correlation"]
 
-_STAGES_PER_METHOD = 4  # importance, its quality, two measured allocations
+_PARTS_PER_METHOD = 4  # importance, its quality, two measured allocations
 
 
 def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progress]:
     """Compute every importance, the allocations it leads to, and what these measure.
 
-    Every `result` is a `MethodComparison` so far. All pieces are saved by the study.
+    Every piece, and the result, is a `MethodComparison` so far. All that it is made of is saved by the study.
 
     Args:
         study: The open study.
@@ -36,8 +39,7 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
         InfeasibleBudgetError, AllocationError: The budget is not possible.
     """
     budget = Budget(average_bits=average_bits)
-    for steps in (study.calibration_steps(), study.sensitivity_steps()):
-        yield from (replace(step, result=None) for step in steps)
+    yield from without_results(study.sensitivity_steps())
     sensitivity = study.sensitivity()
     comparison = MethodComparison(average_bits, {}, {}, {}, {})
     references = {"sensitivity only": study.allocate(average_bits, gamma=0.0)}
@@ -45,24 +47,25 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
     if uniform is not None:
         references["uniform"] = uniform
     methods = study.importance_methods
-    parts = Parts(len(references) + _STAGES_PER_METHOD * len(methods), lambda: comparison)
+    whole = Composite("comparison", len(references) + _PARTS_PER_METHOD * len(methods), lambda: comparison)
     for name, allocation in references.items():
-        measured = yield from parts.forwarded(study.evaluate_steps(allocation), name)
+        measured = yield from whole.part(study.evaluate_steps(allocation), name, [Evaluated.name])
         comparison = replace(comparison, references={**comparison.references, name: (allocation, measured)})
     for method in methods:
         try:
-            importance = yield from parts.forwarded(study.relevance_steps(method), method)
+            importance = yield from whole.part(study.relevance_steps(method), method, [LayerImportance.name])
         except UnsupportedOperationError as error:
             comparison = replace(comparison, refused={**comparison.refused, method: str(error)})
-            parts.total -= PART * _STAGES_PER_METHOD
+            whole.leave_out(_PARTS_PER_METHOD)
             continue
-        infidelity, max_sensitivity = yield from parts.forwarded(study.attribution_quality_steps(method), method)
+        quality = study.relevances.quality_steps(method)
+        infidelity, max_sensitivity = yield from whole.part(quality, method, [AttributionScores.name])
         results: list[tuple[Allocation, Evaluation]] = []
         for allocation in (
-            study.allocate(average_bits, importance=importance.mean, strategy="lrp-qvit"),
+            study.allocate(average_bits, importance=importance.mean, strategy=LRPQViT.name),
             study.allocate(average_bits, importance=importance.mean),
         ):
-            measured = yield from parts.forwarded(study.evaluate_steps(allocation), method)
+            measured = yield from whole.part(study.evaluate_steps(allocation), method, [Evaluated.name])
             results.append((allocation, measured))
         found = MethodResult(
             importance=importance.mean,
@@ -78,7 +81,7 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
             max_sensitivity=max_sensitivity,
         )
         comparison = _with(comparison, method, found)
-    yield Progress(parts.total, parts.total, "comparison", comparison)
+    yield whole.last()
 
 
 def rank_correlation(first: dict[str, float], second: dict[str, float]) -> float:

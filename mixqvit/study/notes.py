@@ -7,7 +7,6 @@ from mixqvit.notes import Note, as_sentence
 from mixqvit.tasks.evaluation import wilson_interval
 
 if TYPE_CHECKING:
-    from mixqvit.images.image_sets import Sample
     from mixqvit.study.base import StudyBase
 
 __all__ = ["study_notes"]
@@ -18,13 +17,11 @@ FEW_CALIBRATION_IMAGES = 8
 FEW_EVALUATION_IMAGES = 30
 """With fewer, the 95 % interval of an accuracy is more than a third of the scale wide."""
 
-_NAMED = 3
-
 
 def study_notes(study: "StudyBase") -> tuple[Note, ...]:
     """Return what was assumed of the model and its images, what is left out, and what is too little to measure on."""
-    sample, settings, calibration = study.image_sets.sample, study.settings, len(study.calibration_images)
-    told = (*study.model.notes, *getattr(study.graph, "notes", ()), *sample.notes, *_skipped(sample))
+    settings, calibration = study.settings, len(study.calibration_images)
+    told = (*study.model.notes, *getattr(study.graph, "notes", ()), *study.image_sets.sample.notes)
     classes = len(study.model.class_names)
     return (
         *(Note(as_sentence(text)) for text in told),
@@ -32,13 +29,6 @@ def study_notes(study: "StudyBase") -> tuple[Note, ...]:
         *_few_evaluation_images(len(study.evaluation_images)),
         *_one_class(classes, classes if study.class_subset is None else len(study.class_subset)),
     )
-
-
-def _skipped(sample: "Sample") -> Iterator[str]:
-    count = len(sample.skipped)
-    if count:
-        named = "; ".join(f"{name}: {reason}" for name, reason in sample.skipped[:_NAMED])
-        yield f"{count} image(s) could not be used and were skipped: {named}{'; ...' if count > _NAMED else ''}"
 
 
 def _few_calibration_images(count: int) -> Iterator[Note]:

@@ -238,7 +238,7 @@ def _state(path: Path) -> str | None:
 
 def _bytes_of(study: "Study") -> int:
     """Return about how much memory a study takes once its pages were visited."""
-    from mixqvit.study.evaluation import CHECKPOINT_BYTES
+    from mixqvit.quantization.evaluation_stage import CHECKPOINT_BYTES
 
     weights = sum(parameter.numel() * parameter.element_size() for parameter in study.model.module.parameters())
     pixels = study.calibration_images.pixels.nbytes + study.evaluation_images.pixels.nbytes

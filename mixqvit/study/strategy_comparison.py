@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.strategies import STRATEGIES, find_strategy
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import AllocationError, InfeasibleBudgetError, UnsupportedOperationError
 from mixqvit.progress import Progress
-from mixqvit.study.parts import PART, Parts
+from mixqvit.quantization.evaluation_stage import Evaluated
+from mixqvit.study.composite import Composite, without_results
 from mixqvit.study.records import StrategyComparison, StrategyResult
 
 if TYPE_CHECKING:
@@ -21,54 +22,54 @@ __all__ = ["compare_strategies_steps"]
 
 
 def compare_strategies_steps(
-    study: "Study", request: Request, strategies: Sequence[str] = tuple(STRATEGIES)
+    study: "Study", request: Request, strategies: Sequence[str] = tuple(CRITERIA)
 ) -> Iterator[Progress]:
-    """Score, solve and measure one strategy after the other; every `result` is a `StrategyComparison` so far.
+    """Score, solve and measure one strategy after the other; every piece is a `StrategyComparison` so far.
 
-    All pieces are saved by the study.
+    All that it is made of is saved by the study.
 
     Args:
         study: The open study.
         request: What is asked of all of them.
-        strategies: Which of `STRATEGIES`.
+        strategies: Which of `CRITERIA`.
 
     Raises:
         InfeasibleBudgetError, AllocationError: No strategy can meet the budget.
     """
     comparison = StrategyComparison({})
-    parts = Parts(2 * len(strategies), lambda: comparison)
-    yield from (replace(step, result=None) for step in study.calibration_steps())
+    whole = Composite("comparison", 2 * len(strategies), lambda: comparison)
     wanted = [replace(request, strategy=name) for name in strategies]
-    yardstick = replace(request, strategy="sensitivity")
-    yield from (replace(step, result=None) for step in study.score_steps(yardstick))
+    yield from without_results(study.scores.yardstick_steps(request.tied))
     if not study.engine.is_here:
         allocations = yield from _allocations(study, wanted)
-        yield from (replace(step, result=None) for step in study.evaluations_steps(allocations))
+        yield from without_results(study.evaluations.many_steps(allocations))
     for own in wanted:
-        name, before = own.strategy, parts.finished
+        name, before = own.strategy, whole.finished
         try:
-            yield from parts.forwarded(study.score_steps(own), name)
+            stages = [stage.name for stage in study.scores.stages(own)]
+            yield from whole.part(study.score_steps(own), name, stages)
             started = time.perf_counter()
             allocation = study.allocate(own)
             seconds = time.perf_counter() - started
         except (UnsupportedOperationError, AllocationError) as error:
-            if isinstance(error, InfeasibleBudgetError) and find_strategy(name).is_search:
+            if isinstance(error, InfeasibleBudgetError) and own.criterion.is_search:
                 raise
             comparison = replace(comparison, refused={**comparison.refused, name: str(error)})
-            parts.total, parts.finished = parts.total - 2 * PART, before
+            whole.finished = before
+            whole.leave_out(2)
             continue
-        measured = yield from parts.forwarded(study.evaluate_steps(allocation), name)
+        measured = yield from whole.part(study.evaluate_steps(allocation), name, [Evaluated.name])
         found = StrategyResult(
             allocation,
             study.predicted_harm(allocation.bits, request.tied),
             measured,
-            study.score_seconds(own),
+            study.scores.seconds(own),
             seconds,
         )
         comparison = replace(comparison, results={**comparison.results, name: found})
     if not comparison.results:
         raise AllocationError(next(iter(comparison.refused.values()), "Name at least one strategy to compare."))
-    yield Progress(parts.total, parts.total, "comparison", comparison)
+    yield whole.last()
 
 
 def _allocations(study: "Study", wanted: Sequence[Request]) -> Generator[Progress, None, list["Allocation"]]:
@@ -76,6 +77,6 @@ def _allocations(study: "Study", wanted: Sequence[Request]) -> Generator[Progres
     found = []
     for own in wanted:
         with suppress(UnsupportedOperationError, AllocationError):
-            yield from (replace(step, result=None) for step in study.score_steps(own))
+            yield from without_results(study.score_steps(own))
             found.append(study.allocate(own))
     return found

@@ -51,7 +51,7 @@ def keep_trained(
             "The study is an imported file, which has its own weights. Open the model and the images themselves to "
             "keep trained weights as a study."
         )
-    weights = study.trained_weights(bits, settings, source)
+    weights = study.training.weights(bits, settings, source)
     listed = {layer: list(pair) for layer, pair in study.resolved(bits).items()}
     key = fingerprint(study.identity, listed, repr(settings), source)[:16]
     folder = trained_folder(study.store) / key
@@ -69,6 +69,6 @@ def keep_trained(
             kept = replace(description, model=model, checkpoint=str(folder / "model.safetensors"))
     except OSError as error:
         raise StoreError(f"The trained weights cannot be written to {folder} ({error.strerror}).") from error
-    average = study.inner_average_bits(study.resolved(bits))
+    average = study.training.inner_average_bits(study.resolved(bits))
     wanted = f"{PurePath(study.model.name).name[-40:]} {settings.recipe} {average:.3g} bits"
     return keep_study(study.store, name or free_name(study.store, wanted, kept), kept)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixqvit.errors import TrainingError
 
-__all__ = ["Machine", "open_machine"]
+__all__ = ["Machine", "launched", "open_machine"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Machine:
         return nullcontext()
 
 
+def launched() -> tuple[int, int]:
+    """Return the number of this process, from 0, and how many were launched together."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def open_machine(device: torch.device) -> Iterator[Machine]:
     """Yield this process's machine: `device` by itself, or its own device among those that were launched together.
@@ -56,7 +61,7 @@ def open_machine(device: torch.device) -> Iterator[Machine]:
     Raises:
         TrainingError: Several processes were launched and accelerate is missing.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched()[1] == 1:
         yield Machine(device)
         return
     try:

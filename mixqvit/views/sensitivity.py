@@ -270,7 +270,7 @@ def _decades(values: Sequence[float], lowest: float) -> list[float]:
 
 
 def _envelope(harms: Mapping[int, float]) -> dict[int, float]:
-    from mixqvit.allocation.choices import monotone_envelope  # brings scipy, which the first paint does not wait for
+    from mixqvit.criteria.choices import monotone_envelope  # brings scipy, which the first paint does not wait for
 
     return monotone_envelope(harms)
 

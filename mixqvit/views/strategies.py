@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import plotly.graph_objects as go
 
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.views.accuracy import AGREEMENT, TOP1, accuracy_columns
 from mixqvit.views.overview import nats, percent
 from mixqvit.views.style import finish
@@ -37,12 +37,12 @@ def strategy_figure(comparison: "StrategyComparison", measure: str, chosen: str)
         measure: One of `MEASURES`.
         chosen: The strategy that the page shows now, in a colour and with a marker of its own.
     """
-    rows = [name for name in STRATEGIES if name in comparison.results]
+    rows = [name for name in CRITERIA if name in comparison.results]
     figure = go.Figure()
     for title, names, colour, symbol in (
         ("shown above", [name for name in rows if name == chosen], _CHOSEN, "star"),
-        ("strategies", [n for n in rows if n != chosen and not STRATEGIES[n].is_control], _COLOUR, "circle"),
-        ("controls", [n for n in rows if n != chosen and STRATEGIES[n].is_control], _CONTROL, "diamond"),
+        ("strategies", [n for n in rows if n != chosen and not CRITERIA[n].is_control], _COLOUR, "circle"),
+        ("controls", [n for n in rows if n != chosen and CRITERIA[n].is_control], _CONTROL, "diamond"),
     ):
         found = [(name, *_value(comparison.results[name], measure)) for name in names]
         found = [(name, value, interval) for name, value, interval in found if value is not None]
@@ -108,7 +108,7 @@ def _hover(name: str, found: "StrategyResult") -> str:
 def strategy_frame(comparison: "StrategyComparison") -> pd.DataFrame:
     """Return all numbers, a row per strategy: accuracies in percent, times in seconds, sizes in bytes."""
     rows = []
-    for name in STRATEGIES:
+    for name in CRITERIA:
         if name not in comparison.results:
             continue
         found = comparison.results[name]
@@ -143,8 +143,8 @@ def strategy_words(comparison: "StrategyComparison", chosen: str) -> str:
         rank = _ORDINALS.get(place, f"number {place}")
         words += f"; {chosen} is {rank} of {len(ranked)} ({kl[chosen]})"
     words += f". Farthest: {worst} ({kl[worst]})."
-    if STRATEGIES[worst].is_control and not STRATEGIES[best].is_control:
+    if CRITERIA[worst].is_control and not CRITERIA[best].is_control:
         words += " So the criterion matters at this budget."
-    elif STRATEGIES[best].is_control:
+    elif CRITERIA[best].is_control:
         words += " A control comes out first: at this budget the criterion does not help."
     return words

@@ -86,7 +86,7 @@ def flips_section(study, first, second, name: str) -> None:
     images = study.evaluation_images
     has_labels = measuring.has_labels(study)
     kinds = figures.flip_kinds(has_labels)
-    expected = images.labels.tolist() if has_labels else study.reference_predictions
+    expected = images.labels.tolist() if has_labels else study.evaluations.reference()
     found = figures.flips(expected, first, second, kinds)
     st.markdown(figures.flip_words(found, kinds, len(images)))
     left, right = st.columns([2, 3], gap="medium")
@@ -120,7 +120,7 @@ def pictures(study, found, kinds, has_labels: bool) -> None:
     names, classes = study.evaluation_images.names, study.evaluation_images.class_names
     with st.grid(6, min_column_width=105):
         for flip in shown[:MOST_PICTURES]:
-            picture = study.picture(flip.index)
+            picture = study.evaluations.picture(flip.index)
             with st.container(gap="small"):
                 st.image(
                     picture.squeeze(-1) if picture.shape[-1] == 1 else picture,

@@ -6,7 +6,8 @@ import streamlit as st
 
 from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
-from mixqvit.criteria.strategies import STRATEGIES, Strategy
+from mixqvit.criteria.criterion import Criterion
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS
 from mixqvit.views import budget as figures
 from pages.parts import budget_url
@@ -124,11 +125,11 @@ def controls(study, remembered) -> Request:
         )
         strategy = middle.selectbox(
             "Strategy",
-            list(STRATEGIES),
+            list(CRITERIA),
             key="strategy",
             bind="query-params",
             help="What is minimised:\n\n"
-            + "\n".join(f"- **{name}**: {found.description}" for name, found in STRATEGIES.items()),
+            + "\n".join(f"- **{name}**: {found.sentence}" for name, found in CRITERIA.items()),
         )
         gamma = right.slider(
             "γ: weight of importance",
@@ -137,13 +138,13 @@ def controls(study, remembered) -> Request:
             0.25,
             key="gamma",
             bind="query-params",
-            disabled=not STRATEGIES[strategy].has_gamma,
+            disabled=not CRITERIA[strategy].has_gamma,
             help="Exponent of the importance Ω in the predicted harm: 0 is sensitivity alone, 1 is Mix-QViT.",
         )
         with st.expander("More ceilings and restrictions"):
             left, right = st.columns([2, 3], gap="medium")
             with left:
-                further = further_controls(STRATEGIES[strategy])
+                further = further_controls(CRITERIA[strategy])
             with right:
                 restricted = restriction_tables(study, further["operand_bits"] == TIED)
     remembered.note(current(model))
@@ -171,7 +172,7 @@ def buttons(model: str, remembered) -> None:
     )
 
 
-def further_controls(strategy: Strategy) -> dict:
+def further_controls(criterion: Criterion) -> dict:
     """Show further ceilings, how operands share bits, and the seed where there is one; returns their values by name."""
     found: dict = {}
     for one in FURTHER:
@@ -204,9 +205,9 @@ def further_controls(strategy: Strategy) -> dict:
         help="Tied: both get the same bits. Independent: each its own; the harm of a pair is that of the weights alone "
         "plus that of the input alone, so two more sweeps are measured first. Attention products stay tied.",
     )
-    if strategy.has_seed:
+    if criterion.has_seed:
         found["random_seed"] = st.number_input(
-            "Seed of the random strategy",
+            f"Seed of the {criterion.name} strategy",
             *RANGES["random_seed"],
             DEFAULTS["random_seed"],
             1,

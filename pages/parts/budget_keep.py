@@ -68,7 +68,7 @@ def save_controls(study, remembered, evaluation) -> None:
 def save(study, remembered, evaluation) -> None:
     name = st.session_state["kept name"]
     try:
-        study.save_allocation(name, document_of(study, remembered, evaluation))
+        study.kept.save(name, document_of(study, remembered, evaluation))
     except MixQViTError as error:
         say("warning", str(error))
         return
@@ -77,7 +77,7 @@ def save(study, remembered, evaluation) -> None:
 
 
 def load_controls(study) -> None:
-    kept = study.saved_allocations()
+    kept = study.kept.all()
     if st.session_state.get("kept choice") not in kept:
         st.session_state["kept choice"] = next(reversed(kept), None)
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -117,14 +117,14 @@ def load_controls(study) -> None:
 
 
 def delete(study, name: str, document: dict) -> None:
-    study.delete_allocation(name)
+    study.kept.delete(name)
     st.session_state["deleted allocation"] = (name, document)
     say("info", f"Deleted “{name}”.")
 
 
 def bring_back(study) -> None:
     name, document = st.session_state.pop("deleted allocation")
-    study.save_allocation(name, document)
+    study.kept.save(name, document)
     st.session_state["kept choice"] = name
     say("success", f"“{name}” is back.")
 
@@ -193,7 +193,7 @@ def downloads(study, remembered, evaluation) -> None:
     with st.container(horizontal=True):
         st.download_button(
             f"Packed model, {overview.megabytes(allocation.cost.size_bytes)}",
-            lambda: study.packed(allocation).content,  # packed when the button is pressed
+            lambda: study.packing.packed(allocation).content,  # packed when the button is pressed
             f"{name}.safetensors",
             "application/octet-stream",
             icon=":material/download:",

@@ -70,13 +70,13 @@ def measure(study, remembered, queue, show) -> bool:
     for label, name, bits in queue:
         if bits is None or measured(study, remembered, name, bits):
             continue
-        if not study.measures_by_itself and key(bits) not in remembered.asked:
+        if not study.evaluations.by_itself() and key(bits) not in remembered.asked:
             waiting.append((label, bits))
             continue
         found = common.run(
             f"Measuring {label}",
             partial(study.evaluate_steps, bits),
-            lambda step, label=label: show(label, step.result),
+            lambda step, label=label: show(label, step.piece),
         )
         if found is None:
             return False

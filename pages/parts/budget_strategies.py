@@ -5,7 +5,7 @@ from dataclasses import replace
 import streamlit as st
 
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import AllocationError
 from mixqvit.views import strategies as figures
 from pages.parts import common, measuring
@@ -13,29 +13,22 @@ from pages.parts.budget_request import START
 from pages.parts.measuring import duration
 
 
-def pairs_wanted(study) -> bool:
-    """Return whether CLADO's pairs may be measured now: they are quick, or were asked for on a button."""
-    wanted = f"pairs wanted on {measuring.key(study)}"
-    if st.session_state.get(wanted) or pairs_seconds(study) < measuring.SECONDS_WITHOUT_ASKING:
+def scores_wanted(study, strategy: str) -> bool:
+    """Return whether layers may be scored for a costly strategy now: it is quick, or was asked for on a button."""
+    wanted = f"scores for {strategy} wanted on {measuring.key(study)}"
+    seconds = measuring.scoring_seconds(study, strategy)
+    if st.session_state.get(wanted) or seconds < measuring.SECONDS_WITHOUT_ASKING:
         return True
     with st.container(horizontal=True):
         st.button(
-            f"Measure pairs of layers for clado, about {duration(pairs_seconds(study))}",
+            f"Score the layers for {strategy}, about {duration(seconds)}",
             icon=":material/play_arrow:",
             type="primary",
             on_click=st.session_state.update,
             args=({wanted: True},),
-            help="What two layers quantized together cost beyond what each costs alone. What is measured is saved.",
+            help="What is measured is saved.",
         )
     return False
-
-
-def pairs_seconds(study) -> float:
-    """Return about how long the pairs take; timed once per session and study."""
-    name = f"seconds of pairs on {measuring.key(study)}"
-    if name not in st.session_state:
-        st.session_state[name] = study.pair_estimate()
-    return st.session_state[name]
 
 
 def strategies_section(study, wanted: Request) -> None:
@@ -54,24 +47,26 @@ def strategies_section(study, wanted: Request) -> None:
             key="strategy_measure",
             bind="query-params",
         )
-        with_pairs = st.toggle(
-            "with clado",
+        costly = [name for name, criterion in CRITERIA.items() if criterion.is_costly]
+        titles, possible = " and ".join(costly), wanted.tied or all(CRITERIA[name].is_independent for name in costly)
+        with_costly = st.toggle(
+            f"with {titles}",
             key="strategies_with_pairs",
             bind="query-params",
-            disabled=not wanted.tied,
-            help="CLADO measures pairs of layers first, which takes longest of all: here about "
-            f"{duration(pairs_seconds(study))}. What is measured is saved."
-            if wanted.tied
-            else "CLADO's pairs are measured with both operands of a layer at the same bits: tie the weights and "
-            "inputs of a layer to compare it.",
+            disabled=not possible,
+            help=f"Scoring the layers for {titles} takes longest of all: here about "
+            f"{duration(sum(measuring.scoring_seconds(study, name) for name in costly))}. What is measured is saved."
+            if possible
+            else f"The layers are scored for {titles} with both operands at the same bits: tie the weights and inputs "
+            "of a layer to compare it.",
         )
-        with_pairs = with_pairs and wanted.tied
+        with_costly = with_costly and possible
         request = replace(wanted, strategy=START.strategy)  # which of them is shown above does not matter
-        wanted_flag = f"strategies compared for {request} {with_pairs} on {st.session_state.study}"
+        wanted_flag = f"strategies compared for {request} {with_costly} on {st.session_state.study}"
         wanted_flag += f" {st.session_state.outliers}"
         asked = st.session_state.get(wanted_flag, False)
-        names = [name for name, one in STRATEGIES.items() if "pairs" not in one.needs or with_pairs]
-        seconds = measuring.strategies_seconds(study, len(names)) + (pairs_seconds(study) if with_pairs else 0.0)
+        names = [name for name in CRITERIA if with_costly or name not in costly]
+        seconds = measuring.strategies_seconds(study, names)
         st.button(
             f"Compare the strategies, about {duration(seconds)}",
             icon=":material/play_arrow:",
@@ -99,11 +94,11 @@ def run(study, names, wanted: Request, flag: str, measure: str):
 
     def draw(step) -> None:
         nonlocal drawn
-        st.session_state[so_far] = step.result
-        if len(step.result.results) > drawn:
-            drawn = len(step.result.results)
+        st.session_state[so_far] = step.piece
+        if len(step.piece.results) > drawn:
+            drawn = len(step.piece.results)
             slot.plotly_chart(
-                figures.strategy_figure(step.result, measure, wanted.strategy), alt="Strategies measured so far"
+                figures.strategy_figure(step.piece, measure, wanted.strategy), alt="Strategies measured so far"
             )
 
     known = st.session_state.get(so_far)

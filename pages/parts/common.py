@@ -208,7 +208,7 @@ def started(study: "Study", *stages: str) -> bool:
     """
     place = st.container()  # always there, see `study`
     flag = f"start {st.session_state.study} {st.session_state.outliers}"
-    if st.session_state.get(flag) or study.measures_by_itself:
+    if st.session_state.get(flag) or study.evaluations.by_itself():
         return True
     left = study.estimate()
     if left is None:  # a GPU, where nothing was measured

@@ -1,5 +1,7 @@
 """What measuring means on the images of the open study, and how long it takes."""
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from mixqvit.quantization.channels import CLIPS
@@ -8,12 +10,8 @@ from pages.parts import common
 
 SECONDS_WITHOUT_ASKING = 20
 
-HESSIAN_PASSES, QUALITY_PASSES = 110, 120
-"""Full-precision passes per image of the Hessian traces, and of Captum's scores of an attribution, next to which most
-other scores are quick (DeiT-Tiny)."""
-
-STEP_SIZE_PASSES = 120
-"""The same of the step sizes of limpq: 92 (digits_vit), 178 (digits_swin) and 106 (DeiT-Tiny)."""
+QUALITY_PASSES = 120
+"""Full-precision passes per image of Captum's scores of an attribution, next to which others are quick (DeiT-Tiny)."""
 
 
 def has_labels(study) -> bool:
@@ -49,7 +47,7 @@ def evaluation_seconds(study) -> float:
     """Return about how long measuring one setting takes; timed once per session and study."""
     name = f"seconds of an evaluation on {key(study)}"
     if name not in st.session_state:
-        st.session_state[name] = study.evaluation_estimate()
+        st.session_state[name] = study.evaluations.estimate()
     return st.session_state[name]
 
 
@@ -62,10 +60,17 @@ def image_seconds(study) -> float:
     return evaluation_seconds(study) / passes
 
 
-def strategies_seconds(study, count: int) -> float:
-    """Return about how long it takes to score, solve and measure so many strategies, CLADO's pairs aside."""
-    analysed = min(study.settings.analysis_images, len(study.calibration_images))
-    return count * evaluation_seconds(study) + (HESSIAN_PASSES + STEP_SIZE_PASSES) * analysed * image_seconds(study)
+def scoring_seconds(study, strategy: str) -> float:
+    """Return about how long it takes to score the layers for a strategy; timed once per session and study."""
+    name = f"seconds of scores for {strategy} on {key(study)}"
+    if name not in st.session_state:
+        st.session_state[name] = study.scores.estimate(strategy)
+    return st.session_state[name]
+
+
+def strategies_seconds(study, strategies: Sequence[str]) -> float:
+    """Return about how long it takes to score, solve and measure strategies."""
+    return sum(evaluation_seconds(study) + scoring_seconds(study, name) for name in strategies)
 
 
 def methods_seconds(study) -> float:

@@ -77,11 +77,11 @@ def measured(study, bits: float, wanted: str):
 
     def draw(step) -> None:
         nonlocal drawn
-        st.session_state[so_far] = step.result
-        finished = len(step.result.methods) + len(step.result.references)
+        st.session_state[so_far] = step.piece
+        finished = len(step.piece.methods) + len(step.piece.references)
         if finished > drawn:
             drawn = finished
-            slot.plotly_chart(figures.outcome_figure(step.result), alt="Methods measured so far")
+            slot.plotly_chart(figures.outcome_figure(step.piece), alt="Methods measured so far")
 
     with progress:
         comparison = common.run(f"Comparison at {bits} bits", lambda: study.method_comparison_steps(bits), draw)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA, WITHOUT_IMPORTANCE
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 from mixqvit.images.sources.factory import forms, is_path
@@ -29,7 +29,7 @@ DEFAULTS = {
     "train_source": "",
 }
 # Those whose scores this page computes; pairs of layers take long and are asked for on the Budget page.
-MIXED_STRATEGIES = [name for name, found in STRATEGIES.items() if not found.is_control and "pairs" not in found.needs]
+MIXED_STRATEGIES = [name for name, found in CRITERIA.items() if not (found.is_control or found.is_costly)]
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def more() -> tuple[int, float | None, int | None, str, str]:
             key="train_strategy",
             bind="query-params",
             help="What is minimised:\n\n"
-            + "\n".join(f"- **{name}**: {STRATEGIES[name].description}" for name in MIXED_STRATEGIES),
+            + "\n".join(f"- **{name}**: {CRITERIA[name].sentence}" for name in MIXED_STRATEGIES),
         )
     return batch, learning_rate, patience, source, strategy
 
@@ -225,7 +225,7 @@ def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
     allocation = study.allocate(study.first_last_request(chosen.bits), strategy=chosen.strategy)
     words.caption(
         f"{bits_words(study.layers, allocation.bits)} Chosen by strategy {chosen.strategy}: "
-        f"{study.inner_average_bits(allocation.bits):.2f} bits on average."
+        f"{study.training.inner_average_bits(allocation.bits):.2f} bits on average."
     )
     return allocation.bits
 
@@ -234,23 +234,18 @@ def scored(study, strategy: str) -> bool:
     """Compute what the strategy has to know of the layers; returns whether it is there."""
     if not common.started(study, "relevance", "calibration", "sensitivity"):
         return False
-    needs = STRATEGIES[strategy].needs
-    if "sensitivity" in needs and common.run("Sensitivity", study.sensitivity_steps) is None:
-        return False
-    if "relevance" in needs and common.run("Relevance", study.relevance_steps) is None:
-        return False
     return common.run(f"Scores for {strategy}", lambda: study.score_steps(strategy)) is not None
 
 
 def offer_sensitivity(reason: str, strategy: str) -> None:
     """Say that importance is refused, and offer the strategy that does without."""
     st.warning(
-        f"{common.as_sentence(reason)} Strategy {strategy} needs importance; *sensitivity* does without.",
+        f"{common.as_sentence(reason)} Strategy {strategy} needs importance; *{WITHOUT_IMPORTANCE}* does without.",
         icon=":material/block:",
     )
     st.button(
-        "Choose strategy sensitivity",
+        f"Choose strategy {WITHOUT_IMPORTANCE}",
         type="primary",
         on_click=st.session_state.update,
-        args=({"train_strategy": "sensitivity"},),
+        args=({"train_strategy": WITHOUT_IMPORTANCE},),
     )

@@ -19,7 +19,7 @@ NOT_KEPT = "trained weights not kept"
 def trained_cost(study, bits: dict, settings):
     """Return what the trained model costs; None where its recipe cannot serve the model."""
     try:
-        return study.trained_cost(bits, settings)
+        return study.training.cost(bits, settings)
     except MixQViTError:
         return None
 
@@ -33,7 +33,7 @@ def step_sizes(study, bits: dict, chosen: Chosen) -> None:
         "calibration images, where training began. After: as learned, of the epoch whose weights are kept.",
     )
     with st.spinner("Reading the trained model …"):
-        steps = study.trained_step_sizes(bits, chosen.settings, chosen.source)
+        steps = study.training.step_sizes(bits, chosen.settings, chosen.source)
     st.markdown(training_steps.step_words(steps))
     name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {chosen.settings.recipe}"
     left, right = st.columns([3, 2], gap="medium")
@@ -76,14 +76,14 @@ def rows(study, bits: dict | None, chosen: Chosen | None) -> list:
     """
     full = cost(study.layers, uniform(study.layers, FULL_PRECISION), study.storage)
     found = [training_table.Setting("", "", FULL_PRECISION, full, study.saved_evaluation(FULL_PRECISION))]
-    trainings = study.trainings()
+    trainings = study.training.all()
     by_key = {key_of(training.bits): training.bits for training in trainings}
     shown = None if bits is None else key_of(bits)
     if bits is not None:
         by_key.setdefault(shown, bits)
-    for name, own in sorted(by_key.items(), key=lambda item: (study.inner_average_bits(item[1]), item[0])):
+    for name, own in sorted(by_key.items(), key=lambda item: (study.training.inner_average_bits(item[1]), item[0])):
         allocation = "uniform" if training_table.is_uniform(study.layers, own) else "mixed"
-        average = study.inner_average_bits(own)
+        average = study.training.inner_average_bits(own)
         post = cost(study.layers, own, study.storage)
         evaluation = study.saved_evaluation(own)
         found.append(training_table.Setting(name, allocation, average, post, evaluation, is_shown=name == shown))
@@ -97,7 +97,7 @@ def rows(study, bits: dict | None, chosen: Chosen | None) -> list:
                     allocation,
                     average,
                     trained_cost(study, own, settings),
-                    study.saved_trained_evaluation(own, settings, source),
+                    study.training.saved_evaluation(own, settings, source),
                     training.run,
                     source,
                     name == shown and settings == chosen.settings and source == chosen.source,
@@ -158,11 +158,11 @@ def table(study, bits: dict | None, chosen: Chosen | None) -> None:
 
 def take_away(study, bits: dict, chosen: Chosen) -> None:
     settings, source = chosen.settings, chosen.source
-    run = study.training_progress(bits, settings, source).result
+    run = study.training.run(bits, settings, source)
     finished, size = run is not None and run.finished, trained_cost(study, bits, settings)
     st.download_button(
         "Packed trained model" + (f", {overview.megabytes(size.size_bytes)}" if size else ""),
-        lambda: study.packed_trained(bits, settings, source).content,  # packed when the button is pressed
+        lambda: study.training.packed(bits, settings, source).content,  # packed when the button is pressed
         f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.recipe}.safetensors",
         "application/octet-stream",
         icon=":material/download:",

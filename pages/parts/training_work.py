@@ -43,7 +43,7 @@ def start(name: str) -> None:
 
 def start_again(name: str, study, bits: dict, chosen: Chosen) -> None:
     try:
-        study.forget_training(bits, chosen.settings, chosen.source)
+        study.training.forget(bits, chosen.settings, chosen.source)
     except MixQViTError as error:
         st.session_state[FAILED] = (name, str(error))
         return
@@ -99,7 +99,7 @@ def evaluations(study, bits: dict, chosen: Chosen) -> dict:
     return {
         "full precision": study.saved_evaluation(FULL_PRECISION),
         "post-training": study.saved_evaluation(bits),
-        "trained": study.saved_trained_evaluation(bits, chosen.settings, chosen.source),
+        "trained": study.training.saved_evaluation(bits, chosen.settings, chosen.source),
     }
 
 
@@ -116,7 +116,7 @@ def work(name: str, study, bits: dict, chosen: Chosen, found: dict, draw) -> Non
     """
     settings, source = chosen.settings, chosen.source
     wanted = st.session_state.get(WANTED) == name
-    run = study.training_progress(bits, settings, source).result
+    run = study.training.run(bits, settings, source)
     finished = run is not None and run.finished
     steps = {
         "full precision": partial(study.evaluate_steps, FULL_PRECISION),
@@ -124,7 +124,7 @@ def work(name: str, study, bits: dict, chosen: Chosen, found: dict, draw) -> Non
         "trained": partial(study.evaluate_trained_steps, bits, settings, source),
     }
     missing = [title for title in MEASURED if found[title] is None and (title != "trained" or finished)]
-    if missing and not (wanted or study.measures_by_itself or name in st.session_state.get(ASKED, ())):
+    if missing and not (wanted or study.evaluations.by_itself() or name in st.session_state.get(ASKED, ())):
         offer_measuring(name, study, missing)
         return
     for title in missing:
@@ -143,12 +143,12 @@ def train(name: str, study, bits: dict, chosen: Chosen, run, draw) -> None:
 
     def show(step) -> None:
         nonlocal drawn
-        if len(step.result.epochs) != drawn:
-            drawn = len(step.result.epochs)
-            draw(step.result)
+        if len(step.piece.epochs) != drawn:
+            drawn = len(step.piece.epochs)
+            draw(step.piece)
 
     try:
-        images = common.run("Training images", lambda: study.training_images_steps(chosen.source))
+        images = common.run("Training images", lambda: study.training.images_steps(chosen.source))
         if images is None:
             st.session_state.pop(WANTED, None)
             return

@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS, UNQUANTIZED, possible_bits
 
 WIDTHS = st.sampled_from(BIT_WIDTHS)
@@ -27,7 +27,7 @@ def requests(draw, layers) -> Request:
         size_bytes=draw(st.none() | st.integers(1000, 10**12)),
         bitops=draw(st.none() | st.integers(10**6, 10**15)),
         cap_bitops=draw(st.booleans()),
-        strategy=draw(st.sampled_from(list(STRATEGIES))),
+        strategy=draw(st.sampled_from(list(CRITERIA))),
         gamma=draw(st.floats(0.0, 2.0)),
         tied=tied,
         seed=draw(st.integers(0, 10**6)),

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixqvit.allocation.budget import Budget, largest_uniform
-from mixqvit.allocation.choices import independent_choices, monotone_envelope, predicted_harm, tied_choices, weighted
 from mixqvit.allocation.costs import cost
 from mixqvit.allocation.exact import allocate, best_allocation, frontier_steps
 from mixqvit.allocation.quantities import weight_bits_ceiling
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
+from mixqvit.criteria.choices import independent_choices, monotone_envelope, predicted_harm, tied_choices, weighted
 from mixqvit.errors import AllocationError, InfeasibleBudgetError
 from mixqvit.network.bits import BIT_WIDTHS, uniform
 from tests.allocation.problems import REST, brute_force, fits, layer, sensitivities, table, transformer

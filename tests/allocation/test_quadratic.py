@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from mixqvit.allocation import quadratic
 from mixqvit.allocation.budget import Budget
-from mixqvit.allocation.choices import independent_choices, tied_choices
 from mixqvit.allocation.convexity import convex_split
 from mixqvit.allocation.exact import best_allocation
 from mixqvit.allocation.local_search import improved, quadratic_harm
@@ -15,6 +14,7 @@ from mixqvit.allocation.quadratic import _matrix, _Search, best_pairwise_allocat
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.solver import least_harm
 from mixqvit.allocation.table import choice_table
+from mixqvit.criteria.choices import independent_choices, tied_choices
 from mixqvit.errors import AllocationError, InfeasibleBudgetError
 from tests.allocation.problems import REST, every_combination, fits, sensitivities, table, transformer
 

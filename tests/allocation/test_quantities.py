@@ -6,7 +6,6 @@ import json
 import pytest
 
 from mixqvit.allocation.budget import Budget, ceilings, is_within
-from mixqvit.allocation.choices import tied_choices
 from mixqvit.allocation.costs import bits_of_uniform_bitops, cost, uniform_bitops
 from mixqvit.allocation.exact import best_allocation
 from mixqvit.allocation.quantities import QUANTITIES, Quantity, spent
@@ -14,6 +13,7 @@ from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.commands.parser import parser
 from mixqvit.commands.studies import allocation_request
+from mixqvit.criteria.choices import tied_choices
 from mixqvit.errors import AllocationError, InfeasibleBudgetError
 from mixqvit.network.bits import uniform
 from tests.allocation.problems import REST, brute_force, every_combination, table

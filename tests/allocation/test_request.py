@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.request import Request, as_request
 from mixqvit.allocation.restrictions import Restrictions
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import AllocationError, AllocationFileError
 from tests.allocation.problems import table
 from tests.allocation.requests import requests
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_said_in_one_sentence(document, message):
 
 
 def test_allocations_are_compared_by_what_their_strategy_weighs():
-    weighing = {name for name in STRATEGIES if Request(strategy=name, gamma=0.5).yardstick == (0.5, True)}
+    weighing = {name for name in CRITERIA if Request(strategy=name, gamma=0.5).yardstick == (0.5, True)}
     assert weighing == {"mix-qvit"}
     assert Request(strategy="lrp-qvit", tied=False).yardstick == (0.0, False)
     assert [Request(strategy=name).yardstick_words for name in ("mix-qvit", "lrp-qvit")] == ["Σ Ω^γ · Λ", "Σ Λ"]

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixqvit.allocation.budget import Budget
-from mixqvit.allocation.choices import independent_choices, tied_choices
 from mixqvit.allocation.costs import cost
 from mixqvit.allocation.exact import allocate, best_allocation
 from mixqvit.allocation.infeasible import smallest_value
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
+from mixqvit.criteria.choices import independent_choices, tied_choices
 from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
 from mixqvit.network.bits import BIT_WIDTHS, uniform
 from tests.allocation.problems import REST, brute_force, fits, table

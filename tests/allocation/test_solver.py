@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from mixqvit.allocation.budget import Budget
-from mixqvit.allocation.choices import independent_choices, tied_choices
 from mixqvit.allocation.costs import cost
 from mixqvit.allocation.duality import dual
 from mixqvit.allocation.enumeration import Best, enumerate_choices
@@ -10,6 +9,7 @@ from mixqvit.allocation.integer_program import solve_integer_program
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.solver import least_harm
 from mixqvit.allocation.table import choice_table
+from mixqvit.criteria.choices import independent_choices, tied_choices
 from mixqvit.network.bits import uniform
 from tests.allocation.problems import REST, sensitivities, transformer
 

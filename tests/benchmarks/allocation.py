@@ -9,12 +9,12 @@ import time
 import numpy as np
 
 from mixqvit.allocation.budget import Budget
-from mixqvit.allocation.choices import independent_choices, tied_choices
 from mixqvit.allocation.exact import best_allocation, frontier_steps
 from mixqvit.allocation.integer_program import solve_integer_program
 from mixqvit.allocation.quadratic import best_pairwise_allocation
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.allocation.table import choice_table
+from mixqvit.criteria.choices import independent_choices, tied_choices
 from tests.allocation.problems import REST, sensitivities, table, transformer
 
 AVERAGES = np.linspace(2.1, 7.7, 15).round(2)

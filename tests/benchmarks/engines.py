@@ -21,10 +21,9 @@ from mixqvit.engines.processes import Processes
 from mixqvit.engines.ray_cluster import RayCluster
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.study.evaluation import PART_IMAGES
+from mixqvit.quantization.evaluation_stage import PART_IMAGES, EvaluationPart, FullPrecision, evaluator
 from mixqvit.study.library import StudyDescription
 from mixqvit.study.open_studies import open_study
-from mixqvit.study.workers import EvaluationPart, evaluator
 
 
 def no_work(number: int) -> list[int]:
@@ -96,8 +95,10 @@ def main() -> None:
             flush=True,
         )
     print(f"sent to every worker: {sent / 1e6:.1f} MB")
-    reference = study._reference_logits()
-    part = EvaluationPart("", study.resolved(4), 0, study.evaluation_images.pixels.clone(), reference, None)
+    reference = study.result(FullPrecision())
+    part = EvaluationPart(
+        study.resolved(4), range(len(study.evaluation_images)), study.evaluation_images.pixels.clone(), reference, None
+    )
     started = time.perf_counter()
     measure = evaluator(lambda: study.calibration())
     list(measure(part))

@@ -23,6 +23,7 @@ import timm
 import torch
 
 import mixqvit
+from mixqvit.criteria.hessian import HessianTraces
 from mixqvit.criteria.loss_change import loss_change_steps
 from mixqvit.criteria.pairwise import block_pairs, pair_steps
 from mixqvit.criteria.perturbation import squared_perturbations
@@ -31,6 +32,7 @@ from mixqvit.packing.model import packed
 from mixqvit.quantization.calibration import Calibration, calibrate, calibrate_steps
 from mixqvit.quantization.model import quantize
 from mixqvit.quantization.saving import from_tensors, to_tensors
+from mixqvit.stages import runner
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 
@@ -79,7 +81,7 @@ def _relevance(method: str) -> Callable[[Study], None]:
 
 STAGES: Mapping[str, Callable[[Study], object]] = {
     "opened": lambda study: study.graph,
-    "full precision": lambda study: study.reference_predictions,
+    "full precision": lambda study: study.evaluations.reference(),
     "calibration for 2 to 8 bits, first two blocks": _calibration,
     f"sweep at {BITS} bits, one layer in {EVERY}": _sweep,
     f"allocation of {BITS} bits measured": lambda study: study.evaluate(BITS),
@@ -94,7 +96,9 @@ STAGES: Mapping[str, Callable[[Study], object]] = {
     ),
     "loss changes, first batch": _loss_changes,
     "pairs, first two": _pairs,
-    "Hessian traces, first batch": lambda study: _first(step for step in study.hessian_steps() if step.done),
+    "Hessian traces, first batch": lambda study: _first(
+        step for step in runner.steps(study, HessianTraces()) if step.done
+    ),
     "channels of all LayerNorms": lambda study: study.channels.statistics(),
 }
 

@@ -9,7 +9,7 @@ import sys
 from statistics import mean
 
 import mixqvit
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import CalibrationError
 from mixqvit.study.records import StrategyResult
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
 def _print(studies: list[mixqvit.Study], average_bits: float) -> None:
     found: dict[str, list[StrategyResult]] = {}
     for number, study in enumerate(studies):
-        strategies = [name for name in STRATEGIES if name != "clado" or number == 0]
+        strategies = [name for name, one in CRITERIA.items() if not one.is_costly or number == 0]
         for step in study.compare_strategies_steps(strategies, average_bits=average_bits):
             print(f"{study.model.name} {average_bits}: {step.doing}", end="\033[K\r", file=sys.stderr)
         if step.result.refused:

@@ -68,7 +68,7 @@ def table(name: str, seeds: list[int], epochs: int, store: Store) -> None:
                 found.append(finish(study.evaluate_trained_steps(bits, settings)))
             top1 = [100 * evaluation.top1 for evaluation in found]
             pooled = pool(found)
-            costs = study.trained_cost(bits, settings)
+            costs = study.training.cost(bits, settings)
             print(
                 f"  {recipe}: top-1 {' '.join(f'{value:.1f}' for value in top1)}, mean {statistics.mean(top1):.2f} "
                 f"({pooled[0]:.2f} to {pooled[1]:.2f}), KL {statistics.mean(found_.kl for found_ in found):.4f}; "

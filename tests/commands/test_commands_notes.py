@@ -72,9 +72,8 @@ def lines(said: str) -> list[str]:
 def test_notes_are_said_once_and_are_part_of_the_document(run, shifted):
     document, said = run("layers", "--model", "digits_vit", "--images", shifted)
     assert lines(said) == [f"note: {note}" for note in document["notes"]]
-    beside, skipped = document["notes"]
-    assert beside == "1 image(s) beside the sub-folders have no class and are left out."
-    assert skipped.startswith("1 image(s) could not be used and were skipped: 3/broken.png: ")
+    assert any(note.startswith("1 left out (3/broken.png): it is damaged") for note in document["notes"])
+    assert any("beside" in note for note in document["notes"])
 
 
 def test_a_study_of_which_there_is_nothing_to_say(run):
@@ -98,10 +97,10 @@ def test_shifted_labels_are_a_warning_beside_what_was_measured(run, shifted, rig
 def test_files_that_are_written_contain_the_notes(run, shifted, tmp_path):
     recipe, study = tmp_path / "recipe.json", tmp_path / "study.safetensors"
     options = ["--model", "digits_vit", "--images", shifted]
-    document, _ = run("export", *options, "--bits", 4, "--format", "recipe", "--output", recipe)
+    document, _ = run("export", *options, "--bits", 4, "--format", "allocation", "--output", recipe)
     assert json.loads(recipe.read_text())["notes"] == document["notes"] != []
     document, _ = run("export", *options, "--bits", 4, "--format", "torchao", "--output", tmp_path / "torchao.json")
-    assert document["notes"][1].startswith("1 image(s) could not be used")
+    assert any("broken.png" in note for note in document["notes"])
     assert len(document["notes"]) > 2  # what the format cannot express comes after them
     keep_small_study("few", tmp_path, labelled=False)
     written, _ = run("study", "export", "few", study)
@@ -119,7 +118,7 @@ def test_few_images_are_noted_with_what_that_means(run, tmp_path):
 
 
 def test_one_calibration_image_has_no_intervals(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mixqvit.study.sensitivity.BIT_WIDTHS", (2,))
+    monkeypatch.setattr("mixqvit.criteria.sensitivity.stage.BIT_WIDTHS", (2,))
     keep_small_study("one image", tmp_path, labelled=False, **QUICK | {"calibration_images": 1, "analysis_images": 1})
     document, said = run("sensitivity", "--model", "one image")
     assert document["interval_95"] is None
@@ -163,9 +162,9 @@ def test_without_relevance_the_strategy_that_works_is_named(capfd, monkeypatch):
         (["evaluate", "--images=~/photos"], "images", "photos"),
         (["evaluate", "--checkpoint=~/weights.pth"], "checkpoint", "weights.pth"),
         (["evaluate", "--packed=~/model.safetensors"], "packed", "model.safetensors"),
-        (["evaluate", "--recipe=~/recipe.json"], "recipe", "recipe.json"),
+        (["evaluate", "--allocation=~/a.json"], "allocation", "a.json"),
         (["report", "--output=~/report.html"], "output", "report.html"),
-        (["report", "--output=x", "--recipe=~/recipe.json"], "recipe", "recipe.json"),
+        (["report", "--output=x", "--recipe=~/a.json"], "allocation", "a.json"),
         (["export", "--format=onnx", "--output=~/model.onnx"], "output", "model.onnx"),
         (["train", "--training-images=~/photos"], "training_images", "photos"),
         (["train", "--allocation=~/recipe.json"], "allocation", "recipe.json"),

@@ -45,7 +45,7 @@ def test_train_measures_writes_keeps_and_goes_on(tmp_path, capfd):
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_links_out_of_the_folder_of_training_images_are_followed(tmp_path, capfd, monkeypatch):
     def counted(study, bits, settings, source):
-        *_, last = study.training_images_steps(source)
+        *_, last = study.training.images_steps(source)
         raise TrainingError(f"it would train on {len(last.result)}")
 
     monkeypatch.setattr(Study, "training_steps", counted)

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from mixqvit.criteria import hessian, shared
-from mixqvit.criteria.hessian import LayerTraces, Trace, TraceBatch, hawq_harms, hessian_trace_steps, mean_traces
+from mixqvit.criteria.hawq_v2 import hawq_harms
+from mixqvit.criteria.hessian import LayerTraces, Trace, TraceBatch, hessian_trace_steps, mean_traces
 from mixqvit.criteria.perturbation import Perturbation, squared_perturbations
 from mixqvit.network.bits import tied_bits
 from mixqvit.network.tracing import trace

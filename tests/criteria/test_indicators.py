@@ -8,9 +8,11 @@ from torch.nn import functional
 
 import mixqvit
 from mixqvit.allocation.costs import uniform_bitops
-from mixqvit.criteria.indicators import Indicators, indicator_harms, indicator_steps
+from mixqvit.criteria.indicators import Indicators, LearnedSteps, indicator_steps
+from mixqvit.criteria.limpq import indicator_harms
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.tracing import trace
+from mixqvit.stages import runner
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.training.distillation import distillation_loss
@@ -185,7 +187,7 @@ def test_the_strategy_solves_every_budget_without_evaluation_images(study, tied,
 
     monkeypatch.setattr(study, "evaluation_images", Untouched())
     list(study.score_steps("limpq", tied=tied))
-    assert study.score_seconds("limpq", tied=tied) > 0
+    assert study.scores.seconds("limpq", tied=tied) > 0
     for average_bits in (2.0, 3.0, 4.5):
         found = study.allocate(average_bits=average_bits, strategy="limpq", tied=tied)
         assert found.cost.average_bits <= average_bits + 1e-12
@@ -198,9 +200,9 @@ def test_the_strategy_solves_every_budget_without_evaluation_images(study, tied,
 
 
 def test_a_study_saves_every_pass_and_goes_on_from_it(study, tmp_path, monkeypatch):
-    expected = last(study.indicator_steps()).result
+    expected = last(runner.steps(study, LearnedSteps())).result
     again = Study("digits_swin", settings=study.settings, store=mixqvit.Store(tmp_path))
-    step = next(again.indicator_steps())  # closed here, as when a person stops it
+    step = next(runner.steps(again, LearnedSteps()))  # closed here, as when a person stops it
     assert (step.done, step.total) == (1, 3)
     begun = []
 
@@ -208,10 +210,10 @@ def test_a_study_saves_every_pass_and_goes_on_from_it(study, tmp_path, monkeypat
         begun.append(state and state.passes)
         return indicator_steps(*arguments, state=state, **keywords)
 
-    monkeypatch.setattr("mixqvit.study.criteria.indicator_steps", watched)
+    monkeypatch.setattr("mixqvit.criteria.indicators.indicator_steps", watched)
     later = Study("digits_swin", settings=study.settings, store=mixqvit.Store(tmp_path))
-    assert last(later.indicator_steps()).result == expected
+    assert last(runner.steps(later, LearnedSteps())).result == expected
     assert begun == [1]
-    monkeypatch.setattr("mixqvit.study.criteria.indicator_steps", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("mixqvit.criteria.indicators.indicator_steps", lambda *_, **__: pytest.fail("computed again"))
     finished = Study("digits_swin", settings=study.settings, store=mixqvit.Store(tmp_path))
-    assert last(finished.indicator_steps()).result == expected
+    assert last(runner.steps(finished, LearnedSteps())).result == expected

@@ -28,7 +28,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = Study("digits_swin", settings=SETTINGS, store=Store(tmp_path_factory.mktemp("here")))
     study.evaluate(BITS)
     study.relevance()
-    study.save_allocation("mine", {"cost": {"average_bits": 4.0}})
+    study.kept.save("mine", {"cost": {"average_bits": 4.0}})
     return study
 
 
@@ -51,7 +51,7 @@ def test_an_imported_study_has_the_same_model_images_and_results(study: Study, f
     assert imported.model.class_names == study.model.class_names
     assert imported.saved_evaluation(BITS) == study.saved_evaluation(BITS)
     assert imported.relevance() == study.relevance()
-    assert imported.saved_allocations() == study.saved_allocations()
+    assert imported.kept.all() == study.kept.all()
     assert count == read_study_file(file).results
     assert imported.model.notes == study.model.notes
 

@@ -277,7 +277,7 @@ def test_a_study_on_the_device_gives_what_it_gives_on_the_cpu(tmp_path, has_doub
     here = opened(CPU, tmp_path / "here")
     with second_device(has_double_precision) as counts:
         there = opened(DEVICE, tmp_path / "there")
-        assert there.reference_predictions == here.reference_predictions
+        assert there.evaluations.reference() == here.evaluations.reference()
         assert there.relevance().mean == pytest.approx(here.relevance().mean, rel=1e-4)
         calibration = there.calibration()
         assert calibration.graph.device == (DEVICE if has_double_precision else CPU)
@@ -292,7 +292,7 @@ def test_a_study_on_the_device_gives_what_it_gives_on_the_cpu(tmp_path, has_doub
         assert sum(counts.values()) > 1000
         assert measured.kl == pytest.approx(here.evaluate(8).kl, rel=0.2)
         again.pack(8, tmp_path / "model.mixqvit")
-        *_, packed = again.evaluate_packed_steps(tmp_path / "model.mixqvit")
+        *_, packed = again.packing.evaluate_steps(tmp_path / "model.mixqvit")
         assert packed.result.kl == pytest.approx(measured.kl, rel=1e-3)
         assert there.image_relevance(0).predicted == here.image_relevance(0).predicted
 

@@ -149,7 +149,7 @@ def test_the_packed_model_is_offered_with_its_size(page, study):
     assert f"Packed model, {megabytes(allocation.cost.size_bytes)}" in [
         button.proto.label for button in page.get("download_button")
     ]
-    assert study.packed(allocation).size_bytes == allocation.cost.size_bytes
+    assert study.packing.packed(allocation).size_bytes == allocation.cost.size_bytes
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.files.allocation_document import allocation_document
 from pages.parts import budget_keep, budget_url, measuring
 
@@ -23,8 +23,8 @@ def page(open_page) -> AppTest:
 @pytest.fixture(autouse=True)
 def nothing_kept(study):
     yield
-    for name in study.saved_allocations():
-        study.delete_allocation(name)
+    for name in study.kept.all():
+        study.kept.delete(name)
 
 
 def press(at: AppTest, label: str) -> None:
@@ -128,8 +128,8 @@ def test_a_and_b_are_compared_layer_by_layer_and_image_by_image(page, study):
 
 def test_strategies_are_compared_on_a_button(page, study, monkeypatch):
     monkeypatch.setattr(
-        "pages.parts.budget_strategies.STRATEGIES",
-        {name: STRATEGIES[name] for name in ("sensitivity", "uniform", "random")},
+        "pages.parts.budget_strategies.CRITERIA",
+        {name: CRITERIA[name] for name in ("sensitivity", "uniform", "random")},
     )
     assert not any(element.value.columns[0] == "strategy" for element in page.dataframe)
     press(page, next(button.label for button in page.button if button.label.startswith("Compare the strategies, ")))
@@ -157,11 +157,11 @@ def test_clado_is_offered_with_tied_operands_only(page):
 
 
 def test_pairs_that_take_long_wait_for_a_button(page, study):
-    page.session_state[f"seconds of pairs on {measuring.key(study)}"] = 600.0
+    page.session_state[f"seconds of scores for clado on {measuring.key(study)}"] = 600.0
     page.session_state["stopped Scores for clado on digits_vit 1"] = True
     page.selectbox(key="strategy").set_value("clado").run()
     assert not page.exception
-    press(page, "Measure pairs of layers for clado, about 10 min")
+    press(page, "Score the layers for clado, about 10 min")
     assert any(button.label == "Resume" for button in page.button)
 
 
@@ -173,22 +173,22 @@ def test_an_allocation_is_saved_loaded_deleted_and_brought_back(page, study):
     page.slider(key="gamma").set_value(0.5).run()
     page.text_input(key="kept name").set_value("small one").run()
     press(page, "Save")
-    assert list(study.saved_allocations()) == ["small one"]
+    assert list(study.kept.all()) == ["small one"]
     press(page, "Reset")
     press(page, "Load")
     assert page.slider(key="average_bits").value == 3.0
     assert page.slider(key="gamma").value == 0.5
     assert memory(page).allocation.bits == study.allocate(average_bits=3.0, gamma=0.5).bits
     press(page, "Delete")
-    assert not study.saved_allocations()
+    assert not study.kept.all()
     press(page, "Bring back “small one”")
-    assert list(study.saved_allocations()) == ["small one"]
+    assert list(study.kept.all()) == ["small one"]
 
 
 def test_an_allocation_without_a_name_is_not_saved(page, study):
     press(page, "Save")
     assert "name" in page.warning[0].value
-    assert not study.saved_allocations()
+    assert not study.kept.all()
 
 
 def document(study, request: Request | None, average_bits: float = 3.0) -> dict:
@@ -199,7 +199,7 @@ def document(study, request: Request | None, average_bits: float = 3.0) -> dict:
 @pytest.mark.slow
 def test_loading_sets_every_control(page, study):
     request = REQUEST.changed(size_bytes=400_000, bitops=10**9, strategy="sensitivity", tied=False)
-    study.save_allocation("other", document(study, request))
+    study.kept.save("other", document(study, request))
     page.run()
     press(page, "Load")
     assert memory(page).wanted == request
@@ -211,7 +211,7 @@ def test_loading_sets_every_control(page, study):
 
 
 def test_a_file_that_says_bits_only_pins_them(page, study):
-    study.save_allocation("bits only", document(study, None))
+    study.kept.save("bits only", document(study, None))
     page.run()
     press(page, "Load")
     assert memory(page).allocation.bits == study.allocate(average_bits=3.0).bits
@@ -220,7 +220,7 @@ def test_a_file_that_says_bits_only_pins_them(page, study):
 
 def test_what_the_controls_cannot_show_of_a_file_is_said(page, study):
     request = Request().changed(average_bits=9, gamma=3, pinned={"tail": 4, "head": 6}, allowed={"reduction": [4]})
-    study.save_allocation("odd", document(study, request))
+    study.kept.save("odd", document(study, request))
     page.run()
     press(page, "Load")
     message = page.warning[0].value
@@ -233,7 +233,7 @@ def test_what_the_controls_cannot_show_of_a_file_is_said(page, study):
 def test_bits_that_differ_within_a_layer_are_pinned_with_independent_operands(page, study):
     changed = document(study, None)
     changed["bits"]["head"] = [4, 6]
-    study.save_allocation("mixed head", changed)
+    study.kept.save("mixed head", changed)
     page.run()
     press(page, "Load")
     assert not page.warning

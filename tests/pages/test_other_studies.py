@@ -6,8 +6,10 @@ from streamlit.testing.v1 import AppTest
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.stages.store import Store
 from mixqvit.study.estimate import Estimate
+from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.library import find_study
 from mixqvit.study.open_studies import open_study
+from mixqvit.study.quantizers import Quantizers
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation
 from tests.pages.studies import CLASSES, SHARK, keep_small_study
@@ -117,9 +119,9 @@ def test_refused_relevance_leaves_a_budget_by_sensitivity(open_page, monkeypatch
 
 
 def test_minutes_of_work_wait_for_a_click_that_says_how_long(open_page, monkeypatch):
-    monkeypatch.setattr(Study, "measures_by_itself", property(lambda _: False))
+    monkeypatch.setattr(Evaluations, "by_itself", lambda _: False)
     monkeypatch.setattr(Study, "estimate", lambda _: Estimate({"relevance": 600.0, "sensitivity": 60.0}, {}))
-    monkeypatch.setattr(Study, "evaluation_estimate", lambda _: 240.0)
+    monkeypatch.setattr(Evaluations, "estimate", lambda _: 240.0)
     at = open_page("relevance", LABELLED)
     assert "about 10 min" in words(at)
     assert not at.metric
@@ -156,7 +158,7 @@ def test_notes_are_shown_beside_the_accuracy(open_page):
 
 def test_the_recipes_have_agreement_where_there_are_no_labels(open_page, monkeypatch):
     found = {"full precision": Evaluation(12, 12, None, 12, 0.0), "mix-qvit": Evaluation(12, 12, None, 9, 0.25)}
-    monkeypatch.setattr(Study, "saved_recipes", lambda *_: found)
+    monkeypatch.setattr(Quantizers, "saved_recipes", lambda *_: found)
     at = open_page("quantizers", BARE)
     assert not at.exception
     (table,) = (frame.value for frame in at.dataframe)

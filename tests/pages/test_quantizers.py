@@ -5,7 +5,7 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.study.study import Study
+from mixqvit.study.quantizers import Quantizers
 from mixqvit.views.quantizers import percent
 
 
@@ -24,12 +24,12 @@ def text(at: AppTest) -> str:
 
 def test_controls_choose_the_operand_and_reset_undoes_them(page, study):
     first = chart(page, 0)
-    softmax = study.compare_quantizers("blocks.0.attn.matmul2", 0)
+    softmax = study.quantizers.compare("blocks.0.attn.matmul2", 0)
     assert set(first["data"][0]["y"]) == {quantizer.name for quantizer in softmax.quantizers}
     page.selectbox(key="quantizer_layer").set_value("blocks.2.mlp.fc1")
     page.segmented_control(key="quantizer_bits").set_value(3).run()
     assert not page.exception
-    found = study.compare_quantizers("blocks.2.mlp.fc1")
+    found = study.quantizers.compare("blocks.2.mlp.fc1")
     least = min(found.quantizers, key=lambda quantizer: quantizer.errors[3])
     assert chart(page, 0)["data"][0]["text"][0].startswith(percent(least.errors[3]))
     assert f"channel {found.channel} are shown" in text(page)
@@ -48,9 +48,9 @@ def test_recipes_are_shown_as_far_as_measured(page, study, monkeypatch):
     assert any(button.label == "Resume" for button in page.button)
     frame = page.dataframe[0].value.set_index("recipe")
     assert frame.loc["min-max", "KL (nats)"] == last.result.kl
-    assert list(frame.index) == list(study.saved_recipes(3))
+    assert list(frame.index) == list(study.quantizers.saved_recipes(3))
     # Full precision may be known from other pages; by itself it is nothing to compare.
-    monkeypatch.setattr(Study, "saved_recipes", lambda self, bits: {"full precision": last.result})
+    monkeypatch.setattr(Quantizers, "saved_recipes", lambda self, bits: {"full precision": last.result})
     page.run()
     assert not page.exception
     assert any("No recipe has been measured at 3 bits" in element.value for element in page.info)

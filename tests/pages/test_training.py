@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.stages.store import Store
+from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.library import find_study
 from mixqvit.study.open_studies import open_study
 from mixqvit.study.study import Study
@@ -72,7 +73,7 @@ def test_nothing_trained_shows_what_there_is_to_beat(open_page, study):
     assert found["Top-1, full precision"] == percent(full.top1)
     assert found["Top-1, post-training"] == percent(post.top1)
     assert found["Top-1, trained"] == "–"
-    cost = study.trained_cost(study.first_last_uniform(2), TrainingSettings())
+    cost = study.training.cost(study.first_last_uniform(2), TrainingSettings())
     assert found["Size when trained"] == megabytes(cost.size_bytes)
     assert "Nothing is trained yet with these settings: 2 epochs to train." in words(at)
     assert "stay at 8 bits and are outside the average" in words(at)
@@ -87,9 +88,9 @@ def test_training_shows_its_epochs_step_sizes_and_what_it_measures(open_page, st
     at.segmented_control(key="train_recipe").set_value("ofq").run()
     press(at, "train")
     bits, settings = study.first_last_uniform(2), TrainingSettings("ofq", 2, 1)
-    run = study.training_progress(bits, settings).result
+    run = study.training.run(bits, settings)
     assert run.finished
-    evaluation = study.saved_trained_evaluation(bits, settings)
+    evaluation = study.training.saved_evaluation(bits, settings)
     assert measured(at)["Top-1, trained"] == percent(evaluation.top1)
     assert traces(at, 0)["calibration images"]["y"] == [epoch.validation_loss for epoch in run.epochs]
     assert traces(at, 1)["evaluation images"]["y"] == [100 * epoch.top1 for epoch in run.epochs]
@@ -97,14 +98,14 @@ def test_training_shows_its_epochs_step_sizes_and_what_it_measures(open_page, st
     assert ":material/check_circle: Trained." in words(at)
     assert f"The weights of epoch {run.best} are kept" in words(at)
     assert f"{run.images} of the 60 images" in words(at)
-    steps = study.trained_step_sizes(bits, settings)
+    steps = study.training.step_sizes(bits, settings)
     inputs = [found for found in steps if found.operand == "input"]
     assert traces(at, 2)["inputs"]["y"] == [found.after[0] / found.before[0] for found in inputs]
     at.segmented_control(key="train_operands").set_value("activations").run()
     assert sum(traces(at, 3)["after training"]["y"]) == sum(found.operand != "weight" for found in steps)
     row = table(at).loc["uniform 2 bits, ofq"]
     assert (row["KL (nats)"], row["epochs"], row["seed"], row["shown"]) == (evaluation.kl, "2", 1, True)
-    assert row["size (MB)"] == study.trained_cost(bits, settings).size_bytes / 1e6
+    assert row["size (MB)"] == study.training.cost(bits, settings).size_bytes / 1e6
     assert at.button(key="train").disabled
     assert any(found.label.startswith("Packed trained model") for found in at.get("download_button"))
 
@@ -112,7 +113,7 @@ def test_training_shows_its_epochs_step_sizes_and_what_it_measures(open_page, st
 def test_saved_epochs_are_gone_on_from_and_can_be_forgotten(open_page, study):
     bits, settings = study.first_last_uniform(2), TrainingSettings("lsq", 2, 2)
     steps = study.training_steps(bits, settings)
-    first = next(step.result for step in steps if step.result is not None)
+    first = next(step.piece for step in steps if step.piece is not None)
     steps.close()
     at = open_training(open_page, 2)
     assert "1 of 2 epochs saved." in words(at)
@@ -120,11 +121,11 @@ def test_saved_epochs_are_gone_on_from_and_can_be_forgotten(open_page, study):
     assert measured(at)["Top-1, trained"] == percent(first.epochs[0].top1)
     assert table(at).loc["uniform 2 bits, lsq", "epochs"] == "1 of 2"
     press(at, "train")
-    run = study.training_progress(bits, settings).result
+    run = study.training.run(bits, settings)
     assert run.epochs[0] == first.epochs[0]
     assert run.finished
     press(at, "train again")
-    again = study.training_progress(bits, settings).result
+    again = study.training.run(bits, settings)
     assert again.finished
     assert [epoch.loss for epoch in again.epochs] == [epoch.loss for epoch in run.epochs]
     assert [epoch.seconds for epoch in again.epochs] != [epoch.seconds for epoch in run.epochs]
@@ -137,7 +138,7 @@ def test_trained_weights_become_a_study_of_their_own(open_page, study):
     assert not at.error
     name = at.session_state[NEXT_STUDY]  # which the sidebar opens; a page that is tested by itself has none
     kept = open_study(find_study(Store(), name)).model.module.state_dict()
-    expected = study.trained_weights(study.first_last_uniform(2), last.result.settings)
+    expected = study.training.weights(study.first_last_uniform(2), last.result.settings)
     assert kept.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[own]) for own, tensor in kept.items())
 
@@ -160,7 +161,7 @@ def test_stop_ends_training_and_other_controls_do_too(open_page, study):
     at.session_state[name] = True
     at.run()
     assert name not in at.session_state
-    assert study.training_progress(study.first_last_uniform(2), TrainingSettings("lsq", 2, 3)).result is None
+    assert study.training.run(study.first_last_uniform(2), TrainingSettings("lsq", 2, 3)) is None
     assert not at.button(key="train").disabled
 
 
@@ -170,10 +171,10 @@ def test_mixed_bits_keep_size_and_bitops_of_the_average(open_page, study):
     at.segmented_control(key="train_allocation").set_value("mixed").run()
     request = study.first_last_request(2.5)
     allocation = study.allocate(request)
-    assert f"{study.inner_average_bits(allocation.bits):.2f} bits on average" in words(at)
+    assert f"{study.training.inner_average_bits(allocation.bits):.2f} bits on average" in words(at)
     assert any(name.startswith("mixed 2.") for name in table(at).index)
     press(at, "train")
-    run = study.training_progress(allocation.bits, TrainingSettings("lsq", 1, 4)).result
+    run = study.training.run(allocation.bits, TrainingSettings("lsq", 1, 4))
     assert run.finished
     at.number_input(key="train_average").set_value(3.0).run()
     assert at.button(key="train").label == "Train"
@@ -236,8 +237,8 @@ def test_without_labels_agreement_is_shown_and_called_so(open_page):
 
 
 def test_measuring_that_takes_minutes_waits_for_a_click(open_page, monkeypatch):
-    monkeypatch.setattr(Study, "measures_by_itself", property(lambda _: False))
-    monkeypatch.setattr(Study, "evaluation_estimate", lambda _: 240.0)
+    monkeypatch.setattr(Evaluations, "by_itself", lambda _: False)
+    monkeypatch.setattr(Evaluations, "estimate", lambda _: 240.0)
     at = open_page("training", LABELLED)
     at.segmented_control(key="train_bits").set_value(7).run()
     label = at.button(key="measure before training").label

@@ -156,7 +156,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(study):
-    steps = list(study.recipe_steps(3))
+    steps = list(study.quantizers.recipe_steps(3))
     assert [step.done for step in steps] == sorted(step.done for step in steps)
     assert {step.total for step in steps} == {steps[-1].done}
     return steps[-1].result
@@ -176,27 +176,27 @@ def test_every_recipe_is_measured_like_its_quantized_model(study, measured):
 
 def test_stopped_recipes_go_on_without_measuring_the_finished_ones_again(study, monkeypatch, tmp_path):
     begun = Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path))
-    for step in begun.recipe_steps(3):
-        if set(step.result) == {"full precision", "min-max"}:
+    for step in begun.quantizers.recipe_steps(3):
+        if set(step.piece) == {"full precision", "min-max"}:
             break
     again = Study("digits_swin", settings=SMALL, store=begun.store)
-    assert list(again.saved_recipes(3)) == ["full precision", "min-max"]
+    assert list(again.quantizers.saved_recipes(3)) == ["full precision", "min-max"]
     calibrated = []
 
     def calibrate_steps(graph, pixels, recipe, *rest, **named):
         calibrated.append(recipe)
         raise CalibrationError("far enough")
 
-    monkeypatch.setattr("mixqvit.study.evaluation.calibrate_steps", calibrate_steps)
+    monkeypatch.setattr("mixqvit.quantization.calibration_stage.calibrate_steps", calibrate_steps)
     with pytest.raises(CalibrationError, match="far enough"):
-        list(again.recipe_steps(3))
+        list(again.quantizers.recipe_steps(3))
     assert calibrated == ["fq-vit"]
-    assert again.saved_recipes(4).keys() == {"full precision"}
+    assert again.quantizers.saved_recipes(4).keys() == {"full precision"}
 
 
 def test_bits_that_recipes_do_not_serve_are_refused(study):
     with pytest.raises(BitWidthError, match="use 2 to 8"):
-        study.saved_recipes(FULL_PRECISION)
+        study.quantizers.saved_recipes(FULL_PRECISION)
     with pytest.raises(CalibrationError, match="one bit-width"):
         list(study.evaluate_steps({"head.fc": 4}, "repq-vit"))
     with pytest.raises(CalibrationError, match="no recipe 'best'"):

@@ -127,7 +127,7 @@ def test_given_bits_are_reported(study):
 def test_comparisons_are_made_within_the_bits_that_were_given(monkeypatch):
     methods = ("chefer", "gradient x activation")
     monkeypatch.setattr("mixqvit.study.relevance.METHODS", {name: METHODS[name] for name in methods})
-    monkeypatch.setattr("mixqvit.study.relevance.QUALITY_IMAGES", 1)
+    monkeypatch.setattr("mixqvit.relevance.stages.QUALITY_IMAGES", 1)
     some = partialmethod(Study.compare_strategies_steps, ("mix-qvit", "uniform"))
     monkeypatch.setattr(Study, "compare_strategies_steps", some)
     settings = Settings(calibration_images=4, analysis_images=4, evaluation_images=40)

@@ -253,6 +253,8 @@ def test_a_state_is_gone_on_from_and_steps_count_as_parts_of_a_piece(toy):
     later = again(toy)
     assert runner.result(later, Sums()) == [1, 3, 6]
     assert later.computed == ["2", "3"]
+    runner.forget(later, Sums())
+    assert runner.saved(later, Sums()) == {} and runner.state(later, Sums()) is None
 
 
 def test_a_session_watches_while_another_works_and_goes_on_when_it_stops(toy, monkeypatch):

@@ -129,6 +129,29 @@ def test_beyond_the_limit_the_oldest_results_go(tmp_path, monkeypatch):
     assert store.size_bytes() < 400_000
 
 
+def test_a_key_is_forgotten_with_its_tensors(tmp_path):
+    store = Store(tmp_path)
+    for key in ("one", "other"):
+        store.put(key, "row", 1)
+        store.put_tensors(key, "layer", {"x": torch.zeros(2)}, {"kind": key})
+    assert store.metadata("one", "layer") == {"kind": "one"}
+    store.forget("one")
+    assert store.rows("one") == {} and store.tensors("one", "layer") is store.metadata("one", "layer") is None
+    assert set(store.items("other")) == {"row", "tensors/layer"} and store.tensors("other", "layer") is not None
+
+
+def test_values_are_saved_together_and_claims_renewed(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    claim = store.claim("key", "work")
+    later = time.time() + CLAIM_SECONDS - 1
+    with monkeypatch.context() as patch:
+        patch.setattr("mixqvit.stages.store.time.time", lambda: later)
+        store.put_many([("key", "a", 1), ("other", "b", 2)], [claim])
+    assert (store.rows("key"), store.rows("other")) == ({"a": 1}, {"b": 2})
+    monkeypatch.setattr("mixqvit.stages.store.time.time", lambda: later + CLAIM_SECONDS - 1)
+    assert store.claim("key", "work") is None
+
+
 def test_fingerprints_tell_apart_what_matters():
     assert fingerprint("a", 1) == fingerprint("a", 1)
     assert fingerprint("a", 1) != fingerprint("a", 2)

@@ -6,6 +6,7 @@ import torch
 
 from mixqvit.images.image_sets import ImageSets, Sample
 from mixqvit.images.images import Images
+from mixqvit.images.training_images import TrainingDigits
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.stages.store import Store
@@ -18,13 +19,18 @@ SETTINGS = Settings(calibration_images=4, analysis_images=6)
 
 
 def tiny_study(folder: Path, architecture: str = "vit", settings: Settings = SETTINGS) -> Study:
-    """Return a study of `tiny_model` on 6 calibration and 10 evaluation images of noise, with labels."""
+    """Return a study of `tiny_model` on 6 calibration, 10 evaluation and 20 training images of noise."""
     module = tiny_model(architecture, torch.float32).requires_grad_(False)
     preprocessing = Preprocessing((1, 16, 16), (0.5,), (0.5,), "bicubic", 1.0, "center")
     model = Model(f"tiny {architecture}", module, preprocessing, CLASSES)
     sample = Sample(16, (), True, len(CLASSES), "All of them.", 0, ())
     sets = ImageSets(_noise("calibration", 6, 1), _noise("evaluation", 10, 2), sample)
-    return Study(model, sets, settings, Store(folder))
+    study = Study(model, sets, settings, Store(folder))
+    training = _noise("training", 20, 3)
+    study.memory["training images", None] = TrainingDigits(
+        "noise", "20 images", training.fingerprint, training.names, training.labels, (), training
+    )
+    return study
 
 
 def _noise(split: str, count: int, seed: int) -> Images:

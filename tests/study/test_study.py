@@ -61,7 +61,7 @@ def test_importance_by_another_method_is_kept_apart(study, monkeypatch):
     assert sum(found.mean.values()) == pytest.approx(1)
     assert found.flow == ()
     again = Study("digits_vit", settings=SMALL, store=study.store)
-    monkeypatch.setattr("mixqvit.study.relevance.importance_steps", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("mixqvit.relevance.stages.importance_steps", lambda *_, **__: pytest.fail("computed again"))
     assert again.relevance("gradient x activation") == found
     assert again.relevance("chefer").flow == study.relevance().flow
     with pytest.raises(MixQViTError, match="no importance method 'lime'"):
@@ -84,7 +84,7 @@ def two_methods():
 @pytest.mark.slow
 def test_methods_are_compared_at_one_budget(study, two_methods, monkeypatch):
     monkeypatch.setattr("mixqvit.study.relevance.METHODS", two_methods)
-    monkeypatch.setattr("mixqvit.study.relevance.QUALITY_IMAGES", 1)
+    monkeypatch.setattr("mixqvit.relevance.stages.QUALITY_IMAGES", 1)
     steps = list(study.method_comparison_steps(3.0))
     found = steps[-1].result
     assert steps[-1].done == steps[-1].total
@@ -119,12 +119,12 @@ def test_methods_are_compared_at_one_budget(study, two_methods, monkeypatch):
 
 
 def test_quality_of_attributions_is_saved_and_absent_where_only_layers_are_explained(study, monkeypatch):
-    found = list(study.attribution_quality_steps("gradient x activation"))[-1]
+    found = list(study.relevances.quality_steps("gradient x activation"))[-1]
     assert found.total == 8
     assert all(value > 0 for value in found.result)
-    monkeypatch.setattr("mixqvit.study.relevance.attribution_quality_steps", lambda *_, **__: pytest.fail("again"))
-    assert list(study.attribution_quality_steps("gradient x activation")) == [found]
-    assert list(study.attribution_quality_steps("gradient x relevance"))[-1].result == (None, None)
+    monkeypatch.setattr("mixqvit.relevance.stages.attribution_quality_steps", lambda *_, **__: pytest.fail("again"))
+    assert list(study.relevances.quality_steps("gradient x activation")) == [found]
+    assert list(study.relevances.quality_steps("gradient x relevance"))[-1].result == (None, None)
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_a_packed_allocation_has_its_cost_and_evaluates_as_it_does(study, tmp_pa
     found = study.pack(allocation, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size == allocation.cost.size_bytes <= 400_000
     assert found.weight_bytes == allocation.cost.weight_bytes
-    *_, last = study.evaluate_packed_steps(tmp_path / "model.safetensors")
+    *_, last = study.packing.evaluate_steps(tmp_path / "model.safetensors")
     assert last.done == last.total == 80
     assert last.result == study.evaluate(allocation)
 
@@ -253,7 +253,7 @@ def test_channels_of_every_post_layer_norm_layer_can_be_seen(study):
 
 def test_harm_of_clipping_goes_on_where_it_was(study, monkeypatch):
     layer = study.channels.layers[-1].name
-    first = next(study.channels.clip_harm_steps(layer, 3)).result
+    first = next(study.channels.clip_harm_steps(layer, 3)).piece
     seen = []
     whole = mixqvit.quantization.outliers.clip_harm_steps
     monkeypatch.setattr(

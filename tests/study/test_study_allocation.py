@@ -8,7 +8,7 @@ import pytest
 import mixqvit
 from mixqvit.allocation.costs import uniform_bitops
 from mixqvit.allocation.request import as_request
-from mixqvit.criteria.strategies import STRATEGIES
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
 from mixqvit.files.allocation_document import allocation_document, request_of
 from mixqvit.network.bits import BIT_WIDTHS
@@ -21,11 +21,11 @@ SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.criteria.PAIR_IMAGES", 1)  # all 741 pairs take long enough
+        patch.setattr("mixqvit.criteria.pairwise.PAIR_IMAGES", 1)  # all 741 pairs take long enough
         yield Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("store")))
 
 
-WITHOUT_PAIRS = [pytest.param(name, marks=pytest.mark.slow) if name == "clado" else name for name in STRATEGIES]
+WITHOUT_PAIRS = [pytest.param(name, marks=pytest.mark.slow) if name == "clado" else name for name in CRITERIA]
 
 
 @pytest.mark.parametrize("name", WITHOUT_PAIRS)
@@ -43,7 +43,7 @@ def test_every_strategy_stays_within_the_budget(study, name, average_bits):
 
 @pytest.mark.slow
 def test_the_sensitivity_strategy_predicts_the_least_harm_and_the_worst_informed_much_more(study):
-    harms = {name: study.predicted_harm(study.allocate(average_bits=3.0, strategy=name).bits) for name in STRATEGIES}
+    harms = {name: study.predicted_harm(study.allocate(average_bits=3.0, strategy=name).bits) for name in CRITERIA}
     assert min(harms.values()) == pytest.approx(harms["sensitivity"], rel=1e-9)
     assert harms["inverse"] > 3 * harms["uniform"]
     assert harms["hawq-v2"] < harms["uniform"]
@@ -150,7 +150,7 @@ def test_without_importance_no_relevance_is_computed(study, monkeypatch):
     monkeypatch.setattr(study, "relevance_steps", lambda *_: pytest.fail("computed"))
     for strategy in ("mix-qvit", "lrp-qvit"):
         list(study.score_steps(strategy, gamma=0.0))
-        assert study.score_seconds(strategy, gamma=0.0) >= 0
+        assert study.scores.seconds(strategy, gamma=0.0) >= 0
         assert study.allocate(3.0, gamma=0.0, strategy=strategy).cost.average_bits <= 3
 
 
@@ -208,22 +208,22 @@ def test_kept_allocations_come_back_until_they_are_deleted(study):
     request = {"average_bits": 3.0, "pinned": {"head.fc": 8}, "strategy": "sensitivity"}
     allocation = study.allocate(**request)
     document = allocation_document(study.model.name, study.settings, allocation, as_request(**request))
-    study.save_allocation(" small ", document)
-    study.save_allocation("other", document)
+    study.kept.save(" small ", document)
+    study.kept.save("other", document)
     again = Study("digits_swin", settings=replace(SMALL, analysis_images=5), store=study.store)
-    assert list(again.saved_allocations()) == ["small", "other"]
-    assert study.allocate(request_of(again.saved_allocations()["small"])) == allocation
-    study.delete_allocation("small")
-    assert list(again.saved_allocations()) == ["other"]
+    assert list(again.kept.all()) == ["small", "other"]
+    assert study.allocate(request_of(again.kept.all()["small"])) == allocation
+    study.kept.delete("small")
+    assert list(again.kept.all()) == ["other"]
     amplified = Study("digits_swin", settings=replace(SMALL, outlier_factor=4.0), store=study.store)
-    assert amplified.saved_allocations() == {}  # bits belong to a model
+    assert amplified.kept.all() == {}  # bits belong to a model
     kept = mixqvit.Store(study.store.folder.parent / "copy")
     shutil.copytree(study.store.folder, kept.folder, dirs_exist_ok=True)
     kept.clear()
     again = Study("digits_swin", settings=SMALL, store=kept)
-    assert list(again.saved_allocations()) == ["other"]  # a person's own, which no run computes again
+    assert list(again.kept.all()) == ["other"]  # a person's own, which no run computes again
     with pytest.raises(AllocationError, match="name"):
-        study.save_allocation("  ", document)
+        study.kept.save("  ", document)
 
 
 def test_strategies_are_compared_by_what_they_measure(study):
@@ -236,7 +236,7 @@ def test_strategies_are_compared_by_what_they_measure(study):
         assert result.allocation == study.allocate(average_bits=3.0, strategy=name)
         assert result.evaluation == study.evaluate(result.allocation)
         assert result.predicted_harm == study.predicted_harm(result.allocation.bits)
-        assert (result.score_seconds > 0) == bool(STRATEGIES[name].needs)
+        assert (result.score_seconds > 0) == bool(study.scores.stages(name))
     with pytest.raises(InfeasibleBudgetError, match="smallest feasible value"):
         list(study.compare_strategies_steps(chosen, size_bytes=200_000))
     steps = list(study.compare_strategies_steps(("clado", "random"), average_bits=3.0, tied=False))
@@ -248,19 +248,24 @@ def test_strategies_are_compared_by_what_they_measure(study):
 
 @pytest.mark.slow
 def test_scores_are_saved(study, monkeypatch):
-    expected = {name: study.allocate(average_bits=3.0, strategy=name) for name in STRATEGIES}
+    expected = {name: study.allocate(average_bits=3.0, strategy=name) for name in CRITERIA}
     again = Study("digits_swin", settings=SMALL, store=study.store)
-    criteria = ("hessian_trace_steps", "squared_perturbations", "loss_change_steps", "indicator_steps")
-    for stage in (*(f"criteria.{name}" for name in criteria), "workers.pair_steps"):
-        monkeypatch.setattr(f"mixqvit.study.{stage}", lambda *_, **__: pytest.fail("computed again"))
+    for steps in (
+        "hessian.hessian_trace_steps",
+        "perturbation.squared_perturbations",
+        "loss_change.loss_change_steps",
+        "indicators.indicator_steps",
+        "pairwise.pair_steps",
+    ):
+        monkeypatch.setattr(f"mixqvit.criteria.{steps}", lambda *_, **__: pytest.fail("computed again"))
     for name, allocation in expected.items():
         assert again.allocate(average_bits=3.0, strategy=name) == allocation
 
 
 @pytest.mark.slow
 def test_pairs_are_estimated_before_they_are_measured(study, tmp_path):
-    list(study.pair_steps())
-    assert study.pair_estimate() == 0
-    assert 0 < Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path)).pair_estimate() < 600
-    assert study.measures_by_itself
-    assert study.evaluation_estimate() > 0
+    list(study.score_steps("clado"))
+    assert study.scores.estimate("clado") == 0
+    assert 0 < Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path)).scores.estimate("clado") < 600
+    assert study.evaluations.by_itself()
+    assert study.evaluations.estimate() > 0

@@ -6,8 +6,10 @@ import signal
 import psutil
 import pytest
 
+from mixqvit.criteria.pairwise import PairPlan, Pairs
 from mixqvit.engines.processes import Processes
 from mixqvit.engines.ray_cluster import RayCluster
+from mixqvit.stages import runner
 from mixqvit.stages.store import Store
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
@@ -28,7 +30,7 @@ def studies(tmp_path):
     "engine", [pytest.param(Processes(2), id="processes"), pytest.param(RayCluster(workers=2), id="ray")]
 )
 @pytest.mark.slow
-def test_every_engine_measures_the_same_numbers(studies, engine):
+def test_every_engine_measures_the_same_numbers(studies, engine, monkeypatch):
     if isinstance(engine, RayCluster):
         pytest.importorskip("ray", reason="Ray is not installed")
     here, there = studies[0], studies[1].with_engine(engine)
@@ -37,15 +39,14 @@ def test_every_engine_measures_the_same_numbers(studies, engine):
         assert cells.result[layer] == pytest.approx(row, rel=TOLERANCE, abs=1e-9)
     pairs = [(here.layers[0].name, here.layers[1].name), (here.layers[0].name, here.layers[5].name)]
     pairs.append((here.layers[3].name, here.layers[4].name))
-    for study in (here, there):
-        study._pair_plan = lambda: (tuple(pairs), (2, 8), 4)
-    *_, expected = here.pair_steps()
-    *_, found = there.pair_steps()
+    monkeypatch.setattr(PairPlan, "of", lambda study: PairPlan(tuple(pairs), (2, 8), 4))
+    *_, expected = runner.steps(here, Pairs())
+    *_, found = runner.steps(there, Pairs())
     assert found.result.keys() == expected.result.keys()
     for pair, terms in expected.result.items():
         assert found.result[pair] == pytest.approx(terms, rel=TOLERANCE, abs=1e-6)
-    *_, expected = here.evaluations_steps([3, 32])
-    *_, found = there.evaluations_steps([3, 32])
+    *_, expected = here.evaluations.many_steps([3, 32])
+    *_, found = there.evaluations.many_steps([3, 32])
     for one, other in zip(expected.result, found.result, strict=True):
         assert other.predicted == one.predicted
         assert other.image_kl == pytest.approx(one.image_kl, rel=TOLERANCE, abs=1e-6)
@@ -80,7 +81,7 @@ def test_a_sweep_goes_on_elsewhere_from_what_was_saved_here(studies):
     elsewhere = here.with_engine(Processes(1))
     found = [step.done for step in elsewhere.sensitivity_steps()]
     assert found[0] == 101
-    assert elsewhere.sensitivity_progress().done == 7 * len(here.layers)
+    assert elsewhere.sensitivities.progress().done == 7 * len(here.layers)
 
 
 def test_another_engine_shares_what_is_in_memory(studies):
@@ -95,13 +96,14 @@ def test_another_engine_shares_what_is_in_memory(studies):
 
 @pytest.mark.slow
 def test_images_that_are_saved_with_gaps_between_are_not_measured_again(studies):
-    here, key = studies[0], studies[0]._own_key(4)
+    here = studies[0]
+    key = runner.key(here, here.evaluations.stage(4))
     whole = here.evaluate(4)
     for item in here.store.items(key):
         here.store.delete(key, item)
     part = {"predicted": list(whole.predicted[10:30]), "image_kl": list(whole.image_kl[10:30])}
     here.store.put(key, "images 10 to 30", part)
     there = here.with_engine(Processes(1))
-    *_, last = there.evaluations_steps([4])
+    *_, last = there.evaluations.many_steps([4])
     assert last.result[0].predicted == whole.predicted
     assert set(here.store.items(key)) == {"images 10 to 30", "images 0 to 10", "images 30 to 40"}

@@ -36,10 +36,10 @@ def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
     study.evaluate(3)
     again = Study("digits_vit", settings=SMALL, store=study.store)
     for stage in (
-        "study.relevance.importance_steps",
+        "relevance.stages.importance_steps",
         "quantization.calibration_stage.calibrate_steps",
         "criteria.sensitivity.stage.sensitivity_steps",
-        "study.evaluation.evaluate_steps",
+        "quantization.evaluation_stage.evaluate_steps",
     ):
         monkeypatch.setattr(f"mixqvit.{stage}", lambda *_, **__: pytest.fail("computed again"))
     assert again.sensitivity() == study.sensitivity()
@@ -150,7 +150,7 @@ for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.eval
 def test_an_evaluation_whose_rows_vanish_midway_is_measured_again(tmp_path, study):
     first = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
     steps = first.evaluate_steps(3)
-    next(step for step in steps if step.result is not None and step.result.images == 64)
+    next(step for step in steps if step.piece is not None and step.piece.images == 64)
     first.store.clear()
     *_, last = steps
     assert last.result == study.evaluate(3)
@@ -191,9 +191,9 @@ def test_relevance_whose_rows_vanish_midway_is_computed_again(tmp_path, study):
 def test_an_interrupted_evaluation_goes_on_with_the_next_image(tmp_path, study):
     store = mixqvit.Store(tmp_path)
     first = Study("digits_vit", settings=SMALL, store=store)
-    partial = next(step.result for step in first.evaluate_steps(3) if step.result is not None)
+    partial = next(step.piece for step in first.evaluate_steps(3) if step.piece is not None)
     assert partial.images == 64
-    later = [step.result for step in Study("digits_vit", settings=SMALL, store=store).evaluate_steps(3)]
+    later = [step.piece or step.result for step in Study("digits_vit", settings=SMALL, store=store).evaluate_steps(3)]
     assert [result.images for result in later if result is not None] == [80, 80]
     assert later[-1].correct == study.evaluate(3).correct
     assert later[-1].kl == pytest.approx(study.evaluate(3).kl)

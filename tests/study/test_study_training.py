@@ -48,8 +48,8 @@ def test_first_and_last_layer_keep_eight_bits_outside_the_average(study):
     bits = study.first_last_uniform(3)
     assert bits["patch_embed.proj"] == bits["head.fc"] == (8, 8)
     assert {pair for name, pair in bits.items() if name not in ("patch_embed.proj", "head.fc")} == {(3, 3)}
-    assert study.inner_average_bits(bits) == 3
-    assert study.inner_average_bits(bits | {"layers.1.blocks.0.mlp.fc1": (8, 8)}) > 3
+    assert study.training.inner_average_bits(bits) == 3
+    assert study.training.inner_average_bits(bits | {"layers.1.blocks.0.mlp.fc1": (8, 8)}) > 3
     for wrong in (1, 9):
         with pytest.raises(BitWidthError, match="2 to 8"):
             study.first_last_uniform(wrong)
@@ -72,7 +72,7 @@ def test_a_mixed_request_costs_no_more_than_uniform_bits_of_the_average(study):
 
 def test_a_training_is_saved_and_found_again_by_another_study(study):
     bits = study.first_last_uniform(2)
-    assert study.training_progress(bits, QUICK).done == 0 and study.trainings() == ()
+    assert study.training.progress(bits, QUICK).done == 0 and study.training.all() == ()
     with pytest.raises(TrainingError, match="not finished"):
         study.trained(bits, QUICK)
     steps = list(study.training_steps(bits, QUICK))
@@ -82,11 +82,11 @@ def test_a_training_is_saved_and_found_again_by_another_study(study):
     assert [step.done for step in again.training_steps(bits, QUICK)] == [2]  # nothing is trained twice
     pixels = study.evaluation_images.pixels
     assert torch.equal(again.trained(bits, QUICK)(pixels), study.trained(bits, QUICK)(pixels))
-    (saved,) = again.trainings()
+    (saved,) = again.training.all()
     assert (saved.bits, saved.settings, saved.source, saved.average_bits) == (bits, QUICK, None, 2)
-    assert again.training_progress(bits, replace(QUICK, seed=1)).done == 0
+    assert again.training.progress(bits, replace(QUICK, seed=1)).done == 0
     found = finish(again.evaluate_trained_steps(bits, QUICK))
-    assert found == study.saved_trained_evaluation(bits, QUICK) and found.images == 60
+    assert found == study.training.saved_evaluation(bits, QUICK) and found.images == 60
     assert found.top1 == steps[-1].result.epochs[steps[-1].result.best - 1].top1
 
 
@@ -96,11 +96,11 @@ def test_a_stopped_training_goes_on_with_the_same_weights(study, tmp_path):
     other = Study("digits_swin", settings=SMALL, store=Store(tmp_path / "other"))
     steps = other.training_steps(bits, QUICK)
     for step in steps:
-        if step.result is not None and len(step.result.epochs) == 1:
+        if step.piece is not None and len(step.piece.epochs) == 1:
             break
     list(islice(steps, 2))  # two steps into the second epoch
     steps.close()
-    assert other.training_progress(bits, QUICK).done == 1
+    assert other.training.progress(bits, QUICK).done == 1
     resumed = finish(other.training_steps(bits, QUICK))
     assert [replace(e, seconds=0) for e in resumed.epochs] == [replace(e, seconds=0) for e in straight.epochs]
     pixels = study.evaluation_images.pixels
@@ -114,19 +114,19 @@ def test_a_trained_model_is_packed_loaded_and_measured_like_any_other(study, tmp
     finish(study.training_steps(bits, settings))
     path = tmp_path / "trained.safetensors"
     size = study.pack_trained(bits, path, settings).size_bytes
-    assert size == path.stat().st_size == study.trained_cost(bits, settings).size_bytes
+    assert size == path.stat().st_size == study.training.cost(bits, settings).size_bytes
     loaded, trained = load_packed(path), study.trained(bits, settings)
     pixels = study.evaluation_images.pixels
     assert torch.equal(loaded(pixels), trained(pixels))
     assert packed_source(path).fingerprint == study.graph.fingerprint
     measured = finish(study.evaluate_trained_steps(bits, settings))
-    assert finish(study.evaluate_packed_steps(path)).predicted == measured.predicted
+    assert finish(study.packing.evaluate_steps(path)).predicted == measured.predicted
     with pytest.raises(PackingError, match="was not made from"):
-        list(Study("digits_vit", settings=SMALL, store=study.store).evaluate_packed_steps(path))
+        list(Study("digits_vit", settings=SMALL, store=study.store).packing.evaluate_steps(path))
     # Size and work of merged query and key are counted.
-    more = study.trained_cost(bits, settings).bitops > cost(study.layers, bits, study.storage).bitops
+    more = study.training.cost(bits, settings).bitops > cost(study.layers, bits, study.storage).bitops
     assert more == (recipe == "ofq")
-    assert {found.operand for found in study.trained_step_sizes(bits, settings)} == {
+    assert {found.operand for found in study.training.step_sizes(bits, settings)} == {
         "weight",
         "input",
         "first",
@@ -163,9 +163,9 @@ def test_a_forgotten_training_begins_again(study):
     settings = replace(QUICK, epochs=1)
     first = finish(study.training_steps(bits, settings))
     finish(study.evaluate_trained_steps(bits, settings))
-    study.forget_training(bits, settings)
-    assert study.trainings() == () and study.training_progress(bits, settings).done == 0
-    assert study.saved_trained_evaluation(bits, settings) is None
+    study.training.forget(bits, settings)
+    assert study.training.all() == () and study.training.progress(bits, settings).done == 0
+    assert study.training.saved_evaluation(bits, settings) is None
     with pytest.raises(TrainingError):
         study.trained(bits, settings)
     again = finish(study.training_steps(bits, settings))
@@ -175,14 +175,14 @@ def test_a_forgotten_training_begins_again(study):
 def test_other_training_images_than_it_began_with_are_refused(study, monkeypatch):
     bits = study.first_last_uniform(2)
     steps = study.training_steps(bits, QUICK)
-    while not next(steps).result:
+    while not next(steps).piece:
         pass
     steps.close()
     few_training_digits(monkeypatch, FEW - 32)
     other = Study("digits_swin", settings=SMALL, store=study.store)
     with pytest.raises(TrainingError, match="not those that this training began with"):
         list(other.training_steps(bits, QUICK))
-    assert study.training_progress(bits, QUICK).done == 1
+    assert study.training.progress(bits, QUICK).done == 1
 
 
 def test_nothing_quantized_is_nothing_to_train(study):

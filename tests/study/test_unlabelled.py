@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mixqvit
+from mixqvit.allocation.request import as_request
 from mixqvit.errors import ImageError
 from mixqvit.images.loading import load_image_sets
 from mixqvit.study.settings import Settings
@@ -59,10 +60,9 @@ def test_a_study_needs_no_labels(unlabelled):
 
 
 def test_the_criteria_need_no_labels(unlabelled):
-    *_, traces = unlabelled.hessian_steps()
-    *_, changes = unlabelled.loss_change_steps()
-    *_, steps = unlabelled.indicator_steps()
-    for found in (traces.result, changes.result, steps.result):
+    for strategy in ("hawq-v2", "mpqco", "limpq"):
+        request = as_request(strategy=strategy)
+        found = request.criterion.harms(unlabelled, request)
         assert list(found) == [layer.name for layer in unlabelled.layers]
         assert all(np.isfinite(list(row.values())).all() for row in found.values())
 
@@ -103,10 +103,10 @@ def test_a_study_within_its_classes(tmp_path):
     assert restricted.kl == measured.kl
     assert set(restricted.predicted) <= {2, 5, 7} and not set(measured.predicted) <= {2, 5, 7}
     assert restricted.correct >= measured.correct
-    assert set(within.reference_predictions) <= {2, 5, 7}
+    assert set(within.evaluations.reference()) <= {2, 5, 7}
     assert over_all.saved_evaluation(2) == measured
     assert within.saved_evaluation(2) == restricted
     path = tmp_path / "model.mixqvit"
     within.pack(2, path)
-    *_, packed = within.evaluate_packed_steps(path)
+    *_, packed = within.packing.evaluate_steps(path)
     assert packed.result.predicted == restricted.predicted

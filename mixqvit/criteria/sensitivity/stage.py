@@ -18,7 +18,7 @@ from mixqvit.stages.context import Context
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
 
-__all__ = ["Effects", "Sweep"]
+__all__ = ["Effects", "Sweep", "own_sweep"]
 
 Effects = dict[str, dict[int, Effect]]
 """By layer name and bit-width."""
@@ -88,6 +88,11 @@ class Sweep(Stage[SensitivityCell, Effects]):
 
     def _swept(self, study: Context) -> list[str]:
         return [layer.name for layer in study.layers if cell_bits(layer, self.operands, BIT_WIDTHS[0]) is not None]
+
+
+def own_sweep(study: Context, operands: str = "both", baseline: int | None = None) -> Sweep:
+    """Return the sweep of some operands, over the study's own baseline by default."""
+    return Sweep(operands, study.baseline if baseline is None else baseline)
 
 
 def sweep_worker(

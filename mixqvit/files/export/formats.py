@@ -131,7 +131,7 @@ def exported(
     if name == "onnx":
         from mixqvit.files.export.onnx_model import exported_onnx
 
-        model = exported_onnx(study.quantized(bits), study.model.name, study.notes)
+        model = exported_onnx(study.packing.quantized(bits), study.model.name, study.notes)
         return Exported({suffix: model.content}, (), model.opset, model.stored_bits)
     if name == "model-explorer":
         from mixqvit.files.export.model_explorer import overlays

@@ -1,7 +1,9 @@
 import pytest
 
 from mixqvit.allocation.budget import Budget
-from mixqvit.allocation.choices import (
+from mixqvit.allocation.costs import cost
+from mixqvit.allocation.exact import best_allocation
+from mixqvit.criteria.choices import (
     independent_choices,
     monotone_envelope,
     predicted_harm,
@@ -9,9 +11,9 @@ from mixqvit.allocation.choices import (
     total_harm,
     weighted,
 )
-from mixqvit.allocation.costs import cost
-from mixqvit.allocation.exact import best_allocation
-from mixqvit.allocation.harms import importance_only, inverse_harms, random_harms
+from mixqvit.criteria.error_power import importance_only
+from mixqvit.criteria.inverse import inverse_harms
+from mixqvit.criteria.random_importance import random_harms
 from mixqvit.errors import AllocationError
 from mixqvit.network.bits import BIT_WIDTHS, uniform
 from tests.allocation.problems import REST, layer, table, transformer

@@ -5,18 +5,22 @@ from itertools import accumulate
 from math import isfinite
 
 from mixqvit.errors import AllocationError
-from mixqvit.network.bits import UNQUANTIZED, Bits, kept_input_bits, tied_bits
+from mixqvit.network.bits import FULL_PRECISION, UNQUANTIZED, Bits, kept_input_bits, tied_bits
 from mixqvit.network.layers import Layer
 
 __all__ = [
     "ChoiceHarms",
     "Harms",
+    "Pair",
+    "PairHarms",
     "choices",
     "independent_choices",
     "monotone_choices",
     "monotone_envelope",
     "predicted_harm",
+    "scores_apart",
     "tied_choices",
+    "tied_scores",
     "total_harm",
     "weighted",
 ]
@@ -29,6 +33,12 @@ Harms = Mapping[str, Mapping[int, float]]
 
 ChoiceHarms = Mapping[str, Mapping[Bits, float]]
 """Predicted harm by layer name and (weight bits, activation bits); what is not named cannot be chosen."""
+
+Pair = tuple[str, str]
+"""Names of two layers, in network order."""
+
+PairHarms = Mapping[Pair, Mapping[tuple[Bits, Bits], float]]
+"""What two layers do together beyond what each does alone, by pair and bits of both; what is not named is 0."""
 
 
 def monotone_envelope(harms: Mapping[int, float]) -> dict[int, float]:
@@ -84,6 +94,26 @@ def independent_choices(
             activations = {kept: activations.get(kept, 0.0)}
         pairs[layer.name] = {(w, a): harm + more for w, harm in weights.items() for a, more in activations.items()}
     return pairs
+
+
+def tied_scores(layers: Sequence[Layer], scores: ChoiceHarms) -> dict[str, dict[Bits, float]]:
+    """Return scores of both operands at the same bits as every layer's choices; others are left out."""
+    chosen = {layer.name: {bits[0]: scores[layer.name][bits] for bits in tied_bits(layer)} for layer in layers}
+    return tied_choices(layers, chosen)
+
+
+def scores_apart(layers: Sequence[Layer], scores: ChoiceHarms) -> dict[str, dict[Bits, float]]:
+    """Return scores of one operand alone, the other in full precision, as choices where both are chosen apart."""
+    weights = {
+        layer.name: {w: harm for (w, a), harm in scores[layer.name].items() if a == FULL_PRECISION}
+        for layer in layers
+        if not layer.is_matmul
+    }
+    inputs = {
+        layer.name: {a: harm for (w, a), harm in scores[layer.name].items() if layer.is_matmul or w == FULL_PRECISION}
+        for layer in layers
+    }
+    return independent_choices(layers, weights, inputs)
 
 
 def weighted(harms: ChoiceHarms, importance: Mapping[str, float] | None, gamma: float) -> dict[str, dict[Bits, float]]:
