@@ -7,6 +7,7 @@ files into its cache, and set no limit to what a file of a kilobyte expands to.
 import re
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,20 +72,15 @@ class ParquetFiles(Files):
         rows: dict[str | None, int] = defaultdict(int)
         for number, path in enumerate(self.files):
             yield Progress(number, len(self.files), f"listing: file {number + 1} of {len(self.files)}")
-            try:
-                features, file_rows = _opened(path)
-                found, names = _columns(features, self.where)
-                if columns is None:
-                    columns = found
-                elif found[0] != columns[0]:
-                    raise ImageError(f"the parquet files of {self.where} have different columns; give one kind of them")
-                if len(entries) + file_rows > MAX_ROWS:
-                    raise ImageError(f"{self.where} has more than {MAX_ROWS:,} rows; give a part of its files")
-                labels = _labels(path, found[1], file_rows)
-            except ImageError:
-                raise
-            except Exception as error:  # pyarrow and datasets raise all kinds for a damaged file
-                raise self._damaged(path, error) from error
+            features, file_rows = _opened(path)
+            found, names = _columns(features, self.where)
+            if columns is None:
+                columns = found
+            elif found[0] != columns[0]:
+                raise ImageError(f"the parquet files of {self.where} have different columns; give one kind of them")
+            if len(entries) + file_rows > MAX_ROWS:
+                raise ImageError(f"{self.where} has more than {MAX_ROWS:,} rows; give a part of its files")
+            labels = _labels(path, found[1], file_rows)
             split = self._named_split(path) if self.splits is None else self.splits[path]
             for row, label in enumerate(labels):
                 if isinstance(label, int) and names and 0 <= label < len(names):
@@ -106,14 +102,7 @@ class ParquetFiles(Files):
             by_file[number][row] = entry
         for number, wanted in sorted(by_file.items()):
             path = self.files[number]
-            rows = _values(path, self.column, sorted(wanted))
-            while True:
-                try:
-                    row, value = next(rows)
-                except StopIteration:
-                    break
-                except Exception as error:  # see above
-                    raise self._damaged(path, error) from error
+            for row, value in _values(path, self.column, sorted(wanted)):
                 yield wanted[row], self._content(value, path)
 
     def size(self, entry: Entry) -> None:
@@ -148,9 +137,21 @@ class ParquetFiles(Files):
         inside = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
         return next((split for part in reversed(inside.parts) if (split := split_of(part))), None)
 
-    def _damaged(self, path: Path, error: Exception) -> ImageError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        return ImageError(f"the file {path} is damaged or no parquet file ({reason}); download it again")
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says in words what pyarrow raises for a damaged file."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return ImageError(f"the file {path} is damaged or no parquet file ({reason}); download it again")
 
 
 def _opened(path: Path) -> tuple[Any, int]:
@@ -158,12 +159,16 @@ def _opened(path: Path) -> tuple[Any, int]:
     import pyarrow.parquet
     from datasets import Features
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with _reading(path), pyarrow.parquet.ParquetFile(path) as file:
         for group in range(file.metadata.num_row_groups):
             # Not the sizes of single columns: asking for those ends the whole process where a file is damaged.
             if file.metadata.row_group(group).total_byte_size > MAX_GROUP_BYTES:
                 raise ImageError(f"the file {path} holds a group of rows of more than {MAX_GROUP_BYTES >> 30} GiB")
-        return Features.from_arrow_schema(file.schema_arrow), file.metadata.num_rows
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    try:
+        return Features.from_arrow_schema(schema), rows
+    except Exception as error:  # the schema's description, whatever is in it, is made objects of
+        raise _damaged(path, error) from error
 
 
 def _columns(features: Any, where: str) -> tuple[tuple[str, str | None], tuple[str, ...]]:
@@ -202,16 +207,18 @@ def _labels(path: Path, column: str | None, rows: int) -> list[str | int | None]
     if column is None:
         return [None] * rows
     # Texts come as numbers and a list of those that occur: a kilobyte can say the same long text a million times.
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
+    with _reading(path), pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
         chunks = file.read(columns=[column]).column(column).chunks
     labels: list[str | int | None] = []
     for chunk in chunks:
         if not pyarrow.types.is_dictionary(chunk.type):
-            labels += chunk.to_pylist()
+            with _reading(path):
+                labels += chunk.to_pylist()
             continue
         if (pyarrow.compute.max(pyarrow.compute.binary_length(chunk.dictionary)).as_py() or 0) > MAX_LABEL_CHARACTERS:
             raise ImageError(f"the file {path} holds a label of more than {MAX_LABEL_CHARACTERS:,} characters")
-        names = chunk.dictionary.to_pylist()
+        with _reading(path):
+            names = chunk.dictionary.to_pylist()
         labels += [None if index is None else names[index] for index in chunk.indices.to_pylist()]
     return labels
 
@@ -220,7 +227,7 @@ def _values(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[int,
     """Yields some cells of a column, one in memory at a time: a kilobyte can say the same large cell many times."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with _reading(path), pyarrow.parquet.ParquetFile(path) as file:
         first = 0
         for group in range(file.metadata.num_row_groups):
             after = first + file.metadata.row_group(group).num_rows

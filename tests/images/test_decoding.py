@@ -178,6 +178,7 @@ def bomb(width: int, height: int) -> bytes:
         (bomb(2**31 - 1, 2**31 - 1), "more than"),
         (bomb(101, 1), "too long and narrow"),
         (encoded(Image.fromarray(np.array([[np.nan, 1]], np.float32)), "TIFF"), "not finite"),
+        (encoded(Image.new("LAB", (4, 4)), "TIFF"), "its colours are not read"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )  # fmt: skip

@@ -110,7 +110,9 @@ def test_of_many_files_only_so_many_are_downloaded(hub: Hub, monkeypatch: pytest
 
 def test_refusals_are_one_sentence(hub: Hub) -> None:
     model = tiny_model(ANIMALS)
-    with pytest.raises(ImageError, match="has no parquet files"):
+    (hub.revisions["main"] / "README.md").write_text("animals")
+    reasons = r"has no parquet files.*\(main holds 1 other file\(s\), there is no refs/convert/parquet\)"
+    with pytest.raises(ImageError, match=reasons):
         load_image_sets("hf:zoo/animals", model)
     write(hub.revisions["main"] / "big" / "train-0.parquet", table())
     write(hub.revisions["main"] / "small" / "train-0.parquet", table())

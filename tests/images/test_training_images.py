@@ -289,11 +289,11 @@ def test_a_table(tmp_path: Path) -> None:
     class_folders(tmp_path)
     rows = [f"{name},{name.split('/')[0]}" for name in class_files()]
     path = tmp_path / "images.csv"
-    path.write_text("\n".join(["file,label", *rows, "ant/gone.png,ant"]))
+    path.write_text("\n".join(["file,label", *rows, "ant/gone.png,ant", "ant/00.png/inside.png,ant"]))
     images = load_training_images(path, tiny_model(ANIMALS))
     assert trained_names(images) == sorted(class_files())
-    assert "33 of the 34 images" in images.how
-    assert "without 1 that cannot be read" in images.how
+    assert "33 of the 35 images" in images.how
+    assert "without 2 that cannot be read (it cannot be read (Not a directory), it does not exist)" in images.how
     for batch in epoch_of(images):
         assert [ANIMALS[label] for label in batch.labels] == [
             images.names[position].split("/")[0] for position in batch.positions
