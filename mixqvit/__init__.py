@@ -30,7 +30,7 @@ _HOMES = {
     "allocate": "allocation.exact",
     "amplify_outliers": "quantization.outliers",
     "calibrate": "quantization.calibration",
-    "evaluate": "tasks.evaluation",
+    "evaluate": "quantization.evaluation",
     "importance_steps": "relevance.methods",
     "keep_trained": "study.trained_study",
     "list_models": "models.cards",

@@ -22,8 +22,8 @@ from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
 
 if TYPE_CHECKING:
+    from mixqvit.engines.progress import Progress
     from mixqvit.network.bits import BitsPerLayer
-    from mixqvit.progress import Progress
     from mixqvit.study.study import Study
 
 __all__ = [

@@ -40,7 +40,7 @@ class CLADO(Criterion):
         from mixqvit.criteria.sensitivity.harms import layer_harms
 
         widths = PairPlan.of(study).bit_widths
-        alone = tied_choices(study.layers, layer_harms(study, "both", "kl", FULL_PRECISION))
+        alone = tied_choices(study.layers, layer_harms(study, "both", study.task.divergence_metric, FULL_PRECISION))
         return {name: {bits: harm for bits, harm in row.items() if bits[0] in widths} for name, row in alone.items()}
 
     def pairs(self, study: "Context") -> PairHarms:

@@ -40,7 +40,7 @@ def hawq_harms(
             first, second = scores
             harms[perturbation.layer] = {(bits, bits): first[bits] + second[bits] for bits in first}
         else:
-            (activations,) = scores
+            activations = {bits: sum(own[bits] for own in scores) for bits in scores[0]}
             scale = max(0.0, trace.weight.mean)
             harms[perturbation.layer] = {
                 (w, a): scale * square + harm

@@ -50,7 +50,7 @@ def indicator_harms(
             first, second = operands
             harms[name] = {(bits, bits): first[bits] + second[bits] for bits in first}
         else:
-            (activations,) = operands
+            activations = {bits: sum(steps[bits] for steps in operands) for bits in operands[0]}
             weights = _falling(found.weight)
             harms[name] = {
                 (w, a): weight_factor * weight + step

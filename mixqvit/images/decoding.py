@@ -17,6 +17,7 @@ from torch import Tensor
 from mixqvit.images.kinds import heif_is_read, is_heif, unread_content
 from mixqvit.images.listing import UnreadableImage
 from mixqvit.models.preprocessing import Preprocessing
+from mixqvit.models.reading import first_line
 
 __all__ = ["FORMATS", "MAX_ASPECT", "MAX_PIXELS", "MAX_RESIZED_PIXELS", "decoder", "upright"]
 
@@ -67,7 +68,7 @@ def decoder(preprocessing: Preprocessing) -> Callable[[bytes], Tensor]:
         try:
             return transform(picture)
         except (ValueError, OSError, MemoryError) as error:
-            raise UnreadableImage(f"it cannot be resized ({_first_line(error)})") from error
+            raise UnreadableImage(f"it cannot be resized ({first_line(error)})") from error
 
     return decode
 
@@ -97,12 +98,12 @@ def upright(data: bytes, mode: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"it has more than {MAX_PIXELS:,} pixels") from error
     except _PILLOW_RAISES as error:
-        raise UnreadableImage(f"it is damaged ({_first_line(error)})") from error
+        raise UnreadableImage(f"it is damaged ({first_line(error)})") from error
     shown = _eight_bits(turned)
     try:
         return shown.convert(mode)
     except ValueError as error:
-        raise UnreadableImage(f"its colours are not read ({_first_line(error)})") from error
+        raise UnreadableImage(f"its colours are not read ({first_line(error)})") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -142,7 +143,3 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     else:
         scaled = np.rint((values.astype(np.float64) - low) * (255 / max(high - low, 1e-300)))
     return Image.fromarray(scaled.astype(np.uint8))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.decoding import decoder
 from mixqvit.images.image_sets import ImageSets, Sample
@@ -15,7 +16,6 @@ from mixqvit.images.listing import UnreadableImage, few
 from mixqvit.images.preparing import Prepared, left_out_notes
 from mixqvit.images.sampling import EVALUATION_LIMIT, Drawn, Sampling, draw_calibration, draw_evaluation, in_order
 from mixqvit.models.model import Model
-from mixqvit.progress import Progress
 
 __all__ = ["drawn_steps"]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.progress import Progress
 
 __all__ = [
     "MAX_FILE_BYTES",

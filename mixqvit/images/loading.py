@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.images import Images, check_limit
 from mixqvit.images.sampling import Sampling
 from mixqvit.images.sources.factory import find_source
 from mixqvit.models.model import Model
-from mixqvit.progress import Progress
 
 __all__ = ["load_image_sets", "load_image_sets_steps", "load_images"]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.files import Files, can_be_kept
 from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, UnreadableImage, shown, split_of
 from mixqvit.images.local_files import file_stamp, is_inside, read_limited
-from mixqvit.progress import Progress
 
 __all__ = ["MAX_ROWS", "ParquetFiles", "parquet_files"]
 
@@ -150,8 +150,9 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return ImageError(f"the file {path} is damaged or no parquet file ({reason}); download it again")
+    from mixqvit.models.reading import first_line
+
+    return ImageError(f"the file {path} is damaged or no parquet file ({first_line(error)}); download it again")
 
 
 def _opened(path: Path) -> tuple[Any, int]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.classes import ClassNames, class_indices
 from mixqvit.images.files import Files
@@ -12,7 +13,6 @@ from mixqvit.images.kinds import VALIDATION_LIST
 from mixqvit.images.listing import Entry, Listing, few, shown, split_word
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.model import Model
-from mixqvit.progress import Progress
 
 __all__ = ["Prepared", "left_out_notes", "prepared_steps"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.files import Files
 from mixqvit.images.image_sets import ImageSets
@@ -17,7 +18,6 @@ from mixqvit.images.training_images import CHANGES_VERSION, TrainingPictures
 from mixqvit.images.training_reading import TrainingFiles
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
-from mixqvit.progress import Progress
 
 __all__ = ["training_files_steps"]
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.listing import shown
@@ -11,7 +12,6 @@ from mixqvit.images.sampling import Sampling
 from mixqvit.images.sources.factory import find_source, is_same
 from mixqvit.images.training_images import TrainingImages
 from mixqvit.models.model import Model
-from mixqvit.progress import Progress
 
 __all__ = ["load_training_images", "load_training_images_steps"]
 

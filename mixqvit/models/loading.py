@@ -9,6 +9,7 @@ import timm
 from safetensors import SafetensorError
 from torch import nn
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError, ModelError
 from mixqvit.models.architectures import (
     arguments_of,
@@ -33,7 +34,6 @@ from mixqvit.models.model import Model, class_and_label_names, frozen
 from mixqvit.models.names import suggestions
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.models.reading import SUFFIXES, check_file, first_line
-from mixqvit.progress import Progress
 
 __all__ = ["LOCAL_FOLDER", "load_model", "load_model_steps"]
 

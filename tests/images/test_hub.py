@@ -18,6 +18,7 @@ from mixqvit.cache import default_folder
 from mixqvit.errors import ImageError
 from mixqvit.images.loading import load_image_sets
 from mixqvit.images.sources import huggingface
+from mixqvit.models import download
 from tests.images.files import ANIMALS, class_folders, numbers, tiny_model
 from tests.images.test_parquet import table, write
 
@@ -61,7 +62,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.hf_hub_download)
     answer = SimpleNamespace(head=lambda url, timeout: None)
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: answer)
+    monkeypatch.setattr(download, "get_session", lambda: answer)
     return fake
 
 

@@ -5,9 +5,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.sources.source import Given, ImageSource, registered
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:  # see `source`
     from mixqvit.images.image_sets import ImageSets

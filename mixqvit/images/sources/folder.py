@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.kinds import is_image_name, is_validation_list, unread_name
 from mixqvit.images.listing import Entry, Listing, Steps, arranged, is_hidden, shown
@@ -13,7 +14,6 @@ from mixqvit.images.local_files import LINK_OUT, LocalFiles, followed_note, is_i
 from mixqvit.images.parquet_files import ParquetFiles, parquet_files
 from mixqvit.images.sources.source import Given, Listed, PathSource, registered
 from mixqvit.images.validation_list import with_validation_list
-from mixqvit.progress import Progress
 
 __all__ = ["MAX_FILES", "Folder"]
 

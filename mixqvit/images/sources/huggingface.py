@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Self
 
 from mixqvit.cache import default_folder
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.listing import split_of
 from mixqvit.images.parquet_files import ParquetFiles
 from mixqvit.images.sources.source import FileSource, Given, Listed, registered
-from mixqvit.progress import Progress
 
 __all__ = ["CALIBRATION_BYTES", "EVALUATION_BYTES", "HubDataset"]
 
@@ -24,8 +24,6 @@ EVALUATION_BYTES = 8 * 2**30
 
 CALIBRATION_BYTES = 2**30
 """Bytes of the files of a training split that are downloaded: a hundred images are needed of it."""
-
-PROBE_SECONDS = 5
 
 _PREFIX = "hf:"
 _CONVERTED = "refs/convert/parquet"
@@ -78,13 +76,15 @@ class HubDataset(FileSource):
 
     def listed_steps(self, is_class: Callable[[str], bool]) -> Listed:
         """Download what is needed and list its rows."""
+        from mixqvit.models.download import unreachable
+
         yield Progress(0, 1, f"looking for {self.name} on the hub")
         notes: list[str] = []
-        unreachable = self._probe()
-        if unreachable is None:
+        problem = unreachable()
+        if problem is None:
             revision, sizes = self._found()
         else:
-            revision, sizes = self._kept(unreachable)
+            revision, sizes = self._kept(problem)
             notes.append("the hub cannot be reached; what was downloaded before is used")
         files = self._needed(sizes, notes)
         local: list[Path] = []
@@ -92,22 +92,11 @@ class HubDataset(FileSource):
         done = 0
         for file in files:
             yield Progress(0, 1, f"downloading {self.name}: {done >> 20} of {total >> 20} MiB")
-            local.append(self._downloaded(file, revision, offline=unreachable is not None))
+            local.append(self._downloaded(file, revision, offline=problem is not None))
             done += sizes[file]
         splits = {path: _split(file) for path, file in zip(local, files, strict=True)}
         rows, listing = yield from ParquetFiles(self.cache, tuple(local), self.where, splits).listed_steps()
         return rows, replace(listing, notes=(*listing.notes, *notes))
-
-    def _probe(self) -> str | None:
-        """Asks the hub once, and returns why it cannot be reached. Its own client would try for a minute."""
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session
-
-        try:
-            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-        except Exception as error:  # the client's library, and so its errors, differ between versions of the hub
-            return f"{constants.ENDPOINT} cannot be reached ({_first_line(error)})"
-        return None
 
     def _found(self) -> tuple[str, dict[str, int]]:
         """Returns the revision that has parquet files, and their sizes."""
@@ -122,7 +111,7 @@ class HubDataset(FileSource):
             except RevisionNotFoundError:
                 reasons.append(f"there is no {revision}")
                 continue
-            except Exception as error:  # see _probe
+            except Exception as error:  # see `unreachable`
                 raise self._refused(error) from error
             files = [file for file in tree if isinstance(file, RepoFile)]
             sizes = {file.path: file.size for file in files if str(file.path).endswith(".parquet")}
@@ -218,11 +207,13 @@ class HubDataset(FileSource):
                     local_files_only=offline,
                 )
             )
-        except Exception as error:  # see _probe
+        except Exception as error:  # see `unreachable`
             raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> ImageError:
         from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError
+
+        from mixqvit.models.reading import first_line
 
         if isinstance(error, GatedRepoError):
             return ImageError(
@@ -234,7 +225,7 @@ class HubDataset(FileSource):
                 f"the hub has no data set {self.name}, or it is private; check the name (owner/name), or log in with: "
                 "hf auth login"
             )
-        return ImageError(f"the data set {self.name} cannot be downloaded ({_first_line(error)}); try again later")
+        return ImageError(f"the data set {self.name} cannot be downloaded ({first_line(error)}); try again later")
 
 
 def _split(file: str) -> str | None:
@@ -246,7 +237,3 @@ def _split(file: str) -> str | None:
 def _configuration(file: str) -> str:
     """Returns the part of a file's folder that is no split: `data/train-0.parquet` is in `data`."""
     return "/".join(part for part in file.split("/")[:-1] if not split_of(part.removeprefix("partial-")))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.files import Files
 from mixqvit.images.listing import Listing
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:  # these load torch, which pages and `--help` do not wait for
     from mixqvit.images.image_sets import ImageSets

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.csv_rows import table_content, table_rows
 from mixqvit.images.kinds import is_image_name, is_validation_list
@@ -14,7 +15,6 @@ from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS
 from mixqvit.images.listing import Entry, Listing, shown
 from mixqvit.images.local_files import LINK_OUT, LocalFiles, followed_note, is_inside
 from mixqvit.images.sources.source import Given, Listed, PathSource, registered
-from mixqvit.progress import Progress
 
 __all__ = ["Table"]
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.files import MAX_KEPT_BYTES, can_be_kept
 from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Steps, UnreadableImage
 from mixqvit.images.local_files import file_stamp
 from mixqvit.images.sources.archives import Archive, Members, check_ratio
 from mixqvit.images.sources.source import Given, registered
-from mixqvit.progress import Progress
 
 __all__ = ["TarArchive"]
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.files import can_be_kept
 from mixqvit.images.listing import Entry, Steps, UnreadableImage
 from mixqvit.images.sources.archives import MAX_MEMBERS, Archive, Members, check_ratio
 from mixqvit.images.sources.source import Given, registered
-from mixqvit.progress import Progress
 
 __all__ = ["ZipArchive"]
 
