@@ -16,6 +16,7 @@ from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import AllocationFileError, BitWidthError, ImageError, ModelError, UnsupportedOperationError
 from mixqvit.files.allocation_document import bits_of, read_allocation, settings_of
+from mixqvit.images.sources.factory import is_path
 from mixqvit.network.bits import WIDTHS_TEXT, Bits, read_bits
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mixqvit.study.study import Study
 
 __all__ = [
-    "absolute",
+    "absolute_images",
     "allocation_request",
     "description_of",
     "finish",
@@ -108,7 +109,7 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     preprocessing = _preprocessing(options.preprocessing)
     saved = known_studies(Store()).get(options.model)
     if saved is None:
-        checkpoint, images = (absolute(path) for path in (options.checkpoint, options.images))
+        checkpoint, images = absolute(options.checkpoint), absolute_images(options.images)
         model = _absolute_folder(options.model)
         return StudyDescription(model, checkpoint, images, preprocessing, settings, follow_links=images is not None)
     if options.checkpoint or options.images or preprocessing:
@@ -119,9 +120,14 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     return replace(saved, settings={**saved.settings, **settings})
 
 
-def absolute(source: str | None) -> str | None:
-    """Return a path as it means the same from every folder; other sources, such as `digits`, stay."""
-    return str(Path(source).resolve()) if source and Path(source).exists() and source != "digits" else source
+def absolute(path: str | None) -> str | None:
+    """Return a path as it means the same from every folder; what is not there stays as it was written."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
+
+
+def absolute_images(source: str | None) -> str | None:
+    """Return the same for images; those that are not named by a path stay."""
+    return absolute(source) if source and is_path(source) else source
 
 
 def _absolute_folder(model: str | None) -> str | None:

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from mixqvit.engines.progress import Progress
 from mixqvit.errors import MixQViTError, StudyFileError
+from mixqvit.images.image_sets import ImageSets, Sample
 from mixqvit.images.images import Images, normalized
-from mixqvit.images.loading import ImageSets, Sample
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing

@@ -16,8 +16,9 @@ from mixqvit.allocation.costs import Storage
 from mixqvit.engines.base import Engine
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.images import Images
-from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.loading import load_image_sets
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.loading import load_model
 from mixqvit.models.model import Model

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mixqvit.engines.progress import Progress
 from mixqvit.errors import AccessError, ModelError
 from mixqvit.files.uploads import uploads_folder
+from mixqvit.images.sources.factory import is_path
 from mixqvit.stages.store import Store, fingerprint
 from mixqvit.study.library import StudyDescription, studies_folder
 from mixqvit.study.settings import Settings
@@ -217,10 +218,12 @@ def _key(description: StudyDescription, outlier_factor: float) -> tuple[str, flo
 
 def _files_of(description: StudyDescription) -> Files:
     """Return size and time of change of a study's files; of folders those of the folder and of all in it."""
-    model = description.model or ""
+    model, images = description.model or "", description.images
     folder = model.removeprefix("local-dir:") if model.startswith("local-dir:") else None
     return {
-        path: _state(Path(path).expanduser()) for path in (folder, description.checkpoint, description.images) if path
+        path: _state(Path(path).expanduser())
+        for path in (folder, description.checkpoint, images if images and is_path(images) else None)
+        if path
     }
 
 
