@@ -25,14 +25,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import MixQViTError, StudyFileError
+from mixqvit.images.image_sets import ImageSets, Sample
 from mixqvit.images.images import Images, normalized
-from mixqvit.images.loading import ImageSets, Sample
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.packing.architecture import build_described, describe
-from mixqvit.progress import Progress
 from mixqvit.stages.store import Store
 from mixqvit.study.library import LONGEST_NAME, StudyDescription, free_name, keep_study, studies_folder
 from mixqvit.study.settings import Settings

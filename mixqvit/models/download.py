@@ -20,9 +20,9 @@ from huggingface_hub.utils import (
     get_session,
 )
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ModelError
 from mixqvit.models.reading import first_line
-from mixqvit.progress import Progress
 
 __all__ = ["download_steps", "unreachable"]
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mixqvit.engines.progress import Progress
 from mixqvit.models.model import Model
 from mixqvit.models.sources.factory import find_source
-from mixqvit.progress import Progress
 
 __all__ = ["load_model", "load_model_steps"]
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from mixqvit.models.preprocessing import Preprocessing
+from mixqvit.tasks.classification import Classification
+from mixqvit.tasks.task import Task
 
 __all__ = ["Model", "class_and_label_names", "frozen"]
 
@@ -48,6 +50,11 @@ class Model:
     def __post_init__(self) -> None:
         if not self.label_names:
             object.__setattr__(self, "label_names", self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """What its outputs mean: all sources hold classifiers."""
+        return Classification(len(self.class_names))
 
     @property
     def input_size(self) -> tuple[int, int, int]:

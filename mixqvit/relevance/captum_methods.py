@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixqvit.errors import MixQViTError
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.graph import Graph, Layer
-from mixqvit.relevance.propagation import explained_classes, in_precision, propagate_steps
+from mixqvit.relevance.propagation import in_precision, propagate_steps, refuse_repeated_layers
 from mixqvit.relevance.result import MEASURES, LayerTotals
 
 # Captum is imported where it is called: it loads matplotlib, which nothing else here needs.
@@ -79,12 +79,14 @@ def layer_attribution_steps(
         An iterator over the totals of the finished images, in order.
 
     Raises:
-        UnsupportedOperationError: The model contains an operation that has no relevance rule (`gradient x relevance`).
+        UnsupportedOperationError: The model calls a layer several times, or contains an operation that has no relevance
+            rule (`gradient x relevance`).
         ImageError: The images do not have the shape the model was traced with.
         MixQViTError: An argument is outside what it can be.
     """
     if method not in LAYER_METHODS:
         raise MixQViTError(f"There is no layer method {method!r}; choose one of {', '.join(LAYER_METHODS)}.")
+    refuse_repeated_layers(graph)
     if method == "gradient x relevance":
         return _gradient_x_relevance(graph, pixels, targets, measure, batch_size)
     if measure not in MEASURES:
@@ -94,7 +96,7 @@ def layer_attribution_steps(
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
     next(graph.walk(pixels[:1], [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     return _batches(graph, pixels, classes, method, measure, batch_size)
 
 
@@ -219,7 +221,7 @@ def _batch(
 ) -> LayerTotals:
     with torch.inference_mode(False), torch.no_grad():
         images = pixels.detach().clone().to(next(graph.module.parameters()))
-        classes = graph(images).argmax(1) if targets is None else targets.clone().to(images.device)
+        classes = graph.task.explained(graph(images), targets)
         attributions = _CAPTUM[method](_Model(graph), images, classes, at_once)
         return _totals(graph, attributions, len(images), measure)
 
@@ -229,7 +231,7 @@ def _gradient_x_relevance(
 ) -> Iterator[LayerTotals]:
     double = in_precision(graph, torch.float64)
     propagate_steps(double, pixels, targets, measure=measure, batch_size=batch_size)  # checks the arguments now
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     return _gradient_x_relevance_batches(double, pixels, classes, measure, batch_size)
 
 
@@ -263,7 +265,7 @@ def _gradients(graph: Graph, pixels: Tensor, targets: Tensor) -> tuple[Tensor, .
     with torch.inference_mode(False), torch.enable_grad():
         images = pixels.detach().clone().to(next(graph.module.parameters())).requires_grad_()
         logits, outputs = graph.run(images, keep=nodes)
-        explained = logits.gather(1, targets[:, None]).sum()
+        explained = graph.task.score(logits, targets).sum()
         return torch.autograd.grad(explained, [outputs[node] for node in nodes])
 
 

@@ -10,7 +10,7 @@ from mixqvit.errors import MixQViTError
 from mixqvit.network.devices import in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.relevance.methods import METHODS, find_method
-from mixqvit.relevance.propagation import BATCH_SIZE, explained_classes, in_precision, propagate
+from mixqvit.relevance.propagation import BATCH_SIZE, in_precision, propagate
 from mixqvit.relevance.rules import RULE_SETS
 
 # Captum is imported where it is called: it loads matplotlib, which nothing else here needs.
@@ -97,7 +97,7 @@ def attribution_quality_steps(
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
     next(graph.walk(pixels[:1], [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     if find_method(method).double_precision:
         graph = in_precision(graph, torch.float64)
     squares, shifts = _perturbations(graph.input_shape, seed)
@@ -159,7 +159,7 @@ def _quality(
 
     with torch.inference_mode(False), torch.no_grad():
         image = pixels.detach().clone().to(next(graph.module.parameters()))
-        target = graph(image).argmax(1) if targets is None else targets.clone().to(image.device)
+        target = graph.task.explained(graph(image), targets)
         remaining = iter(squares)  # Captum asks for some of them at a time
         return AttributionQuality(
             infidelity(

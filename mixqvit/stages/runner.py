@@ -15,7 +15,7 @@ import timm
 import torch
 
 from mixqvit.engines.base import Task, Work
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.stages.context import Context
 from mixqvit.stages.stage import Stage, Step
 from mixqvit.stages.store import Store, fingerprint

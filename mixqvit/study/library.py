@@ -7,10 +7,11 @@ of its own.
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from mixqvit.errors import ModelError, StoreError
+from mixqvit.images.sources.factory import short_name
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.models.sources.factory import find_source
 from mixqvit.models.sources.source import ModelSource
@@ -80,7 +81,7 @@ def default_name(description: StudyDescription, model: str) -> str:
     images = description.images
     if images is None:
         return model
-    return f"{model} on {images if images.startswith('hf:') else PurePath(images).name}"[:LONGEST_NAME]
+    return f"{model} on {short_name(images)}"[:LONGEST_NAME]
 
 
 def trained_folder(store: Store) -> Path:

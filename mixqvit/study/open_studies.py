@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import AccessError, ModelError
 from mixqvit.files.uploads import uploads_folder
-from mixqvit.progress import Progress
+from mixqvit.images.sources.factory import is_path
 from mixqvit.stages.store import Store, fingerprint
 from mixqvit.study.library import StudyDescription, studies_folder
 from mixqvit.study.settings import Settings
@@ -182,9 +183,9 @@ class OpenStudies:
             if study is None:
                 settings = settings_from(description, outlier_factor=outlier_factor)
                 for step in open_study_steps(description, settings):
-                    study = step.result
-                    if study is None:
+                    if not step.finished:
                         yield step
+                study = step.result
                 self._add(key, _Open(study, _bytes_of(study), files))
         finally:
             opening.release()
@@ -222,7 +223,8 @@ def _files_of(description: StudyDescription) -> Files:
 
 def _paths(description: StudyDescription) -> list[Path]:
     """Return the files and folders that a study's model and images are read from."""
-    return [*description.model_files, *([Path(description.images)] if description.images else [])]
+    images = description.images
+    return [*description.model_files, *([Path(images)] if images and is_path(images) else [])]
 
 
 def _state(path: Path) -> str | None:

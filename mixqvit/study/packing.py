@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import PackingError
 from mixqvit.packing.model import Packed, load_packed, packed, packed_source
-from mixqvit.progress import Progress
+from mixqvit.quantization.evaluation import evaluate_steps
 from mixqvit.quantization.evaluation_stage import FullPrecision, most_images
 from mixqvit.quantization.model import QuantizedModel, quantize
 from mixqvit.stages import runner
 from mixqvit.study.evaluation import AnyBits
 from mixqvit.study.part import Part
-from mixqvit.tasks.evaluation import evaluate_steps
 
 __all__ = ["Packing"]
 
@@ -62,14 +62,7 @@ class Packing(Part):
         yield from runner.ready(study, [FullPrecision()])
         images, reference = study.evaluation_images, study.result(FullPrecision())
         steps = evaluate_steps(
-            predict,
-            images.pixels,
-            images.labels,
-            reference,
-            most_images(study),
-            None,
-            study.class_subset,
-            study.device,
+            study.task, predict, images.pixels, images.labels, reference, most_images(study), study.device
         )
         for so_far in steps:
             words = f"{so_far.images} of {len(images)} images"

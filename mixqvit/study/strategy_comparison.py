@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import CRITERIA
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import AllocationError, InfeasibleBudgetError, UnsupportedOperationError
-from mixqvit.progress import Progress
 from mixqvit.quantization.evaluation_stage import Evaluated
 from mixqvit.study.composite import Composite, without_results
 from mixqvit.study.records import StrategyComparison, StrategyResult

@@ -14,11 +14,10 @@ from mixqvit.images.training_images import TrainingBatch, TrainingImages
 from mixqvit.network.bits import BitsPerLayer
 from mixqvit.network.devices import images_at_once, in_parts, named_out_of_memory
 from mixqvit.network.graph import Graph
+from mixqvit.quantization.learning import learning_rate_factor
 from mixqvit.quantization.model import QuantizedModel
-from mixqvit.tasks.evaluation import top1
-from mixqvit.training.distillation import distillation_loss
+from mixqvit.tasks.task import Task
 from mixqvit.training.machine import Machine
-from mixqvit.training.schedule import learning_rate_factor
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
 from mixqvit.training.statistics import near_threshold
 from mixqvit.training.trainable import TrainableModel
@@ -45,8 +44,8 @@ class TrainingData:
         calibration: What quantizers are fitted to, and what decides which epoch's weights are kept, `[N, C, H, W]`.
         calibration_images: So many of the calibration images fit the quantizers.
         evaluation: For showing how far it is; nothing is chosen by them.
-        reference: Logits of the full-precision model on the evaluation images, `[N, classes]`.
-        among: Classes that top-1 looks at; None for all.
+        reference: Outputs of the full-precision model on the evaluation images, `[N, …]`.
+        task: What outputs mean, with what decisions on the evaluation images are among.
     """
 
     training: TrainingImages
@@ -54,7 +53,7 @@ class TrainingData:
     calibration_images: int
     evaluation: Images
     reference: Tensor
-    among: tuple[int, ...] | None = None
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def train_steps(
     latest = _as_best(_tensors(model, _MODEL))
     parallel = machine.prepared(model)
     schedule = _Schedule(settings, math.ceil(len(data.training) / settings.batch))
-    references = _Reference(_logits(teacher, data.calibration, teacher), data)
+    references = _Reference(_outputs(teacher, data.calibration, teacher), data)
     while not run.finished:
         epoch = len(run.epochs) + 1
         started = time.perf_counter()
@@ -245,13 +244,13 @@ def _step(
     with machine.mixed_precision():
         with torch.no_grad():
             wanted = teacher.run(pixels)[0]
-        logits = parallel(pixels)
-    losses = distillation_loss(logits, wanted)
+        outputs = parallel(pixels)
+    losses = teacher.task.distillation_loss(outputs, wanted)
     optimizer.zero_grad()
     # Gradients are averaged over processes, so that the mean over all images is a sum times their number.
     (losses.sum() * (machine.processes / batch.images)).backward()
     nn.utils.clip_grad_norm_(model.module.parameters(), LARGEST_GRADIENT)
-    agreeing = (logits.argmax(dim=1) == wanted.argmax(dim=1)).sum()
+    agreeing = teacher.task.agreeing(outputs, wanted)
     sums = machine.total(torch.stack([losses.detach().sum().double(), agreeing.double()])).cpu()
     return float(sums[0]) / batch.images, sums
 
@@ -286,26 +285,22 @@ class _Schedule:
 class _Reference:
     """What full precision says of the images that are measured after every epoch."""
 
-    def __init__(self, calibration_logits: Tensor, data: TrainingData) -> None:
-        self._calibration_logits, self._data = calibration_logits, data
-        self._expected = top1(data.reference, data.among)
+    def __init__(self, calibration_outputs: Tensor, data: TrainingData) -> None:
+        self._calibration_outputs, self._data = calibration_outputs, data
+        self._answers = data.task.reference_answers(data.reference, data.evaluation.labels)
 
     def measured(self, quantized: QuantizedModel) -> tuple[float, float | None, float]:
         """Return the loss on the calibration images, and top-1 and agreement on the evaluation images."""
         data = self._data
-        own = _logits(quantized, data.calibration, quantized.graph)
-        validation = float(distillation_loss(own, self._calibration_logits).mean())
-        predicted = top1(_logits(quantized, data.evaluation.pixels, quantized.graph), data.among)
-        labels = data.evaluation.labels
-        right = None if labels is None else _share(predicted, labels.tolist())
-        return validation, right, _share(predicted, self._expected)
+        own = _outputs(quantized, data.calibration, quantized.graph)
+        validation = float(data.task.distillation_loss(own, self._calibration_outputs).mean())
+        outputs = _outputs(quantized, data.evaluation.pixels, quantized.graph)
+        found = data.task.evaluation(data.task.answers(outputs, data.reference), self._answers)
+        right = None if found.correct is None else found.correct / found.images
+        return validation, right, found.agreeing / found.images
 
 
-def _share(found: list[int], expected: list[int]) -> float:
-    return sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
-
-
-def _logits(predict, pixels: Tensor, graph: Graph) -> Tensor:
+def _outputs(predict, pixels: Tensor, graph: Graph) -> Tensor:
     def run(part: slice) -> Tensor:
         with torch.no_grad():
             return predict(pixels[part]).cpu()

@@ -6,17 +6,18 @@ from typing import Any
 
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import TrainingError
 from mixqvit.images.training_images import TrainingImages
 from mixqvit.images.training_sources import load_training_images_steps
 from mixqvit.network.bits import BitsPerLayer
-from mixqvit.progress import Progress
-from mixqvit.quantization.evaluation_stage import FullPrecision, Measured, evaluation_of, measured
+from mixqvit.quantization.evaluation_stage import FullPrecision, evaluation_of, measured
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import STATE, State
 from mixqvit.stages.items import ImageRanges
 from mixqvit.stages.stage import Stage, Step, registered
 from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.tasks.task import Answers
 from mixqvit.training.machine import launched, open_machine
 from mixqvit.training.quantization_aware import Checkpoint, TrainingData, restored, train_steps
 from mixqvit.training.quantization_aware import Step as TrainingStep
@@ -107,8 +108,7 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
 
     def depends_on(self, study: Context) -> Sequence[Any]:
         """Return how many images fit the quantizers, and which ones show how far it is."""
-        among = study.class_subset and list(study.class_subset)
-        return [len(study.calibration_pixels), study.evaluation_images.fingerprint, among]
+        return [len(study.calibration_pixels), study.evaluation_images.fingerprint, study.task.scope]
 
     def items(self, study: Context) -> Epochs:
         """Return the epochs."""
@@ -139,7 +139,7 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
             len(study.calibration_pixels),
             study.evaluation_images,
             study.result(FullPrecision()),
-            study.class_subset,
+            study.task,
         )
         epochs = self.settings.epochs
         with open_machine(study.device) as machine:
@@ -194,7 +194,7 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
 
 @registered
 @dataclass(frozen=True)
-class TrainedEvaluation(Stage[Measured, Evaluation]):
+class TrainedEvaluation(Stage[Answers, Evaluation]):
     """What a trained model measures on the evaluation images."""
 
     name = "evaluation of the trained model"
@@ -211,19 +211,11 @@ class TrainedEvaluation(Stage[Measured, Evaluation]):
         """Return the evaluation images."""
         return ImageRanges(len(study.evaluation_images))
 
-    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, Measured]]:
+    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, Answers]]:
         """Yield batches of images."""
         return measured(study, self.training.model(study).quantized().on(study.device), missing)
 
-    def written(self, piece: Measured) -> dict[str, Any]:
-        """Return the numbers, image by image."""
-        return {"predicted": list(piece.predicted), "image_kl": list(piece.image_kl)}
-
-    def read(self, name: str, written: Mapping[str, Any]) -> Measured:
-        """Return what was measured."""
-        return Measured(**written)
-
-    def join(self, study: Context, pieces: Mapping[str, Measured]) -> Evaluation | None:
+    def join(self, study: Context, pieces: Mapping[str, Answers]) -> Evaluation | None:
         """Return the evaluation of the images from the first one on; None where that is missing."""
         return evaluation_of(study, pieces)
 

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from mixqvit.network.layers import Layer
-from mixqvit.views.accuracy import accuracy_of
 from mixqvit.views.class_names import first_synonym
 from mixqvit.views.grid import layer_frame
 
@@ -82,7 +81,7 @@ def nats(divergence: float, digits: int = 3) -> str:
 
 def accuracy(evaluation: "Evaluation") -> tuple[str, str]:
     """Return top-1 accuracy and its 95 % interval in words; agreement with full precision where there are no labels."""
-    chosen = accuracy_of(evaluation)
+    chosen = evaluation.accuracy
     if not evaluation.has_choice:
         return NOTHING, "one class: any bits are right"
     return percent(chosen.value(evaluation)), f"95 % interval {interval_text(chosen.interval(evaluation))}"
@@ -126,7 +125,7 @@ def four_bits_give(
 ) -> str:
     """Say in Markdown what the mixed allocation measures and costs, beside uniform bits and full precision."""
     value, interval = accuracy(mixed_evaluation)
-    measure = accuracy_of(mixed_evaluation).in_sentence
+    measure = mixed_evaluation.accuracy.in_sentence
     fraction = mixed.cost.size_bytes / full_bytes
     text = (
         f"**Mixed bits: {value}** {measure} ({interval}) at {megabytes(mixed.cost.size_bytes)}, "

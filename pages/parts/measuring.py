@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from mixqvit.quantization.channels import CLIPS
-from mixqvit.views.accuracy import Accuracy, accuracy_for, among_words
+from mixqvit.tasks.evaluation import Accuracy
 from pages.parts import common
 
 SECONDS_WITHOUT_ASKING = 20
@@ -25,13 +25,13 @@ def key(study) -> str:
 
 def accuracy(study) -> Accuracy:
     """Return what stands for accuracy on the evaluation images."""
-    return accuracy_for(has_labels(study))
+    return study.task.accuracy(has_labels(study))
 
 
 def among_classes(study) -> None:
     """Say so where accuracy looks at some of the classes only."""
-    if study.class_subset is not None:
-        st.caption(among_words(len(study.class_subset), len(study.model.class_names)))
+    if study.task.scope_words:
+        st.caption(study.task.scope_words)
 
 
 def show_notes(place, study) -> None:

@@ -11,7 +11,6 @@ from mixqvit.images.images import Images
 from mixqvit.images.training_images import TrainingBatch
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training import quantization_aware
-from mixqvit.training.distillation import distillation_loss
 from mixqvit.training.machine import Machine
 from mixqvit.training.quantization_aware import Checkpoint, Step, TrainingData, restored, run_of, train_steps
 from mixqvit.training.settings import TrainingSettings
@@ -49,7 +48,7 @@ def data_for(graph) -> TrainingData:
     names = tuple(map(str, range(12)))
     evaluation = Images("noise", "evaluation", pixels[:12], labels, tuple("abcde"), names, (0.0,), (1.0,))
     with torch.no_grad():
-        return TrainingData(RandomImages(), pixels[12:], 8, evaluation, graph(pixels[:12]))
+        return TrainingData(RandomImages(), pixels[12:], 8, evaluation, graph(pixels[:12]), graph.task)
 
 
 def bits_for(graph, bits=3):
@@ -182,21 +181,6 @@ def test_annealing_moves_no_weight_outside_the_band(graphs, monkeypatch):
     assert [epoch.trained_weights == 1 for epoch in run.epochs] == [True, True, False]
     assert sum(moved for moved, _ in frozen) > 0  # those in the band do move
     assert all(moved <= free for moved, free in frozen)
-
-
-def test_distillation_loss_is_zero_for_equal_models_and_the_divergence_otherwise():
-    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 3.0]], dtype=torch.float64)
-    assert distillation_loss(logits, logits).abs().max() < 1e-7
-    assert distillation_loss(logits + 5, logits).abs().max() < 1e-6  # the same probabilities
-    other = logits.flip(0)
-    expected = [
-        sum(float(p) * float(torch.log(p / q)) for p, q in zip(wanted.softmax(0), own.softmax(0), strict=True))
-        for own, wanted in zip(logits, other, strict=True)
-    ]
-    assert distillation_loss(logits, other).tolist() == pytest.approx(expected, rel=1e-5)
-    unchanged = logits.float().requires_grad_()
-    distillation_loss(unchanged, logits).sum().backward()
-    assert unchanged.grad.abs().max() < 1e-6
 
 
 def test_gradients_are_the_same_whether_a_batch_is_whole_or_in_parts(graphs):

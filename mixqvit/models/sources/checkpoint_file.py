@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.models.layouts import SUFFIXES
 from mixqvit.models.sources.factory import find_source
 from mixqvit.models.sources.source import ModelSource, registered
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
     from mixqvit.models.guess import Guess

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.models.cards import EMBEDDED, card_path, checkpoint_path
 from mixqvit.models.sources.source import ModelSource, registered
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from mixqvit.engines.progress import Progress
 from mixqvit.models.sources.factory import find_source
 from mixqvit.models.sources.source import ModelSource, registered
-from mixqvit.progress import Progress
 
 __all__ = ["LocalFolder"]
 

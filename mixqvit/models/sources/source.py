@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ModelError
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn

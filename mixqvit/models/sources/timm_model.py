@@ -4,12 +4,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ModelError
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.models.layouts import SUFFIXES
 from mixqvit.models.sources.local_folder import LocalFolder
 from mixqvit.models.sources.source import ModelSource, registered
-from mixqvit.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
