@@ -104,6 +104,24 @@ def test_another_program_version_is_no_obstacle_but_its_results_are_not_used(
     assert any("other versions" in note for note in imported.model.notes)
 
 
+def test_what_an_earlier_program_saved_opens_and_is_computed_again(study: Study, file: Path, tmp_path: Path):
+    def change(document: dict) -> None:
+        key = f"{study.identity}-{'a' * 64}"
+        document["made_with"] = {"torch": "2.0", "timm": "1.0", "mixqvit": "b" * 64}
+        document["rows"] = {
+            key: {"images from 0": 1},
+            f"{key} seconds": {"seconds": 1.5},
+            f"{key}-state": {"passes": 1},
+        }
+        document["tensors"] = []
+
+    _, imported, count = import_study_file(Store(tmp_path / "store"), resealed(file, tmp_path / "file", change))
+    assert count == 3
+    assert any("computed again" in note for note in imported.model.notes)
+    assert imported.relevances.progress().done == imported.evaluations.progress(BITS).done == 0
+    assert list(imported.kept.all()) == ["mine"]
+
+
 def test_a_model_that_is_read_differently_here_opens_without_the_results(file: Path, tmp_path: Path):
     def change(document: dict) -> None:
         document["identity"] = "0" * 16

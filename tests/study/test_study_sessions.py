@@ -137,7 +137,7 @@ def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swi
 
 SWEEP = """
 import mixqvit, sys
-from mixqvit.study import Settings, Study
+from mixqvit import Settings, Study
 settings = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
 study = Study("digits_swin", settings=settings, store=mixqvit.Store(sys.argv[1]))
 for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.evaluate_steps(4)):

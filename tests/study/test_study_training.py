@@ -194,8 +194,7 @@ def test_nothing_quantized_is_nothing_to_train(study):
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
     script = """
 import hashlib, pytest
-from mixqvit.study import Study
-from mixqvit.trained_study import keep_trained
+from mixqvit import Study
 from mixqvit.training.settings import TrainingSettings
 from tests.training.digits import few_training_digits
 few_training_digits(pytest.MonkeyPatch())
