@@ -13,7 +13,7 @@ _HOMES = {
     "Calibration": "quantization.calibration",
     "Evaluation": "tasks.evaluation",
     "Graph": "network.graph",
-    "ImageSets": "images.loading",
+    "ImageSets": "images.image_sets",
     "Images": "images.images",
     "Layer": "network.layers",
     "MixQViTError": "errors",

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from mixqvit.engines.progress import Progress
 from mixqvit.errors import MixQViTError, StudyFileError
+from mixqvit.images.image_sets import ImageSets, Sample
 from mixqvit.images.images import Images, normalized
-from mixqvit.images.loading import ImageSets, Sample
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
@@ -84,7 +84,7 @@ class Content:
 
         Raises:
             StudyFileError: It cannot be read, or the weights do not fit the architecture.
-            PackingError, ModelError: This version of timm cannot build it.
+            PackingError, ModelError: Its architecture is not known or cannot be built here.
         """
         with _understood(self._path, "its model"):
             return self._model()
@@ -104,6 +104,7 @@ class Content:
             label_names=_texts(found["label_names"]),
             notes=_texts(found["notes"]),
             arguments=found["architecture"].get("arguments", {}) if "timm" in found["architecture"] else {},
+            architecture=found["architecture"],
         )
 
     def images(self) -> ImageSets:

@@ -32,6 +32,8 @@ class Model:
         card: The embedded model's JSON card, otherwise empty.
         notes: Sentences about what was guessed or unwrapped when it was loaded.
         arguments: Arguments of the architecture by which the module differs from timm's model of that name.
+        architecture: How its source builds the module again (`ModelSource.build`), as JSON can write it; None for a
+            model of timm, whose name and arguments say it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Model:
     card: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.label_names:

@@ -52,6 +52,8 @@ def compensate(
 ) -> dict[str, QuantizedOperation]:
     """Return the operations with compensated weights and biases.
 
+    Layers that are called several times keep theirs: an earlier call changes what a later one reads.
+
     Args:
         graph: The traced model.
         pixels: Calibration images `[N, C, H, W]`.
@@ -113,7 +115,11 @@ def _side_by_side(
 
     Starts from the latest checkpoint there is, with what it had compensated put into `done`, and keeps new ones.
     """
-    layers = {layer.node: layer for layer in graph.layers if layer.node in operations and not layer.is_matmul}
+    layers = {
+        layer.node: layer
+        for layer in graph.layers
+        if layer.node in operations and not layer.is_matmul and not layer.more_nodes
+    }
     start = exact_start = None
     nodes: tuple[str, ...] = ()
     if checkpoints is not None:

@@ -12,9 +12,10 @@ from mixqvit.engines.base import Work
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.quantization.calibration import Calibration
-from mixqvit.quantization.calibration_stage import Calibrated, own_calibration, worker_calibration
+from mixqvit.quantization.calibration_stage import Calibrated
 from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
 from mixqvit.quantization.evaluation import BATCH_SIZE, Predictor, answer_steps
+from mixqvit.quantization.fidelity_stage import checked_calibration, trusted_calibration, worker_calibration
 from mixqvit.quantization.model import QuantizedModel, quantize
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.stages.context import Context
@@ -115,8 +116,11 @@ class Evaluated(Stage[Answers, Evaluation]):
         return {name: (weights, activations) for name, weights, activations in self.layers}
 
     def needs(self, study: Context) -> tuple[Stage, ...]:
-        """Return full precision, and the calibration unless nothing is quantized."""
-        return (FullPrecision(), *([] if self._is_full else [self._calibration(study)]))
+        """Return full precision, and the calibration, the study's own with its check, unless nothing is quantized."""
+        if self._is_full:
+            return (FullPrecision(),)
+        own = self.recipe == study.recipe
+        return (FullPrecision(), *(checked_calibration(study) if own else [self._calibration(study)]))
 
     def depends_on(self, study: Context) -> Sequence[Any]:
         """Return which images, and what decisions are among."""
@@ -164,8 +168,7 @@ class Evaluated(Stage[Answers, Evaluation]):
         return all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in self.bits.values())
 
     def _calibration(self, study: Context) -> Calibrated:
-        if self.recipe == study.recipe:
-            return own_calibration(study)
+        """Return what fits the quantizers of another recipe than the study's."""
         bits = self.bits
         setting = bits[study.layers[-1].name] if find_recipe(self.recipe).one_setting else None
         widths = sorted({width for pair in bits.values() for width in pair} - {FULL_PRECISION})
@@ -174,9 +177,9 @@ class Evaluated(Stage[Answers, Evaluation]):
     def _predictor(self, study: Context) -> Predictor:
         if self._is_full:
             return study.device_graph
-        calibration = study.result(self._calibration(study))
         if self.recipe != study.recipe:
-            return quantize(calibration, self.bits).on(study.device)
+            return quantize(study.result(self._calibration(study)), self.bits).on(study.device)
+        calibration = trusted_calibration(study)
         checkpoints = study.remembered("checkpoints", lambda: Checkpoints(CHECKPOINT_BYTES))
         quantized = quantize(calibration, self.bits, checkpoints=checkpoints).on(study.device)
         return partial(_run_on_evaluation_images, quantized, checkpoints)

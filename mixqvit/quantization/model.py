@@ -11,7 +11,7 @@ from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
 from mixqvit.network.devices import moved, named_out_of_memory
 from mixqvit.network.graph import Graph
-from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.calibration import Calibration, layer_operations
 from mixqvit.quantization.checkpoints import Checkpoints
 from mixqvit.quantization.compensation import compensate
 from mixqvit.quantization.operations import QuantizedOperation
@@ -78,11 +78,9 @@ def quantize(
     graph = calibration.graph
     resolved = resolve_bits(graph.layers, bits)
     recipe = find_recipe(calibration.recipe)
-    operations = {}
+    operations: dict[str, QuantizedOperation] = {}
     for layer in graph.layers:
-        operation = layer_operation(calibration, layer, resolved[layer.name])
-        if operation is not None:
-            operations[layer.node] = operation
+        operations |= layer_operations(calibration, layer, resolved[layer.name])
     if compensation == "recipe":
         compensation = recipe.compensation
     if compensation is not None and operations:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixqvit.errors import MixQViTError
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.graph import Graph, Layer
-from mixqvit.relevance.propagation import in_precision, propagate_steps
+from mixqvit.relevance.propagation import in_precision, propagate_steps, refuse_repeated_layers
 from mixqvit.relevance.result import MEASURES, LayerTotals
 
 # Captum is imported where it is called: it loads matplotlib, which nothing else here needs.
@@ -79,12 +79,14 @@ def layer_attribution_steps(
         An iterator over the totals of the finished images, in order.
 
     Raises:
-        UnsupportedOperationError: The model contains an operation that has no relevance rule (`gradient x relevance`).
+        UnsupportedOperationError: The model calls a layer several times, or contains an operation that has no relevance
+            rule (`gradient x relevance`).
         ImageError: The images do not have the shape the model was traced with.
         MixQViTError: An argument is outside what it can be.
     """
     if method not in LAYER_METHODS:
         raise MixQViTError(f"There is no layer method {method!r}; choose one of {', '.join(LAYER_METHODS)}.")
+    refuse_repeated_layers(graph)
     if method == "gradient x relevance":
         return _gradient_x_relevance(graph, pixels, targets, measure, batch_size)
     if measure not in MEASURES:

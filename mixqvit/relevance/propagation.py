@@ -16,7 +16,14 @@ from mixqvit.relevance.rules import RULE_SETS, RuleSet
 from mixqvit.relevance.rules.shared import Item, Layout, Product
 from mixqvit.relevance.step import Parts, Rule, Step
 
-__all__ = ["BATCH_SIZE", "in_precision", "propagate", "propagate_steps", "token_grid"]
+__all__ = [
+    "BATCH_SIZE",
+    "in_precision",
+    "propagate",
+    "propagate_steps",
+    "refuse_repeated_layers",
+    "token_grid",
+]
 
 BATCH_SIZE = 8
 """Images propagated at once, where memory allows: one of DeiT-Tiny at 224 needs about 80 MB in double precision."""
@@ -138,7 +145,22 @@ class _Plan:
     residuals: Mapping[str, Residual]  # by the node that adds the branch
 
 
+def refuse_repeated_layers(graph: Graph) -> None:
+    """Make sure that every layer has one output, whose relevance is its own.
+
+    Raises:
+        UnsupportedOperationError: A layer is called several times.
+    """
+    repeated = next((layer for layer in graph.layers if layer.more_nodes), None)
+    if repeated is not None:
+        raise UnsupportedOperationError(
+            f"The layer {repeated.name} is called {len(repeated.nodes)} times, and relevance is defined for one output "
+            "of each layer. Allocate by sensitivity."
+        )
+
+
 def _plan(graph: Graph, rule_set: RuleSet, keep: Collection[str] | None) -> _Plan:
+    refuse_repeated_layers(graph)
     image_nodes = depends_on_images(graph)
     nodes = [node for node in graph.nodes if node.name in image_nodes and node.op != "placeholder"]
     chosen, refused = {}, {}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mixqvit.engines.base import Engine
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.images import Images
-from mixqvit.images.loading import ImageSets
 from mixqvit.models.model import Model
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer

@@ -16,8 +16,9 @@ from mixqvit.allocation.costs import Storage
 from mixqvit.engines.base import Engine
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.images import Images
-from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.loading import load_image_sets
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.loading import load_model
 from mixqvit.models.model import Model
@@ -29,6 +30,7 @@ from mixqvit.network.tracing import trace
 from mixqvit.notes import Note
 from mixqvit.packing.model import storage
 from mixqvit.quantization.evaluation_stage import FullPrecision, own_reference_answers
+from mixqvit.quantization.fidelity_stage import Checked
 from mixqvit.quantization.outliers import amplify_outliers
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.relevance.methods import find_method
@@ -143,7 +145,7 @@ class StudyBase:
     @property
     def graph(self) -> Graph:
         """The traced model, on the CPU, with amplified outliers if the settings ask for them."""
-        return self.remembered("graph", lambda: trace(self.module, self.calibration_images.pixels[:1]))
+        return self.remembered("graph", lambda: trace(self.module, self.calibration_images.pixels))
 
     @property
     def module(self) -> nn.Module:
@@ -169,11 +171,14 @@ class StudyBase:
     def notes(self) -> tuple[Note, ...]:
         """What to know beside every number of this study: what was assumed, left out or measured on too little.
 
-        What the answers in full precision tell is among them once the evaluation images have been run.
+        What the answers in full precision tell is among them once the evaluation images have been run, and what the
+        check of the calibration could not tell once that was made.
         """
+        checked = self.memory.get(runner.key(self, Checked(self.recipe)))
+        unchecked = () if checked is None or checked.note is None else (Note(checked.note),)
         is_known = runner.key(self, FullPrecision()) in self.memory
         answers = own_reference_answers(self).notes if is_known else ()
-        return (*self.remembered("notes", lambda: study_notes(self)), *answers)
+        return (*self.remembered("notes", lambda: study_notes(self)), *unchecked, *answers)
 
     @property
     def double_precision_graph(self) -> Graph:

@@ -7,8 +7,8 @@ from mixqvit.engines.progress import Progress
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
-from mixqvit.quantization.calibration_stage import own_calibration
 from mixqvit.quantization.evaluation_stage import Evaluated, own_reference_answers
+from mixqvit.quantization.fidelity_stage import checked_calibration
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.stages import runner
 from mixqvit.study.part import Part
@@ -51,7 +51,7 @@ class Evaluations(Part):
         if self.by_itself():
             study = study.with_engine(ThisProcess())
         elif not study.engine.is_here and stage.recipe == study.recipe:
-            yield from runner.ready(study, [own_calibration(study)])  # which its workers are sent
+            yield from runner.ready(study, checked_calibration(study))  # which its workers are sent
         yield from runner.steps(study, stage)
 
     def many_steps(self, many: Sequence[AnyBits]) -> Iterator[Progress]:
@@ -65,7 +65,7 @@ class Evaluations(Part):
             EngineError: The engine cannot be used.
         """
         if not self.study.engine.is_here:
-            yield from runner.ready(self.study, [own_calibration(self.study)])
+            yield from runner.ready(self.study, checked_calibration(self.study))
         yield from runner.steps_together(self.study, [self.stage(bits) for bits in many])
 
     def progress(self, bits: AnyBits, recipe: str | None = None) -> Progress:

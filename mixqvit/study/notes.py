@@ -17,9 +17,10 @@ FEW_CALIBRATION_IMAGES = 8
 def study_notes(study: "StudyBase") -> tuple[Note, ...]:
     """Return what was assumed of the model and its images, what is left out, and what is too little to measure on."""
     settings, calibration = study.settings, len(study.calibration_images)
-    told = (*study.model.notes, *getattr(study.graph, "notes", ()), *study.image_sets.sample.notes)
+    graph = study.graph
+    told = (*study.model.notes, *graph.notes, *study.image_sets.sample.notes)
     return (
-        *(Note(as_sentence(text)) for text in told),
+        *(Note(as_sentence(text), is_warning=text in graph.warnings) for text in told),
         *_few_calibration_images(min(settings.calibration_images, settings.analysis_images, calibration)),
         *study.task.notes(len(study.evaluation_images)),
     )

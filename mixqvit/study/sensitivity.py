@@ -9,6 +9,7 @@ from mixqvit.criteria.sensitivity.sweep import SensitivityCell
 from mixqvit.engines.progress import Progress
 from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.calibration_stage import own_calibration
+from mixqvit.quantization.fidelity_stage import checked_calibration, trusted_calibration
 from mixqvit.stages import runner
 from mixqvit.study.part import Part
 
@@ -19,8 +20,10 @@ class Sensitivities(Part):
     """Fitted quantizers, and the harm of each layer's."""
 
     def calibration_steps(self) -> Iterator[Progress]:
-        """Fit the quantizers, a layer at a time; the last result is the `Calibration`."""
-        return runner.steps(self.study, own_calibration(self.study))
+        """Fit the quantizers, a layer at a time, and check them at 8 bits; the last result is the `Calibration`."""
+        yield from runner.ready(self.study, checked_calibration(self.study))
+        trusted_calibration(self.study)
+        yield from runner.steps(self.study, own_calibration(self.study))
 
     def calibration_progress(self) -> Progress:
         """Return how many layers have their quantizers fitted and saved."""
@@ -28,7 +31,7 @@ class Sensitivities(Part):
 
     def calibration(self) -> Calibration:
         """Return the calibration, computing what is missing."""
-        return self.study.result(own_calibration(self.study))
+        return trusted_calibration(self.study)
 
     def metrics(self) -> dict[str, str]:
         """Return descriptions of the metrics of sensitivity by name, those that these images have labels for."""

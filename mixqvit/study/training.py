@@ -89,6 +89,7 @@ class Trainings(Part):
         )
         pinned = {layer.name: FIRST_AND_LAST_BITS for layer in self.study.layers if _is_first_or_last(layer)}
         size = math.floor(sizes[0] + part * (sizes[1] - sizes[0]))
+        operations += self.study.storage.full_precision_bitops
         return Request(Budget(size_bytes=size, bitops=operations), Restrictions(pinned))
 
     def inner_average_bits(self, bits: BitsPerLayer) -> float:

@@ -14,10 +14,10 @@ from mixqvit.images.training_images import TrainingBatch, TrainingImages
 from mixqvit.network.bits import BitsPerLayer
 from mixqvit.network.devices import images_at_once, in_parts, named_out_of_memory
 from mixqvit.network.graph import Graph
+from mixqvit.quantization.learning import learning_rate_factor
 from mixqvit.quantization.model import QuantizedModel
 from mixqvit.tasks.task import Task
 from mixqvit.training.machine import Machine
-from mixqvit.training.schedule import learning_rate_factor
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
 from mixqvit.training.statistics import near_threshold
 from mixqvit.training.trainable import TrainableModel

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mixqvit.images.sources.factory import short_name
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.study.library import StudyDescription
 
 if TYPE_CHECKING:
-    from mixqvit.images.loading import ImageSets
+    from mixqvit.images.image_sets import ImageSets
     from mixqvit.models.model import Model
     from mixqvit.study.estimate import Estimate
 
@@ -70,8 +71,8 @@ def saved_frame(studies: Mapping[str, StudyDescription]) -> pd.DataFrame:
         {
             "study": name,
             "model": found.model or "guessed",
-            "weights": "in the study file" if found.study_file else _name(found.checkpoint) or "published",
-            "images": "in the study file" if found.study_file else _name(found.images) or "its own",
+            "weights": "in the study file" if found.study_file else _file_name(found.checkpoint),
+            "images": "in the study file" if found.study_file else _images(found.images),
         }
         for name, found in reversed(studies.items())
     ]
@@ -98,5 +99,9 @@ def _duration(seconds: float) -> str:
     return f"{max(1.0, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _name(source: str | None) -> str | None:
-    return source if source is None or source.startswith("hf:") else PurePath(source).name
+def _file_name(checkpoint: str | None) -> str:
+    return PurePath(checkpoint).name if checkpoint else "published"
+
+
+def _images(source: str | None) -> str:
+    return short_name(source) if source else "its own"

@@ -17,7 +17,7 @@ import mixqvit
 from mixqvit.criteria.sensitivity import sweep
 from mixqvit.criteria.sensitivity.sweep import cell_bits, sensitivity_steps
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.calibration import Calibration, layer_operations
 from mixqvit.tasks.classification import METRICS
 
 IMAGES = 8
@@ -78,8 +78,8 @@ def _full_passes(calibration: Calibration, pixels: torch.Tensor, names: set[str]
         reference = graph(pixels)
         for layer in graph.layers:
             for bits in BIT_WIDTHS if layer.name in names else ():
-                operation = layer_operation(calibration, layer, cell_bits(layer, "both", bits))
-                logits, _ = graph.run(pixels, {layer.node: operation})
+                operations = layer_operations(calibration, layer, cell_bits(layer, "both", bits))
+                logits, _ = graph.run(pixels, operations)
                 harms[layer.name, bits] = float(graph.task.divergence(reference, logits).mean())
     return harms
 

@@ -10,7 +10,7 @@ from mixqvit.criteria import loss_change, shared
 from mixqvit.criteria.loss_change import loss_change_steps, mean_loss_changes
 from mixqvit.network.bits import FULL_PRECISION, tied_bits
 from mixqvit.network.tracing import trace
-from mixqvit.quantization.calibration import calibrate, layer_operation
+from mixqvit.quantization.calibration import calibrate, layer_operations
 from mixqvit.quantization.model import quantize
 from tests.tiny_models import tiny_images, tiny_model
 
@@ -42,7 +42,7 @@ def written_out(calibration, layer, choices, pixels):
         p = logits(output).softmax(dim=0)
         middle = torch.diag(p) - torch.outer(p, p)
         for bits in choices:
-            change = (layer_operation(calibration, layer, bits)(*operands) - output).flatten()
+            change = (layer_operations(calibration, layer, bits)[layer.node](*operands) - output).flatten()
             harms[bits] += float(0.5 * change @ jacobian.T @ middle @ jacobian @ change) / len(pixels)
     return harms
 

@@ -247,7 +247,7 @@ def test_damaged_files_are_noticed(file: Path, tmp_path: Path):
 
 
 def test_a_model_that_nothing_describes_cannot_be_exported(study: Study, tmp_path: Path):
-    nameless = Study(replace(study.model, name="mine", card={}), study.image_sets, SETTINGS)
+    nameless = Study(replace(study.model, name="mine", architecture=None), study.image_sets, SETTINGS)
     with pytest.raises(StudyFileError, match="not a model of timm"):
         list(write_study_file_steps(nameless, "mine", tmp_path / "file"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mixqvit
-from mixqvit.criteria import sensitivity
+from mixqvit.criteria.sensitivity import sweep
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
@@ -82,7 +82,7 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
     measured = []
 
     def counted(*arguments):
-        for cell in sensitivity.sensitivity_steps(*arguments):
+        for cell in sweep.sensitivity_steps(*arguments):
             measured.append((cell.layer, cell.bits))
             yield cell
 

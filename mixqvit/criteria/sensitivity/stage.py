@@ -12,7 +12,7 @@ from mixqvit.criteria.sensitivity.sweep import SensitivityCell, cell_bits, sensi
 from mixqvit.engines.in_order import InOrder
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.quantization.calibration import Calibration
-from mixqvit.quantization.calibration_stage import Calibrated, own_calibration, worker_calibration
+from mixqvit.quantization.fidelity_stage import checked_calibration, worker_calibration
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
@@ -40,9 +40,9 @@ class Sweep(Stage[SensitivityCell, Effects]):
     operands: str = "both"
     baseline: int = FULL_PRECISION
 
-    def needs(self, study: Context) -> tuple[Calibrated]:
-        """Return the calibration."""
-        return (own_calibration(study),)
+    def needs(self, study: Context) -> tuple[Stage, ...]:
+        """Return the calibration and its check."""
+        return checked_calibration(study)
 
     def depends_on(self, study: Context) -> Sequence[int]:
         """Return the number of images."""
