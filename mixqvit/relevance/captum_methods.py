@@ -116,23 +116,23 @@ class _Layer(nn.Module):
 
 
 class _Reader(nn.Module):
-    """Reads the outputs of all layers on the way to the logits: hooked, it serves all layers with one pass."""
+    """Reads the outputs of all layers on the way to the end: hooked, it serves all layers with one pass."""
 
     __call__ = nn.Module._call_impl
 
-    def forward(self, *outputs: Tensor, logits: Tensor) -> Tensor:
-        return logits
+    def forward(self, *outputs: Tensor, end: Tensor) -> Tensor:
+        return end
 
 
 class _Model:
-    """The network with private modules as its layers, for one call."""
+    """The network with private modules as its layers, for one call; what it returns are the explained scores."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.layers = {layer.node: _Layer(graph, layer) for layer in graph.layers}
         self.reader = _Reader()
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor, targets: Tensor) -> Tensor:
         outputs: list[Tensor] = []
 
         def run(layer: _Layer, *operands: Tensor) -> Tensor:
@@ -140,17 +140,20 @@ class _Model:
             return outputs[-1].flatten(0, 1)
 
         replace = {node: partial(run, layer) for node, layer in self.layers.items()}
-        return self.reader(*outputs, logits=self._graph.run(pixels, replace)[0])
+        end = self._graph.run(pixels, replace)[0]
+        return self._graph.task.score(self.reader(*outputs, end=end), targets)
 
 
-# Of every method: the images `[n, C, H, W]`, their classes `[n]`, and how many images Captum may hold at once.
+# Of every method: the images `[n, C, H, W]`, their targets `[n]`, and how many images Captum may hold at once. The
+# targets are arguments of the model, so that the task reads its outputs, and not Captum.
 
 
 def _gradient_x_activation(model: _Model, pixels: Tensor, targets: Tensor, at_once: int) -> Iterator[Tensor]:
     from captum.attr import LayerGradientXActivation
 
     captum = LayerGradientXActivation(model, model.reader)
-    yield from _each(captum.attribute(pixels.requires_grad_(), targets, attribute_to_layer_input=True))
+    images = pixels.requires_grad_()
+    yield from _each(captum.attribute(images, additional_forward_args=targets, attribute_to_layer_input=True))
 
 
 def _conductance(model: _Model, pixels: Tensor, targets: Tensor, at_once: int) -> Iterator[Tensor]:
@@ -159,7 +162,7 @@ def _conductance(model: _Model, pixels: Tensor, targets: Tensor, at_once: int) -
     found = LayerConductance(model, model.reader).attribute(
         pixels,
         0.0,
-        targets,
+        additional_forward_args=targets,
         n_steps=STEPS["conductance"],
         method="riemann_trapezoid",  # equal steps that include both ends, so that the changes add up to o − o′
         internal_batch_size=max(2 * len(pixels), at_once),  # a change takes two points
@@ -175,7 +178,7 @@ def _integrated_gradients(model: _Model, pixels: Tensor, targets: Tensor, at_onc
         yield LayerIntegratedGradients(model, layer).attribute(
             pixels,
             0.0,
-            targets,
+            additional_forward_args=targets,
             n_steps=STEPS["integrated gradients"],
             internal_batch_size=max(len(pixels), at_once),
         )

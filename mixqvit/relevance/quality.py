@@ -1,6 +1,6 @@
 """How good is an attribution of the pixels? Captum's infidelity and maximum sensitivity (Yeh et al. 2019)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -134,9 +134,17 @@ def pixel_attribution(graph: Graph, pixels: Tensor, targets: Tensor, *, method: 
     with torch.inference_mode(False):
         images, classes = pixels.detach().clone().requires_grad_(), targets.clone()
         if method == "gradient x activation":
-            return InputXGradient(graph).attribute(images, classes).detach()
-        captum = IntegratedGradients(graph)
-        return captum.attribute(images, 0.0, classes, n_steps=STEPS, internal_batch_size=max(len(images), BATCH_SIZE))
+            return InputXGradient(_scores(graph)).attribute(images, additional_forward_args=classes).detach()
+        at_once = max(len(images), BATCH_SIZE)
+        captum = IntegratedGradients(_scores(graph))
+        return captum.attribute(
+            images, 0.0, additional_forward_args=classes, n_steps=STEPS, internal_batch_size=at_once
+        )
+
+
+def _scores(graph: Graph) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what computes the explained scores `[N]` of images for targets `[N]`: Captum knows nothing of outputs."""
+    return lambda images, targets: graph.task.score(graph(images), targets)
 
 
 def _quality(
@@ -163,11 +171,11 @@ def _quality(
         remaining = iter(squares)  # Captum asks for some of them at a time
         return AttributionQuality(
             infidelity(
-                graph,
+                _scores(graph),
                 remove,
                 image,
                 explain(image, target),
-                target=target,
+                additional_forward_args=target,
                 n_perturb_samples=REMOVALS,
                 max_examples_per_batch=BATCH_SIZE,
                 normalize=True,

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from mixqvit.allocation.budget import Allocation
 from mixqvit.engines.progress import Progress
 from mixqvit.engines.this_process import ThisProcess
@@ -15,6 +13,7 @@ from mixqvit.quantization.recipes import find_recipe
 from mixqvit.stages import runner
 from mixqvit.study.part import Part
 from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.tasks.task import Example
 
 __all__ = ["AnyBits", "Evaluations"]
 
@@ -105,6 +104,6 @@ class Evaluations(Part):
         """Return the top-1 class of every evaluation image in full precision, among the classes of the settings."""
         return list(own_reference_answers(self.study).predicted)
 
-    def picture(self, index: int) -> np.ndarray:
-        """Return an evaluation image as a screen shows it, `[H, W, C]`, 0 to 1."""
-        return self.study.evaluation_images.display(index, index + 1)[0].numpy()
+    def example(self, index: int) -> Example:
+        """Return an evaluation image as a person sees it, with its label."""
+        return self.study.task.example(self.study.evaluation_images, index)

@@ -13,7 +13,7 @@ from mixqvit.errors import MixQViTError
 from mixqvit.notes import Note
 from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Accuracy, Evaluation, ReferenceAnswers, wilson_interval
 from mixqvit.tasks.metrics import Effect, Metric
-from mixqvit.tasks.task import Answers, Task
+from mixqvit.tasks.task import Answers, Example, Pictured, Task
 
 __all__ = ["METRICS", "Classification"]
 
@@ -271,6 +271,15 @@ class Classification(Task):
         return torch.zeros_like(outputs).scatter_(1, targets[:, None], 1)
 
     # The picture
+
+    def example(self, images: Pictured, index: int) -> Example:
+        """Return an image with the name of its class."""
+        picture = images.display(index, index + 1)[0].numpy()
+        return Example(
+            picture=picture.squeeze(-1) if picture.shape[-1] == 1 else picture,
+            name=images.names[index],
+            label=None if images.labels is None else images.class_names[int(images.labels[index])],
+        )
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return the class probabilities, `[N, classes]`."""

@@ -6,8 +6,10 @@ them, what they are worth, what can be asked of them, and what they are called.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
 
+import numpy as np
 from torch import Tensor
 
 from mixqvit.errors import ImageError, MixQViTError
@@ -15,10 +17,48 @@ from mixqvit.notes import Note
 from mixqvit.tasks.evaluation import Accuracy, Evaluation, ReferenceAnswers
 from mixqvit.tasks.metrics import Effect, Metric
 
-__all__ = ["Answers", "Task", "joined"]
+__all__ = ["Answers", "Example", "Pictured", "Task", "joined"]
 
 Answers = Mapping[str, Sequence[Any]]
 """What was measured of some images, in their order: quantities of a task by name, as JSON can write them."""
+
+
+class Pictured(Protocol):
+    """Images that can be shown (`mixqvit.images.images.Images`).
+
+    Attributes:
+        names: Of every image.
+        labels: What is known of every image `[N]`, or None.
+        class_names: What labels are called.
+    """
+
+    names: tuple[str, ...]
+    labels: Tensor | None
+    class_names: tuple[str, ...]
+
+    def display(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return images as a screen shows them, `[N, H, W, C]`, 0 to 1."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image as a person sees it, with what is known of it.
+
+    Attributes:
+        picture: `[H, W, C]` or, of one channel, `[H, W]`, 0 to 1.
+        name: Of the image.
+        label: In words; None without labels.
+    """
+
+    picture: np.ndarray
+    name: str
+    label: str | None
+
+    @property
+    def alt(self) -> str:
+        """What is said in place of the picture."""
+        return f"Image {self.name}" + ("" if self.label is None else f", labelled {self.label}")
 
 
 class Task(ABC):
@@ -140,7 +180,11 @@ class Task(ABC):
     def start(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the relevance at the outputs, shaped like them, which sums to 1 for every image."""
 
-    # The picture: what is said of an image beside it
+    # The picture: what a person sees of an image and of its outputs
+
+    @abstractmethod
+    def example(self, images: Pictured, index: int) -> Example:
+        """Return an image with its label."""
 
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:

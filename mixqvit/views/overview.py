@@ -13,13 +13,14 @@ from mixqvit.views.grid import layer_frame
 
 if TYPE_CHECKING:
     from mixqvit.allocation.budget import Allocation
-    from mixqvit.images.images import Images
     from mixqvit.tasks.evaluation import Evaluation
+    from mixqvit.tasks.task import Example
 
 __all__ = [
     "NOTHING",
     "accuracy",
     "breaks_first",
+    "caption",
     "four_bits_give",
     "interval_text",
     "layer_table",
@@ -27,7 +28,6 @@ __all__ = [
     "megabytes",
     "nats",
     "percent",
-    "sample_images",
 ]
 
 NOTHING = "–"
@@ -47,15 +47,9 @@ def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
     )
 
 
-def sample_images(images: "Images", count: int) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """Return the first images as `[H, W, C]` or, of one channel, `[H, W]` arrays of 0 to 1, captions and alt texts."""
-    first = images.subset(count)
-    pictures = [picture.squeeze(-1) if picture.shape[-1] == 1 else picture for picture in first.display().numpy()]
-    if first.labels is None:
-        return pictures, list(first.names), [f"Evaluation image {name}" for name in first.names]
-    labels = [first.class_names[label] for label in first.labels.tolist()]
-    alts = [f"Evaluation image {name}, labelled {label}" for name, label in zip(first.names, labels, strict=True)]
-    return pictures, [first_synonym(label) for label in labels], alts
+def caption(example: "Example") -> str:
+    """Return what stands below a small picture: its label in short or, without one, its name."""
+    return example.name if example.label is None else first_synonym(example.label)
 
 
 def megabytes(size_bytes: float) -> str:

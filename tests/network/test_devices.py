@@ -170,7 +170,7 @@ def models():
 
 def sweep(graph, calibration, pixels):
     cells = sensitivity_steps(calibration, pixels, torch.arange(len(pixels)), bit_widths=(4,))
-    return [[cell.effect.kl.tolist(), cell.effect.cross_entropy.tolist()] for cell in cells]
+    return [[cell.effect["kl"].tolist(), cell.effect["cross_entropy"].tolist()] for cell in cells]
 
 
 def quantized(graph, calibration, pixels):

@@ -128,7 +128,7 @@ def parts(request):
 
 def sweep(graph, calibration, pixels):
     cells = sensitivity_steps(calibration, pixels, bit_widths=(3, 8))
-    return {(cell.layer, cell.bits): list(cell.effect.kl) for cell in cells}
+    return {(cell.layer, cell.bits): list(cell.effect["kl"]) for cell in cells}
 
 
 def evaluation(graph, calibration, pixels):

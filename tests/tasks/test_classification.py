@@ -1,12 +1,16 @@
 """What is asked of a classifier's logits: losses and their curvature, the question of relevance, quality, notes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mixqvit.errors import MixQViTError
+from mixqvit.images.images import Images
 from mixqvit.tasks.classification import Classification
 from mixqvit.tasks.evaluation import AGREEMENT, TOP1
 from mixqvit.tasks.task import joined
+from mixqvit.views.overview import caption
 
 TASK = Classification(3)
 LOGITS = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]], dtype=torch.float64)
@@ -113,3 +117,16 @@ def test_what_is_too_little_to_measure_is_said(task, images, words, warning):
     assert words in note.text
     assert note.is_warning is warning
     assert TASK.notes(30) == ()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_example_is_the_picture_with_the_name_of_its_class(channels):
+    pixels = torch.rand(2, channels, 4, 5)
+    images = Images("", "", pixels, torch.tensor([2, 0]), ("ant", "bee", "cat, puss"), ("a", "b"), (0.0,), (1.0,))
+    found = TASK.example(images, 0)
+    assert found.picture.shape == ((4, 5) if channels == 1 else (4, 5, 3))
+    assert found.picture == pytest.approx(pixels[0].permute(1, 2, 0).numpy().reshape(found.picture.shape))
+    assert (found.label, found.alt) == ("cat, puss", "Image a, labelled cat, puss")
+    assert caption(found) == "cat"
+    bare = TASK.example(replace(images, labels=None), 1)
+    assert (bare.label, bare.alt, caption(bare)) == (None, "Image b", "b")
