@@ -132,10 +132,10 @@ def headline(study: "Study", wanted: Request, remembered: Memory, allocation: Al
         remembered.previous,
         remembered.importance,
         study.sensitivity(),
+        study.task.metric(study.metric),
         wanted.restrictions.pinned,
         wanted.restrictions.at_least,
         wanted.restrictions.at_most,
-        study.settings.metric,
     )
     tied = all(is_tied(layer, allocation.bits[layer.name]) for layer in study.layers)
     common.chart(

@@ -96,10 +96,15 @@ def images(study: "Study") -> None:
     evaluation, calibration = study.evaluation_images, study.calibration_images
     is_small = study.model.input_size[1] <= SMALL_SIDE
     shown, width = (16, 54) if is_small else (8, 112)
-    pictures, captions, alts = overview.sample_images(evaluation, shown)
-    st.image(pictures, caption=captions, alt=alts, width=width)
+    examples = [study.evaluations.example(index) for index in range(min(shown, len(evaluation)))]
+    st.image(
+        [example.picture for example in examples],
+        caption=[overview.caption(example) for example in examples],
+        alt=[example.alt for example in examples],
+        width=width,
+    )
     st.caption(
-        f"The first {len(pictures)} of {len(evaluation)} evaluation images"
+        f"The first {len(examples)} of {len(evaluation)} evaluation images"
         f"{', which have no labels' if evaluation.labels is None else ', with their labels'}. Every choice is made on "
         f"other images: {min(study.settings.calibration_images, len(calibration))} to calibrate, "
         f"{min(study.settings.analysis_images, len(calibration))} for relevance and sensitivity."

@@ -10,7 +10,7 @@ from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
 
 if TYPE_CHECKING:
-    from mixqvit.progress import Progress
+    from mixqvit.engines.progress import Progress
     from mixqvit.quantization.quantizer_comparison import OperandComparison
     from mixqvit.study.study import Study
     from mixqvit.tasks.evaluation import Evaluation

@@ -7,6 +7,7 @@ import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.layers import Layer
+from mixqvit.tasks.metrics import Metric
 from mixqvit.views import sensitivity as figures
 from pages.parts import common
 
@@ -68,11 +69,11 @@ def sweep_controls(study: "Study") -> tuple[str, int, str]:
             "Harm is measured as",
             list(study.metrics),
             index=list(study.metrics).index(study.settings.metric),
-            format_func=lambda name: figures.WORDS[name].title,
+            format_func=lambda name: study.task.metric(name).title,
             key="harm_metric",
             bind="query-params",
             width=230,
-            help="  \n".join(f"**{figures.WORDS[name].title}**: {text}" for name, text in study.metrics.items())
+            help="  \n".join(f"**{study.task.metric(name).title}**: {text}" for name, text in study.metrics.items())
             + "  \nOne sweep serves all of them.",
         )
         baseline = st.selectbox(
@@ -97,7 +98,7 @@ def sweep_controls(study: "Study") -> tuple[str, int, str]:
             "its operands are activations.",
         )
         st.button("Reset", icon=":material/restart_alt:", on_click=reset, args=(study,))
-    return metric, baseline, operands
+    return study.task.metric(metric), baseline, operands
 
 
 def reset(study: "Study") -> None:
@@ -156,7 +157,7 @@ def view_controls(study: "Study") -> View:
 
 
 def sweep(
-    study: "Study", metric: str, baseline: int, operands: str, view: View
+    study: "Study", metric: Metric, baseline: int, operands: str, view: View
 ) -> tuple[figures.Harms, figures.Intervals | None]:
     """Measure, with live curves; returns Λ as far as measured, and the intervals once all of it is."""
     name = work_name(operands, baseline)
@@ -196,17 +197,17 @@ def sweep(
         ready = goes_on and (found or common.run("Calibration", study.calibration_steps) is not None)
         steps = lambda: study.sensitivity_steps(operands, baseline)  # noqa: E731
         finished = ready and common.run(name, steps, lambda step: draw(step.piece.layer)) is not None
-    harms = study.sensitivity(operands, metric, baseline) if finished else saved()
-    intervals = study.sensitivity_intervals(operands, metric, baseline) if finished else None
+    harms = study.sensitivity(operands, metric.name, baseline) if finished else saved()
+    intervals = study.sensitivity_intervals(operands, metric.name, baseline) if finished else None
     if not layers:
         st.info("No layer is of these kinds in these blocks; choose others.")
     with slot.container():
         common.chart(
             curves(harms, intervals),
-            f"Harm against bits ({figures.WORDS[metric].title}), one curve per layer of {study.model.name}, operands "
+            f"Harm against bits ({metric.title}), one curve per layer of {study.model.name}, operands "
             f"quantized: {operands}, all other layers {figures.setting_words(baseline)}",
             figures.long_frame(layers, harms, metric, intervals),
-            f"{study.model.name} sensitivity {file_words(metric, operands, baseline)}",
+            f"{study.model.name} sensitivity {file_words(metric.name, operands, baseline)}",
         )
     return harms, intervals
 
@@ -218,11 +219,11 @@ def work_name(operands: str, baseline: int) -> str:
     return "Sensitivity" + (f" ({', '.join(details)})" if details else "")
 
 
-def file_words(metric: str, operands: str, baseline: int) -> str:
+def file_words(metric: Metric, operands: str, baseline: int) -> str:
     return f"{metric} {operands}" + ("" if baseline == FULL_PRECISION else f" rest {baseline} bits")
 
 
-def words(study: "Study", harms: figures.Harms, metric: str, view: View, finished: bool) -> None:
+def words(study: "Study", harms: figures.Harms, metric: Metric, view: View, finished: bool) -> None:
     rises = figures.rising(harms)
     sentences = ["Curves are shown as measured."]
     sentences.append(
@@ -240,7 +241,7 @@ def words(study: "Study", harms: figures.Harms, metric: str, view: View, finishe
     if hidden:
         sentences.append(f"{hidden} harms are zero or negative: they lie on the lowest line.")
     images = min(study.settings.analysis_images, len(study.calibration_images))
-    if figures.WORDS[metric].is_coarse:
+    if metric.counts_images:
         sentences.append(f"This metric is coarse: one of the {images} images is {100 / images:.3g} points.")
     if not finished:
         sentences.append("The sweep is not finished; what is shown is what was measured.")
@@ -250,7 +251,7 @@ def words(study: "Study", harms: figures.Harms, metric: str, view: View, finishe
 def grid(
     study: "Study",
     harms: figures.Harms,
-    metric: str,
+    metric: Metric,
     baseline: int,
     operands: str,
     logarithmic: bool,
@@ -268,15 +269,15 @@ def grid(
     st.markdown(figures.first_to_break(study.layers, harms, metric, bits, 5))
     common.chart(
         figures.harm_grid(study.layers, harms, metric, bits, logarithmic, intervals),
-        f"Harm of every layer of {study.model.name} at {bits} bits ({figures.WORDS[metric].title})",
+        f"Harm of every layer of {study.model.name} at {bits} bits ({metric.title})",
         figures.long_frame(study.layers, harms, metric, intervals, bits),
-        f"{study.model.name} sensitivity {file_words(metric, operands, baseline)} at {bits} bits",
+        f"{study.model.name} sensitivity {file_words(metric.name, operands, baseline)} at {bits} bits",
     )
 
 
-def numbers(study: "Study", harms: figures.Harms, metric: str, intervals: figures.Intervals | None) -> None:
+def numbers(study: "Study", harms: figures.Harms, metric: Metric, intervals: figures.Intervals | None) -> None:
     number = st.column_config.NumberColumn
-    unit = figures.WORDS[metric].unit or "no unit"
+    unit = metric.unit or "no unit"
     with st.expander("All numbers", icon=":material/table:"):
         frame = figures.harm_frame(study.layers, harms)
         widths = [column for column in frame.columns if column.endswith(" bits")]
@@ -309,7 +310,7 @@ def method(study: "Study") -> None:
             "baseline. The mean runs over the calibration images. KL divergence as the metric follows Mix-QViT (arXiv "
             "2501.06357); a nat is the unit of information with the natural logarithm, and 0 means that quantizing "
             "the layer changes nothing. The other metrics:\n\n"
-            + "\n".join(f"- **{figures.WORDS[name].title}**: {text}" for name, text in study.metrics.items())
+            + "\n".join(f"- **{study.task.metric(name).title}**: {text}" for name, text in study.metrics.items())
             + "\n\nWhat happened to every image is saved, so all metrics and their intervals come from one sweep. The "
             "intervals are 95 % percentile intervals of a bootstrap (Efron 1979): the images drawn again 1,000 times "
             "with replacement. They say how far the harm hangs on the choice of images; with a few dozen images they "

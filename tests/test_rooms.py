@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = (
-    *("errors", "progress", "cache", "notes", "network", "engines", "models", "images", "stages", "tasks"),
+    *("errors", "cache", "notes", "tasks", "network", "engines", "models", "images", "stages"),
     *("relevance", "quantization", "training", "criteria", "allocation", "packing", "study", "files", "views"),
     *("report", "commands"),
 )
 """A room imports itself and those before it, in a function or for typing too."""
 
-LOOSE = {"__init__", "__main__", "errors", "progress", "cache", "notes"}
+LOOSE = {"__init__", "__main__", "errors", "cache", "notes"}
 """The only files on the package's top level."""
 
 DRAWING = {"views", "report", "commands"}

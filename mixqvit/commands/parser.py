@@ -13,7 +13,10 @@ from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.engines.choice import ENGINES, EngineChoice
-from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS, LABEL_ORDERS
+from mixqvit.images.labels import LABEL_ORDERS
+from mixqvit.images.sources.factory import details, forms
+from mixqvit.models.sources.checkpoint_file import CheckpointFile
+from mixqvit.models.sources.factory import forms as model_forms
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training.settings import TRAINING_METHODS, TrainingSettings
 
@@ -218,22 +221,18 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     """Add what says which model and images are meant."""
-    parser.add_argument(
-        "--model", help="a name that `models` lists, any model name of timm, or local-dir:FOLDER; see --checkpoint"
-    )
+    parser.add_argument("--model", help=f"a saved study, or {model_forms()}; see --checkpoint")
     parser.add_argument(
         "--checkpoint",
         type=expanded,
         metavar="FILE",
-        help="local weights, .safetensors or .pth; without --model the architecture is guessed from them",
+        help=f"{CheckpointFile.file_words}. {CheckpointFile.architecture_words}",
     )
     parser.add_argument(
         "--images",
         type=expanded,
         metavar="SOURCE",
-        help="digits, a folder, a .zip, .tar, .csv or .parquet file, or hf:NAME@SPLIT for a data set of Hugging Face; "
-        f"a .csv has a column of files ({', '.join(FILE_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)}), or "
-        "no header: first the file, then the label",
+        help=f"{forms()}. {details()}",
     )
     parser.add_argument(
         "--evaluation-images", type=int, metavar="N", help="measure on so many images (default: all, at most 1,000)"

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import AccessError, ModelError
 from mixqvit.files.uploads import uploads_folder
-from mixqvit.progress import Progress
+from mixqvit.images.sources.factory import is_path
 from mixqvit.stages.store import Store, fingerprint
 from mixqvit.study.library import StudyDescription, studies_folder
 from mixqvit.study.settings import Settings
@@ -85,9 +86,9 @@ def open_study_steps(
             study = Study(noted, images, settings, store)
         yield Progress(1, 1, "open", study)
         return
-    for path in (description.checkpoint, description.images):
-        if path and Path(path).is_relative_to(uploads_folder()) and not Path(path).exists():
-            raise AccessError(f"The upload {Path(path).name} was removed after a while. Send it again.")
+    for path in _paths(description):
+        if path.is_relative_to(uploads_folder()) and not path.exists():
+            raise AccessError(f"The upload {path.name} was removed after a while. Send it again.")
     for step in load_model_steps(description.model, description.checkpoint, description.preprocessing):
         yield replace(step, result=None)
     model = step.result
@@ -182,9 +183,9 @@ class OpenStudies:
             if study is None:
                 settings = settings_from(description, outlier_factor=outlier_factor)
                 for step in open_study_steps(description, settings):
-                    study = step.result
-                    if study is None:
+                    if not step.finished:
                         yield step
+                study = step.result
                 self._add(key, _Open(study, _bytes_of(study), files))
         finally:
             opening.release()
@@ -217,11 +218,13 @@ def _key(description: StudyDescription, outlier_factor: float) -> tuple[str, flo
 
 def _files_of(description: StudyDescription) -> Files:
     """Return size and time of change of a study's files; of folders those of the folder and of all in it."""
-    model = description.model or ""
-    folder = model.removeprefix("local-dir:") if model.startswith("local-dir:") else None
-    return {
-        path: _state(Path(path).expanduser()) for path in (folder, description.checkpoint, description.images) if path
-    }
+    return {str(path): _state(path.expanduser()) for path in _paths(description)}
+
+
+def _paths(description: StudyDescription) -> list[Path]:
+    """Return the files and folders that a study's model and images are read from."""
+    images = description.images
+    return [*description.model_files, *([Path(images)] if images and is_path(images) else [])]
 
 
 def _state(path: Path) -> str | None:
@@ -235,8 +238,8 @@ def _state(path: Path) -> str | None:
 
 def _bytes_of(study: "Study") -> int:
     """Return about how much memory a study takes once its pages were visited."""
-    from mixqvit.quantization.evaluation_stage import CHECKPOINT_BYTES
+    from mixqvit.quantization.evaluation_stage import PAUSED_RUNS_BYTES
 
     weights = sum(parameter.numel() * parameter.element_size() for parameter in study.model.module.parameters())
     pixels = study.calibration_images.pixels.nbytes + study.evaluation_images.pixels.nbytes
-    return COPIES * weights + pixels + CHECKPOINT_BYTES
+    return COPIES * weights + pixels + PAUSED_RUNS_BYTES

@@ -24,14 +24,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import MixQViTError, StudyFileError
+from mixqvit.images.image_sets import ImageSets, Sample
 from mixqvit.images.images import Images, normalized
-from mixqvit.images.loading import ImageSets, Sample
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.packing.architecture import build_described, describe
-from mixqvit.progress import Progress
 from mixqvit.stages.store import Store
 from mixqvit.study.library import LONGEST_NAME, StudyDescription
 from mixqvit.study.settings import Settings
@@ -51,7 +51,7 @@ _FORMAT, _VERSION = "mixqvit study", "1"
 _DOCUMENT = "document"
 _WEIGHTS = "weights/"
 _SPLITS = ("calibration", "evaluation")
-_KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{64}( seconds)?")
+_KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{64}( seconds|-state)?")  # an earlier program kept states apart
 _ITEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 
 
@@ -82,7 +82,7 @@ class Content:
 
         Raises:
             StudyFileError: It cannot be read, or the weights do not fit the architecture.
-            PackingError, ModelError: This version of timm cannot build it.
+            PackingError, ModelError: Its architecture is not known or cannot be built here.
         """
         with _understood(self._path, "its model"):
             return self._model()
@@ -102,6 +102,7 @@ class Content:
             label_names=_texts(found["label_names"]),
             notes=_texts(found["notes"]),
             arguments=found["architecture"].get("arguments", {}) if "timm" in found["architecture"] else {},
+            architecture=found["architecture"],
         )
 
     def images(self) -> ImageSets:

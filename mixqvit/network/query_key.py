@@ -65,7 +65,7 @@ def merge_query_key(graph: Graph) -> Graph:
             for name, shape in merged.shapes(1).items()
             if isinstance(shape, tuple) and all(isinstance(extent, int) for extent in shape)
         }
-        return replace(merged, layers=layer_table(merged, shapes))
+        return replace(merged, layers=layer_table(merged, shapes), unquantized=graph.unquantized)
 
 
 def is_merged(graph: Graph) -> bool:

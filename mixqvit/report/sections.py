@@ -114,7 +114,7 @@ def _overview(study: "Study") -> Section:
 
 
 def _measured(study: "Study", found: Findings) -> Section:
-    kind = accuracy.accuracy_for(study.evaluation_images.labels is not None)
+    kind = study.task.accuracy(study.evaluation_images.labels is not None)
     frame = pd.DataFrame(
         [
             {
@@ -141,7 +141,7 @@ def _measured(study: "Study", found: Findings) -> Section:
 
 def _allocation(study: "Study", found: Findings) -> Section:
     importance = None if found.importance is None else found.importance.mean
-    facts = LayerFacts(found.bits, None, importance, study.sensitivity(), metric=study.settings.metric)
+    facts = LayerFacts(found.bits, None, importance, study.sensitivity(), study.task.metric(study.metric))
     tied = all(is_tied(layer, found.bits[layer.name]) for layer in study.layers)
     return Section(
         "Bits of every layer",
@@ -180,7 +180,7 @@ def _importance(study: "Study", found: Findings) -> Section:
 
 
 def _sensitivity(study: "Study", found: Findings) -> Section:
-    harms, intervals, metric = study.sensitivity(), study.sensitivity_intervals(), study.settings.metric
+    harms, intervals, metric = study.sensitivity(), study.sensitivity_intervals(), study.task.metric(study.metric)
     curves = sensitivity.harm_curves(study.layers, harms, metric, logarithmic=True)
     pictures = [Figure("Harm against bits", curves, "One curve per layer, as measured; hover for its name.")]
     for bits in BIT_WIDTHS[:3]:
@@ -194,7 +194,7 @@ def _sensitivity(study: "Study", found: Findings) -> Section:
         "Which layers break first: sensitivity Λ",
         (
             "Each layer quantized alone, all others in full precision or at the baseline of the settings. "
-            f"{study.metrics[metric]}",
+            f"{metric.description}",
         ),
         tuple(pictures),
         {"Sensitivity": sensitivity.long_frame(study.layers, harms, metric, intervals)},

@@ -10,9 +10,9 @@ from mixqvit.allocation.budget import Budget, largest_uniform
 from mixqvit.allocation.costs import cost
 from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
-from mixqvit.progress import Progress
 from mixqvit.report.files import Report, bundle, document_of, page_of
 from mixqvit.report.findings import Findings
 from mixqvit.report.sections import sections

@@ -1,18 +1,19 @@
 """What a stage sees of a study."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mixqvit.engines.base import Engine
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.images import Images
-from mixqvit.images.loading import ImageSets
 from mixqvit.models.model import Model
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
 from mixqvit.stages.store import Store
+from mixqvit.tasks.task import Task
 
 __all__ = ["Computed", "Context"]
 
@@ -117,8 +118,8 @@ class Context(Protocol):
         ...
 
     @property
-    def class_subset(self) -> Sequence[int] | None:
-        """The classes that top-1 looks at; None for all."""
+    def task(self) -> Task:
+        """What outputs mean, and what decisions are among."""
         ...
 
     @property

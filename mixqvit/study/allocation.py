@@ -15,6 +15,7 @@ from mixqvit.criteria.choices import ChoiceHarms, Harms, monotone_envelope
 from mixqvit.criteria.criterion import Given
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.criteria.sensitivity.harms import operand_harms, sensitivity_choices
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import AllocationError
 from mixqvit.network.bits import (
     BIT_WIDTHS,
@@ -26,7 +27,6 @@ from mixqvit.network.bits import (
     tied_bits,
 )
 from mixqvit.network.layers import Layer
-from mixqvit.progress import Progress
 from mixqvit.study.part import Part
 from mixqvit.study.records import FrontierPoint
 from mixqvit.study.relevance import Relevances

@@ -39,8 +39,7 @@ class Explanations:
             raise MixQViTError(f"Images and classes are whole numbers, not {index!r} and {target!r}.") from error
         if not 0 <= index < len(self._images):
             raise ImageError(f"There is no evaluation image {index}; they are numbered 0 to {len(self._images) - 1}.")
-        if target is not None and not 0 <= target < self._graph.classes:
-            raise MixQViTError(f"There is no class {target}; they are numbered 0 to {self._graph.classes - 1}.")
+        self._graph.task.question(target, 1)  # refuses what there is not
         if rules not in RULE_SETS:
             raise MixQViTError(f"There is no rule set {rules!r}; choose one of {', '.join(RULE_SETS)}.")
         with self._lock:
@@ -54,7 +53,8 @@ class Explanations:
         pixels = self._images.pixels[index : index + 1].double()
         with torch.no_grad():
             logits = self._graph(pixels)
-        predicted = int(logits.argmax())
+        task = self._graph.task
+        predicted = int(task.explained(logits, None))
         if target is None:
             return self._explained(index, predicted, rules)
         found = explain(self._graph, pixels, target, rules=rules)
@@ -76,7 +76,7 @@ class Explanations:
             predicted=predicted,
             target=target,
             rules=rules,
-            probabilities=_own(logits.softmax(dim=1)[0]),
+            probabilities=_own(task.probabilities(logits)[0]),
             pixels=_own(relevance.pixels[0]),
             tokens={stage: _own(tokens[0]) for stage, tokens in grids.items()},
             heads={block: _own(heads[0]) for block, heads in found.heads.items()},

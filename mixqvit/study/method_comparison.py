@@ -8,9 +8,9 @@ from scipy.stats import spearmanr
 
 from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.criteria.lrp_qvit import LRPQViT
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.progress import Progress
 from mixqvit.quantization.evaluation_stage import Evaluated
 from mixqvit.relevance.stages import AttributionScores, LayerImportance
 from mixqvit.study.allocation import Allocations

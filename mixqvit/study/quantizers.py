@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from functools import lru_cache
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import BitWidthError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
-from mixqvit.progress import Progress
 from mixqvit.quantization.calibration_stage import Calibrated
 from mixqvit.quantization.evaluation_stage import Evaluated
 from mixqvit.quantization.fisher import fisher_diagonals

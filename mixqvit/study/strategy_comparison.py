@@ -8,8 +8,8 @@ from dataclasses import replace
 from mixqvit.allocation.budget import Allocation
 from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import CRITERIA
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import AllocationError, InfeasibleBudgetError, UnsupportedOperationError
-from mixqvit.progress import Progress
 from mixqvit.quantization.evaluation_stage import Evaluated
 from mixqvit.study.allocation import Allocations
 from mixqvit.study.base import StudyBase

@@ -12,11 +12,11 @@ from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.costs import Cost, bitops, cost
 from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import BitWidthError, TrainingError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.network.query_key import is_merged, merge_query_key, original_layer
 from mixqvit.packing.model import Packed, packed, storage
-from mixqvit.progress import Progress
 from mixqvit.quantization.model import QuantizedModel
 from mixqvit.stages import runner
 from mixqvit.stages.store import fingerprint
@@ -89,6 +89,7 @@ class Trainings(Part):
         )
         pinned = {layer.name: FIRST_AND_LAST_BITS for layer in self.study.layers if _is_first_or_last(layer)}
         size = math.floor(sizes[0] + part * (sizes[1] - sizes[0]))
+        operations += self.study.storage.full_precision_bitops
         return Request(Budget(size_bytes=size, bitops=operations), Restrictions(pinned))
 
     def inner_average_bits(self, bits: BitsPerLayer) -> float:

@@ -17,12 +17,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixqvit.errors import ModelError
 from mixqvit.images.augmentation import augment
-from mixqvit.images.digits import DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD
 from mixqvit.images.images import Images
 from mixqvit.images.loading import load_images
+from mixqvit.images.sources.digits import DIGITS_MEAN, DIGITS_SIZE, DIGITS_STD
 from mixqvit.models.cards import ASSETS, EMBEDDED, card_path, checkpoint_path
 from mixqvit.models.embedded import build_architecture, load_embedded
-from mixqvit.training.schedule import learning_rate_factor
+from mixqvit.quantization.learning import learning_rate_factor
 
 __all__ = ["EpochResult", "Hyperparameters", "build_seeded", "mix", "top1", "train", "train_embedded"]
 

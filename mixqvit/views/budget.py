@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,15 +10,12 @@ from mixqvit.allocation.costs import Cost, bitops, code_bytes
 from mixqvit.allocation.quantities import QUANTITIES, Quantity
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.layers import Layer
-from mixqvit.views.accuracy import AGREEMENT, TOP1, Accuracy
+from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Accuracy, Evaluation
 from mixqvit.views.allocation_strip import FULL_PRECISION_STEP, bit_step
 from mixqvit.views.allocation_words import LayerFacts, bits_text
 from mixqvit.views.grid import blocks_by_kinds, layer_frame
 from mixqvit.views.numbers import NOTHING, billions, megabytes, nats, percent
 from mixqvit.views.style import BIT_COLOURS, bit_scale
-
-if TYPE_CHECKING:
-    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = [
     "allocation_frame",
@@ -102,7 +98,7 @@ def _gauge(one: Quantity, spent: float, ceiling: float | None, full: float) -> t
     return f"{title} of {one.written(ceiling)} allowed", min(spent / ceiling, 1.0)
 
 
-def comparison(columns: Mapping[str, tuple[Cost, float, "Evaluation | None"] | None], has_labels: bool = True) -> str:
+def comparison(columns: Mapping[str, tuple[Cost, float, Evaluation | None] | None], has_labels: bool = True) -> str:
     """Return a Markdown table of settings side by side.
 
     Args:

@@ -10,13 +10,13 @@ from plotly.subplots import make_subplots
 
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.roles import ROLES
-from mixqvit.views.accuracy import AGREEMENT, TOP1, accuracy_columns, accuracy_of
+from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Evaluation
+from mixqvit.views.accuracy import accuracy_columns
 from mixqvit.views.numbers import relative_error
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
     from mixqvit.quantization.quantizer_comparison import FittedQuantizer, OperandComparison
-    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = [
     "by_error",
@@ -243,7 +243,7 @@ def grid_frame(comparison: "OperandComparison", bits: int, names: Collection[str
     return pd.concat([table.astype({"values": "Int64"}) for table in tables], ignore_index=True)
 
 
-def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits: int, default: str) -> go.Figure:
+def recipe_figure(found: Mapping[str, Evaluation], names: Sequence[str], bits: int, default: str) -> go.Figure:
     """Draw top-1 accuracy and agreement of every measured recipe with their 95 % intervals.
 
     Args:
@@ -291,7 +291,7 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
             annotation={"text": "full precision", "yanchor": "bottom"},
             annotation_position="top left",
         )
-    lowest = min([100.0, *(100 * accuracy_of(one).interval(one)[0] for one in found.values())])
+    lowest = min([100.0, *(100 * one.accuracy.interval(one)[0] for one in found.values())])
     figure.update_xaxes(
         title=f"of the evaluation images (%), W{bits}A{bits}", range=[max(0, lowest - 2), 100 + (102 - lowest) / 50]
     )
@@ -301,7 +301,7 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
     return finish(figure, _RECIPE_HEIGHT, scattermode="group", showlegend=True, margin=margin)
 
 
-def recipe_frame(found: Mapping[str, "Evaluation"], descriptions: Mapping[str, str]) -> pd.DataFrame:
+def recipe_frame(found: Mapping[str, Evaluation], descriptions: Mapping[str, str]) -> pd.DataFrame:
     """Return one row per measured recipe, full precision first."""
     rows = []
     for name in ("full precision", *descriptions):
@@ -312,7 +312,7 @@ def recipe_frame(found: Mapping[str, "Evaluation"], descriptions: Mapping[str, s
     return frame.assign(what=frame["recipe"].map(dict(descriptions)).fillna("the model as it is"))
 
 
-def recipe_words(found: Mapping[str, "Evaluation"], bits: int, default: str) -> str:
+def recipe_words(found: Mapping[str, Evaluation], bits: int, default: str) -> str:
     """Say which measured recipe is nearest to full precision, and whether intervals tell it from the next."""
     measured = {name: one for name, one in found.items() if name != "full precision"}
     if len(measured) < 2 or not all(one.has_choice for one in measured.values()):

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mixqvit.images.sources.factory import short_name
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.study.library import StudyDescription
 from mixqvit.views.numbers import duration, millions, percent
 
 if TYPE_CHECKING:
-    from mixqvit.images.loading import ImageSets
+    from mixqvit.images.image_sets import ImageSets
     from mixqvit.models.model import Model
     from mixqvit.study.estimate import Estimate
 
@@ -71,8 +72,8 @@ def saved_frame(studies: Mapping[str, StudyDescription]) -> pd.DataFrame:
         {
             "study": name,
             "model": found.model or "guessed",
-            "weights": "in the study file" if found.study_file else _name(found.checkpoint) or "published",
-            "images": "in the study file" if found.study_file else _name(found.images) or "its own",
+            "weights": "in the study file" if found.study_file else _file_name(found.checkpoint),
+            "images": "in the study file" if found.study_file else _images(found.images),
         }
         for name, found in reversed(studies.items())
     ]
@@ -95,5 +96,9 @@ def estimate_words(estimate: "Estimate | None") -> str:
     )
 
 
-def _name(source: str | None) -> str | None:
-    return source if source is None or source.startswith("hf:") else PurePath(source).name
+def _file_name(checkpoint: str | None) -> str:
+    return PurePath(checkpoint).name if checkpoint else "published"
+
+
+def _images(source: str | None) -> str:
+    return short_name(source) if source else "its own"

@@ -1,17 +1,12 @@
 """Figures of the Training page: loss and accuracy by epoch, beside full precision and post-training quantization."""
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import plotly.graph_objects as go
 
+from mixqvit.tasks.evaluation import TOP1, Accuracy, Evaluation
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
-from mixqvit.views.accuracy import TOP1, Accuracy
 from mixqvit.views.numbers import computing_time, counted, interval_text, nats, percent
 from mixqvit.views.style import finish
-
-if TYPE_CHECKING:
-    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = ["COLOURS", "accuracy_curves", "curve_frame", "loss_curves", "run_words"]
 
@@ -23,7 +18,7 @@ _MOST_TICKS = 12  # epochs that each get a tick of their own
 _SHADE = "rgba(204, 121, 167, 0.16)"
 
 
-def loss_curves(run: TrainingRun | None, settings: TrainingSettings, post: "Evaluation | None") -> go.Figure:
+def loss_curves(run: TrainingRun | None, settings: TrainingSettings, post: Evaluation | None) -> go.Figure:
     """Draw the loss of every finished epoch on a logarithmic scale, on training and on calibration images.
 
     Args:
@@ -51,8 +46,8 @@ def accuracy_curves(
     run: TrainingRun | None,
     settings: TrainingSettings,
     accuracy: Accuracy,
-    full: "Evaluation | None",
-    post: "Evaluation | None",
+    full: Evaluation | None,
+    post: Evaluation | None,
 ) -> go.Figure:
     """Draw accuracy on the evaluation images after every epoch, and agreement on the training images during it.
 
@@ -142,7 +137,7 @@ def _add_kept(figure: go.Figure, run: TrainingRun | None, values: list[float]) -
     )
 
 
-def _level_words(evaluation: "Evaluation", accuracy: Accuracy) -> str:
+def _level_words(evaluation: Evaluation, accuracy: Accuracy) -> str:
     ends = interval_text(accuracy.interval(evaluation))
     return (
         f"{accuracy.word} {percent(accuracy.value(evaluation))}, 95 % interval {ends}<br>"

@@ -3,21 +3,18 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.layers import Layer
+from mixqvit.tasks.evaluation import AGREEMENT, Accuracy, Evaluation
 from mixqvit.training.settings import TRAINING_METHODS, TrainingRun
-from mixqvit.views.accuracy import AGREEMENT, Accuracy, accuracy_columns
+from mixqvit.views.accuracy import accuracy_columns
 from mixqvit.views.numbers import billions, interval_text, megabytes, nats, percent
 from mixqvit.views.style import finish
 from mixqvit.views.training import COLOURS
-
-if TYPE_CHECKING:
-    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = ["Setting", "bits_words", "is_uniform", "setting_figure", "setting_frame", "setting_words"]
 
@@ -46,7 +43,7 @@ class Setting:
     allocation: str
     average_bits: float
     cost: Cost | None
-    evaluation: "Evaluation | None"
+    evaluation: Evaluation | None
     run: TrainingRun | None = None
     source: str | None = None
     is_shown: bool = False

@@ -132,18 +132,14 @@ def pictures(study: "Study", found: Sequence[figures.Flip], kinds: figures.FlipK
     shown = [flip for flip in found if chosen in ("all", flip.kind)]
     if not shown:
         st.caption("No image flips this way.")
-    names, classes = study.evaluation_images.names, study.evaluation_images.class_names
+    classes = study.evaluation_images.class_names
     with st.grid(6, min_column_width=105):
         for flip in shown[:MOST_PICTURES]:
-            picture = study.evaluations.picture(flip.index)
+            example = study.evaluations.example(flip.index)
             with st.container(gap="small"):
-                st.image(
-                    picture.squeeze(-1) if picture.shape[-1] == 1 else picture,
-                    width="stretch",
-                    alt=f"Evaluation image {names[flip.index]}",
-                )
+                st.image(example.picture, width="stretch", alt=example.alt)
                 st.caption(
-                    figures.flip_caption(flip, names[flip.index], classes, has_labels),
+                    figures.flip_caption(flip, example.name, classes, has_labels),
                     help=figures.flip_hover(flip, classes, has_labels),
                 )
     if len(shown) > MOST_PICTURES:

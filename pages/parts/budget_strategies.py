@@ -16,7 +16,7 @@ from pages.parts import common, measuring
 from pages.parts.budget_request import START
 
 if TYPE_CHECKING:
-    from mixqvit.progress import Progress
+    from mixqvit.engines.progress import Progress
     from mixqvit.study.study import Study
 
 

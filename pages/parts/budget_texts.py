@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from mixqvit.allocation.request import request_schema
+from mixqvit.criteria.inverse import Inverse
 from mixqvit.files.allocation_document import document_schema
 from mixqvit.views.sensitivity import Harms, rising
 from pages.parts import budget_compare, budget_controls
@@ -36,8 +37,8 @@ STEPS = (
     ),
     (
         "Does the criterion matter?",
-        "Choose the strategy **inverse**, which gives the fewest bits to the layers that break, at the same model "
-        "size: accuracy falls. *Does the criterion matter?* compares all strategies side by side.",
+        f"Choose the strategy **{Inverse.name}**, which gives the fewest bits to the layers that break, at the same "
+        "model size: accuracy falls. *Does the criterion matter?* compares all strategies side by side.",
     ),
 )
 ACTIONS = (
@@ -45,7 +46,7 @@ ACTIONS = (
     ("Set 2.5 bits", {"average_bits": 2.5}, False),
     ("Set 3.5 bits", {"average_bits": 3.5}, False),
     ("Hold as A and set 2.5 bits", {"average_bits": 2.5}, True),
-    ("Choose inverse at 3 bits", {"average_bits": 3.0, "strategy": "inverse"}, False),
+    (f"Choose {Inverse.name} at 3 bits", {"average_bits": 3.0, "strategy": Inverse.name}, False),
 )
 
 

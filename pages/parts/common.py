@@ -25,7 +25,7 @@ from mixqvit.views.numbers import duration
 from mixqvit.views.studies import estimate_words
 
 if TYPE_CHECKING:
-    from mixqvit.progress import Progress
+    from mixqvit.engines.progress import Progress
     from mixqvit.study.study import Study
 
 SECONDS_BETWEEN_UPDATES = 0.1

@@ -7,7 +7,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from mixqvit.quantization.channels import CLIPS
-from mixqvit.views.accuracy import Accuracy, accuracy_for, among_words
+from mixqvit.tasks.evaluation import Accuracy
 from pages.parts import common
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ def key(study: "Study") -> str:
 
 def accuracy(study: "Study") -> Accuracy:
     """Return what stands for accuracy on the evaluation images."""
-    return accuracy_for(has_labels(study))
+    return study.task.accuracy(has_labels(study))
 
 
 def among_classes(study: "Study") -> None:
     """Say so where accuracy looks at some of the classes only."""
-    if study.class_subset is not None:
-        st.caption(among_words(len(study.class_subset), len(study.model.class_names)))
+    if study.task.scope_words:
+        st.caption(study.task.scope_words)
 
 
 def show_notes(place: DeltaGenerator, study: "Study") -> None:

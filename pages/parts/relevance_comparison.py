@@ -12,7 +12,7 @@ from mixqvit.views.relevance import clicked_layer
 from pages.parts import common, measuring
 
 if TYPE_CHECKING:
-    from mixqvit.progress import Progress
+    from mixqvit.engines.progress import Progress
     from mixqvit.study.study import Study
 
 DEFAULTS = {"comparison_bits": 3.0, "comparison_harm_bits": 3}

@@ -11,16 +11,22 @@ from mixqvit.errors import ImageError, ModelError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 from mixqvit.files.uploads import keep_upload
 from mixqvit.images.labels import LABEL_ORDERS
+from mixqvit.images.sources.digits import Digits
+from mixqvit.images.sources.factory import details, forms, is_path, uploads
+from mixqvit.images.sources.huggingface import HubDataset
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.models.catalogue import CATALOGUE
+from mixqvit.models.layouts import SUFFIXES
 from mixqvit.models.preprocessing import CROP_MODES, INTERPOLATIONS
+from mixqvit.models.sources.checkpoint_file import CheckpointFile
+from mixqvit.models.sources.factory import find_source
+from mixqvit.models.sources.factory import forms as model_forms
+from mixqvit.models.sources.local_folder import LocalFolder
 from mixqvit.study.library import StudyDescription
 from mixqvit.views.numbers import megabytes, millions, percent
 
 MODEL_SOURCES = {"timm": "From timm", "file": "A checkpoint", "embedded": "Embedded"}
 IMAGE_SOURCES = {"path": "On this machine", "upload": "Upload", "hub": "Hugging Face", "digits": "Digits"}
-CHECKPOINTS = ["safetensors", "pth", "pt", "bin"]
-IMAGE_FILES = ["zip", "tar", "gz", "tgz", "bz2", "xz", "parquet"]
 AS_MODEL = "as the model says"
 FEATURES_ONLY = "no classifier: needs a checkpoint of your own"
 
@@ -59,17 +65,16 @@ class Filled:
                 raise ModelError(
                     "A folder in timm's format says its architecture itself: leave the architecture empty."
                 )
-            model, checkpoint = f"local-dir:{checkpoint}", None
-        elif model and model.startswith("local-dir:"):
-            model = f"local-dir:{allowed_path(model.removeprefix('local-dir:'))}"
+            model, checkpoint = f"{LocalFolder.prefix}{checkpoint}", None
         if model is None and checkpoint is None:
             raise ModelError("Choose a model, or give a checkpoint.")
+        source = find_source(model, checkpoint).located(allowed_path)
         images = self.images
         if images is None or images == "":
             raise ImageError("Say which images to use: a folder, a file or a data set.")
-        if not (isinstance(images, str) and (images == "digits" or images.startswith("hf:"))):
+        if not isinstance(images, str) or is_path(images):
             images = _path(images)
-        return StudyDescription(model, checkpoint, images, _numbers(self.preprocessing), self.settings)
+        return StudyDescription(source.model, source.checkpoint, images, _numbers(self.preprocessing), self.settings)
 
 
 def _path(source: Source | None) -> str | None:
@@ -129,8 +134,8 @@ def _model() -> tuple[str, Source | None]:
             key="timm model",
             accept_new_options=True,
             format_func=_timm_title,
-            help="These were tested. Any other vision transformer of timm works if its operations are known: type its "
-            "name.",
+            help="These were tested. Any other vision transformer works if its operations are known: type its name. "
+            f"Names are: {model_forms()}.",
         )
         st.caption(_timm_words(name))
         return name or "", None
@@ -138,15 +143,15 @@ def _model() -> tuple[str, Source | None]:
         "Checkpoint on this machine",
         key="checkpoint path",
         placeholder="deit_tiny.safetensors",
-        help=f"A .safetensors, .pth or .pt file, or a folder that timm or the hub wrote (config.json beside the "
-        f"weights). {_roots()}",
+        help=f"{CheckpointFile.file_words.capitalize()}, or a folder that timm or the hub wrote (config.json beside "
+        f"the weights). {_roots()}",
     )
-    uploaded = st.file_uploader("or upload it", CHECKPOINTS, key="checkpoint upload")
+    uploaded = st.file_uploader("or upload it", SUFFIXES, key="checkpoint upload")
     name = st.text_input(
         "Architecture",
         key="architecture",
-        placeholder="guessed from the shapes",
-        help="timm's name, such as deit_tiny_patch16_224. Left empty it is guessed from the shapes of the weights.",
+        placeholder="as the file says, or guessed from the shapes",
+        help=f"timm's name, such as deit_tiny_patch16_224. {CheckpointFile.architecture_words}",
     )
     return name, uploaded or path
 
@@ -172,27 +177,26 @@ def _timm_words(name: str | None) -> str:
 def _images() -> Source | None:
     source = _choice("Where the images come from", IMAGE_SOURCES, "image source")
     if source == "digits":
-        st.caption("The embedded handwritten digits: one channel, 32×32 pixels, ten classes.")
-        return "digits"
+        st.caption(Digits.details)
+        return Digits.kind
     if source == "path":
         return st.text_input(
             "Folder or file on this machine",
             key="images path",
             placeholder="photos",
-            help="A folder with one sub-folder per class (WordNet ids or names of classes), a folder of unlabelled "
-            "images, a .zip or .tar, a .csv of file,label, or .parquet. " + _roots(),
+            help=f"What can be named: {forms()}. {details()} {_roots()}",
         )
     if source == "upload":
         return st.file_uploader(
             "Archive of images",
-            IMAGE_FILES,
+            uploads(),
             key="images upload",
             help="Read in place, never unpacked, and kept for a day. One folder per class inside, or no folders: "
             "then there are no labels.",
         )
-    name = st.text_input("Name of the data set", key="data set", placeholder="owner/name").strip().removeprefix("hf:")
+    name = st.text_input("Name of the data set", key="data set", placeholder="owner/name").strip()
     split = st.text_input("Split", key="data set split", placeholder="validation or test where there is one").strip()
-    return name and f"hf:{name}" + (f"@{split}" if split else "")
+    return name and HubDataset.written(name, split)
 
 
 def _roots() -> str:

@@ -10,6 +10,7 @@ from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
+from mixqvit.images.sources.factory import forms, is_path
 from mixqvit.network.bits import BIT_WIDTHS, BitsPerLayer
 from mixqvit.training.settings import TRAINING_METHODS, TrainingSettings
 from mixqvit.views.training_table import bits_words
@@ -190,7 +191,7 @@ def more() -> tuple[int, float | None, int | None, str, str]:
             key="train_source",
             bind="query-params",
             placeholder="the study's own",
-            help="A folder, an archive, `digits` or `hf:owner/name`. Paths must lie below "
+            help=f"What can be named: {forms()}. Paths must lie below "
             f"{', '.join(f'`{root}`' for root in data_roots())}; `{ROOTS_VARIABLE}` allows others. Images that "
             "calibrate or evaluate, and copies of them, are left out. Labels are not needed: full precision teaches.",
         )
@@ -214,7 +215,7 @@ def checked_source(text: str) -> str | None:
     text = text.strip()
     if not text:
         return None
-    return text if text == "digits" or text.startswith("hf:") else str(allowed_path(text))
+    return str(allowed_path(text)) if is_path(text) else text
 
 
 def chosen_bits(study: "Study", chosen: Chosen, status: DeltaGenerator, words: DeltaGenerator) -> BitsPerLayer | None:

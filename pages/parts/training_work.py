@@ -15,7 +15,7 @@ from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen
 
 if TYPE_CHECKING:
-    from mixqvit.progress import Progress
+    from mixqvit.engines.progress import Progress
     from mixqvit.study.study import Study
     from mixqvit.tasks.evaluation import Evaluation
 

@@ -20,9 +20,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
-from mixqvit.progress import Progress
 from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation, wilson_interval

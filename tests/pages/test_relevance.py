@@ -7,9 +7,9 @@ from streamlit.testing.v1 import AppTest
 
 from mixqvit.allocation.budget import Allocation
 from mixqvit.allocation.costs import Cost
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.progress import Progress
 from mixqvit.study.records import MethodComparison, MethodResult
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation

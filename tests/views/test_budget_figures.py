@@ -6,6 +6,7 @@ import pytest
 
 from mixqvit.allocation.costs import Cost, cost
 from mixqvit.allocation.quantities import QUANTITIES
+from mixqvit.tasks.classification import METRICS
 from mixqvit.views import budget as figures
 from mixqvit.views.allocation_words import LayerFacts, bits_text, changes, mark
 from mixqvit.views.grid import cells
@@ -45,7 +46,7 @@ def test_grid_colours_do_not_move_with_the_values():
 
 
 def test_hover_does_without_importance_and_without_a_harm_that_was_not_measured():
-    known = LayerFacts({**BITS, "blocks.0.mlp.fc1": (2, 4)}, None, None, SENSITIVITY)
+    known = LayerFacts({**BITS, "blocks.0.mlp.fc1": (2, 4)}, None, None, SENSITIVITY, METRICS["kl"])
     assert "importance" not in known.hover(LAYERS[0])
     assert "Λ" not in known.hover(LAYERS[2])
     assert "2 bits for the weights, 4 bits for the input" in known.hover(LAYERS[2])

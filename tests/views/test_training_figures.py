@@ -7,9 +7,9 @@ import pytest
 
 from mixqvit.allocation.costs import cost
 from mixqvit.network.bits import uniform
+from mixqvit.tasks.evaluation import AGREEMENT, TOP1
 from mixqvit.training.settings import StepSizes, TrainingEpoch, TrainingRun, TrainingSettings
 from mixqvit.views import training, training_steps, training_table
-from mixqvit.views.accuracy import AGREEMENT, TOP1
 from tests.views.allocations import BITS, LAYERS, STORAGE, evaluation
 
 SETTINGS = TrainingSettings("ofq", 4, patience=2)

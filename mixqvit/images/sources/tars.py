@@ -1,18 +1,28 @@
-"""Tar archives of image files, plain or compressed, read from front to back."""
+"""Tar archives of image files, plain or compressed, read from front to back.
+
+`tarfile` reads the headers, from a reader of our own: the ones that the standard library opens for compressed archives
+set no limit to what a header, a ratio of compression or the dictionary of xz asks for.
+"""
 
 import bz2
 import gzip
 import lzma
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.images.archives import Members, check_ratio
+from mixqvit.images.files import MAX_KEPT_BYTES, can_be_kept
 from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Steps, UnreadableImage
-from mixqvit.progress import Progress
+from mixqvit.images.local_files import file_stamp
+from mixqvit.images.sources.archives import Archive, Members, check_ratio
+from mixqvit.images.sources.source import Given, registered
 
 __all__ = ["TarArchive"]
 
@@ -24,11 +34,37 @@ _HEADERS_BYTES = 2**20  # of one member's extended header: names are read whole,
 _REPORT_EVERY = 500
 
 
-class TarArchive:
-    """A tar archive, with one folder per class or with images straight inside."""
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+# What tarfile, and what unpacks, raise for a damaged archive.
+_DAMAGE = (
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
+
+
+@registered
+@dataclass(frozen=True)
+class TarArchive(Archive):
+    """A tar archive, compressed as a whole or not."""
+
+    kind = "tar"
+    words = "a .tar, .tar.gz, .tar.bz2 or .tar.xz"
+    uploads = ("tar", "gz", "tgz", "bz2", "xz")
+
+    @classmethod
+    def parse(cls, given: Given) -> Self | None:
+        """Return this source for a file that begins as one, or whose name says it."""
+        is_tar = given.start.startswith(_COMPRESSED) or given.start[257:262] == b"ustar"
+        is_tar = is_tar or (given.path.suffix.lower() == ".tar" and not given.path.is_dir())
+        return cls(given.where) if is_tar else None
 
     def listing_steps(self) -> Steps:
         """List the members that are images: one pass over the whole archive where it is compressed."""
@@ -55,9 +91,7 @@ class TarArchive:
                 reader.finish()
                 if last.strip(b"\0"):
                     notes = (f"the archive is damaged after {members.count() - 1} members; what follows is not read",)
-            except ImageError:
-                raise
-            except Exception as error:  # tarfile, and what unpacks, raise all kinds for a damaged archive
+            except _DAMAGE as error:
                 raise _damaged(self.path, error) from error
         return members.listing(notes)
 
@@ -70,11 +104,35 @@ class TarArchive:
                 try:
                     reader.seek(offset)
                     data = reader.read(size)
-                except ImageError:
-                    raise
-                except Exception as error:  # see above
+                except _DAMAGE as error:
                     raise _damaged(self.path, error) from error
                 yield entry, data if len(data) == size else UnreadableImage("it is cut off inside the archive")
+
+    def size(self, entry: Entry) -> int:
+        """Return the bytes that a member's header declares."""
+        return entry.key[1]
+
+    def is_kept(self, entries: Sequence[Entry]) -> bool:
+        """Return whether the archive is compressed as a whole, and so can be read only from front to back."""
+        with self.path.open("rb") as file:
+            if not file.read(6).startswith(_COMPRESSED):
+                return False
+        size = sum(map(self.size, entries))
+        if not can_be_kept(size):
+            raise ImageError(
+                f"the training images of the archive {self.path} take {size / 2**30:.1f} GiB, and what is compressed "
+                f"as a whole can be read only from front to back: at most {MAX_KEPT_BYTES >> 30} GiB of it are kept in "
+                "memory. Unpack it and give the folder, or pack it as .tar or .zip"
+            )
+        return True
+
+    def stamps(self) -> tuple[str, ...]:
+        """Return size and time of change of the archive."""
+        return (file_stamp(self.path),)
+
+    def stamp(self, entry: Entry) -> str:
+        """Return the place of a member in the archive."""
+        return str(entry.key)
 
 
 class _Reader:

@@ -1,34 +1,63 @@
 """A folder of image files."""
 
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.kinds import is_image_name, is_validation_list, unread_name
-from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage, few, is_hidden, shown
-from mixqvit.progress import Progress
+from mixqvit.images.listing import Entry, Listing, Steps, arranged, is_hidden, shown
+from mixqvit.images.local_files import LINK_OUT, LocalFiles, followed_note, is_inside
+from mixqvit.images.parquet_files import ParquetFiles, parquet_files
+from mixqvit.images.sources.source import Given, Listed, PathSource, registered
+from mixqvit.images.validation_list import with_validation_list
 
-__all__ = ["LINK_OUT", "MAX_FILES", "Folder", "followed_note", "is_inside", "read_limited"]
+__all__ = ["MAX_FILES", "Folder"]
 
 MAX_FILES = 2_000_000
 """Files and folders that are looked at: ImageNet's training set has 1.3 million."""
 
-LINK_OUT = "it is a link that leads out of the folder; such links are followed on the command line only"
-
 _REPORT_EVERY = 2000
 
 
-class Folder:
-    """A folder with one sub-folder per class, or with images straight inside."""
+@registered
+@dataclass(frozen=True)
+class Folder(PathSource, LocalFiles):
+    """A folder of image files or, where it has none, of parquet files.
 
-    def __init__(self, path: Path, follow_links: bool = False) -> None:
-        self.path = path
-        self.follow_links = follow_links
+    Attributes:
+        follow_links: Whether links that lead out of the folder are followed.
+    """
+
+    kind = "folder"
+    words = "a folder"
+    details = "A folder has one sub-folder per class (WordNet ids or names of classes), or images without classes."
+
+    follow_links: bool = False
+
+    @classmethod
+    def parse(cls, given: Given) -> Self | None:
+        """Return this source for a folder."""
+        return cls(given.where, given.follow_links) if given.path.is_dir() else None
+
+    @property
+    def root(self) -> Path | None:
+        """The folder, if links must not lead out of it."""
+        return None if self.follow_links else self.path.resolve()
+
+    def listed_steps(self, is_class: Callable[[str], bool]) -> Listed:
+        """List the image files with what their folders say, or the rows of the parquet files."""
+        listing = yield from self.listing_steps()
+        files = [] if listing.entries else parquet_files(self.path, self.follow_links)
+        if files:
+            return (yield from ParquetFiles(self.path, tuple(files), self.where).listed_steps())
+        return self, with_validation_list(arranged(listing, self.where, is_class, wrapped=False), self)
 
     def listing_steps(self) -> Steps:
-        """List the image files in all sub-folders; links out of the folder are followed only if the folder says so."""
+        """List the image files in all sub-folders by their paths, and the lists of classes beside them."""
         root = self.path.resolve()
         entries: list[Entry] = []
         skipped: list[tuple[str, str]] = []
@@ -77,45 +106,6 @@ class Folder:
                 except (OSError, RuntimeError) as error:  # a link that leads to itself
                     skipped.append((shown(name), f"it cannot be looked at ({error})"))
         return Listing(tuple(entries), (), tuple(skipped), followed_note(followed), lists=tuple(lists))
-
-    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
-        """Read files one at a time."""
-        root = None if self.follow_links else self.path.resolve()
-        for entry in entries:
-            yield entry, read_limited(entry.key, root)
-
-
-def followed_note(links: Sequence[str]) -> tuple[str, ...]:
-    """Return a note on links that lead out of a folder and are followed."""
-    return (f"{len(links)} link(s) that lead out of the folder are followed: {few(links)}",) if links else ()
-
-
-def is_inside(path: Path, root: Path) -> bool:
-    """Return whether a path is a folder or lies in it; both are resolved already."""
-    return path == root or root in path.parents
-
-
-def read_limited(path: Path, root: Path | None) -> bytes | UnreadableImage:
-    """Return a file's content where it is an ordinary file inside a resolved folder and not too large.
-
-    Args:
-        path: The file.
-        root: The folder; None where links may lead out of it.
-    """
-    try:
-        if root is not None and not is_inside(path.resolve(), root):
-            return UnreadableImage("it leads out of the folder")
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
-            return UnreadableImage("it is no file")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return UnreadableImage("it does not exist")
-    except (OSError, RuntimeError, ValueError) as error:
-        return UnreadableImage(f"it cannot be read ({getattr(error, 'strerror', None) or error})")
-    if len(data) > MAX_FILE_BYTES:
-        return UnreadableImage(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return data
 
 
 def _is_junction(item: os.DirEntry) -> bool:

@@ -2,11 +2,16 @@
 
 import re
 import unicodedata
+from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from mixqvit.errors import ImageError
+from mixqvit.images.files import Files
 from mixqvit.images.kinds import is_image_name, is_validation_list, unread_name
-from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, is_hidden, shown
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, arranged, is_hidden, shown
+from mixqvit.images.sources.source import Listed, PathSource
+from mixqvit.images.validation_list import with_validation_list
 
 __all__ = [
     "ARCHIVE_SUFFIXES",
@@ -14,6 +19,7 @@ __all__ = [
     "MAX_MEMBERS",
     "MAX_RATIO",
     "RATIO_SLACK_BYTES",
+    "Archive",
     "Members",
     "check_ratio",
 ]
@@ -33,6 +39,24 @@ RATIO_SLACK_BYTES = 16 * 2**20
 ARCHIVE_SUFFIXES = frozenset(
     {".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".tbz", ".xz", ".txz", ".7z", ".rar", ".zst", ".lzma"}
 )
+
+
+class Archive(PathSource, Files):
+    """An archive of image files, with one folder per class or with images straight inside."""
+
+    def listed_steps(self, is_class: Callable[[str], bool]) -> Listed:
+        """List the members with what their folders say."""
+        listing = yield from self.listing_steps()
+        return self, with_validation_list(arranged(listing, self.where, is_class, wrapped=True), self)
+
+    @abstractmethod
+    def listing_steps(self) -> Steps:
+        """List the members that are images by their paths, and the lists of classes beside them.
+
+        Raises:
+            ImageError: The archive is damaged, or not as an honest one is.
+            OSError: It cannot be read.
+        """
 
 
 class Members:

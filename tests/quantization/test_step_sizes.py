@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixqvit.quantization.quantizers.uniform import UniformQuantizer
-from mixqvit.training.step_sizes import LearnedStep, fitted_step, gradient_scale, learned_step, paper_step
+from mixqvit.quantization.step_sizes import LearnedStep, fitted_step, gradient_scale, learned_step, paper_step
 
 
 def literal(value: float, step: float, negative: int, positive: int) -> tuple[float, float, float]:

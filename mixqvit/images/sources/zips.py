@@ -1,16 +1,24 @@
-"""Zip archives of image files."""
+"""Zip archives of image files.
+
+`zipfile` reads them. The end of the directory is looked at before, by hand, for `zipfile` reads a directory whole,
+whatever its size, and does not refuse members that share bytes.
+"""
 
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.images.archives import MAX_MEMBERS, Members, check_ratio
+from mixqvit.images.files import can_be_kept
 from mixqvit.images.listing import Entry, Steps, UnreadableImage
-from mixqvit.progress import Progress
+from mixqvit.images.sources.archives import MAX_MEMBERS, Archive, Members, check_ratio
+from mixqvit.images.sources.source import Given, registered
 
 __all__ = ["ZipArchive"]
 
@@ -25,11 +33,33 @@ _LOCAL_HEADER_BYTES = 30
 _REPORT_EVERY = 2000
 
 
-class ZipArchive:
-    """A zip archive, with one folder per class or with images straight inside."""
+# For a damaged directory or member; its own error is only one of them.
+_ZIPFILE_RAISES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+
+@registered
+@dataclass(frozen=True)
+class ZipArchive(Archive):
+    """A zip archive."""
+
+    kind = "zip"
+    words = "a .zip"
+    uploads = ("zip",)
+
+    @classmethod
+    def parse(cls, given: Given) -> Self | None:
+        """Return this source for a file that begins as one."""
+        return cls(given.where) if given.start[:2] == b"PK" else None
 
     def listing_steps(self) -> Steps:
         """List the members that are images; what is declared is checked before anything is expanded."""
@@ -39,7 +69,7 @@ class ZipArchive:
             try:
                 with zipfile.ZipFile(file) as archive:
                     infos = archive.infolist()
-            except Exception as error:  # zipfile raises more than its own error for a damaged directory
+            except _ZIPFILE_RAISES as error:
                 raise _damaged(self.path, error) from error
         _check_overlaps(infos, self.path)
         expanded = compressed = 0
@@ -71,12 +101,24 @@ class ZipArchive:
         except (OSError, zipfile.BadZipFile) as error:
             raise _damaged(self.path, error) from error
 
+    def size(self, entry: Entry) -> int:
+        """Return the expanded bytes that the directory declares."""
+        return entry.key.file_size
+
+    def is_kept(self, entries: Sequence[Entry]) -> bool:
+        """Return whether members may be: the directory would be read again for every few of them."""
+        return can_be_kept(sum(map(self.size, entries)))
+
+    def stamp(self, entry: Entry) -> str:
+        """Return size and checksum of a member."""
+        return f"{entry.key.file_size} {entry.key.CRC}"
+
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes | UnreadableImage:
     try:
         with archive.open(info) as member:
             data = member.read(info.file_size + 1)
-    except Exception as error:  # zlib's, struct's and zipfile's own errors, for damaged members
+    except _ZIPFILE_RAISES as error:
         return UnreadableImage(f"it is damaged inside the archive ({error})")
     if len(data) != info.file_size:
         return UnreadableImage(f"it has {len(data)} bytes where the archive says {info.file_size}")

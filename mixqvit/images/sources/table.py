@@ -1,44 +1,64 @@
 """A CSV file of image files and their labels."""
 
-import csv
-import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.images.folder import LINK_OUT, followed_note, is_inside, read_limited
-from mixqvit.images.kinds import is_image_name
+from mixqvit.images.csv_rows import table_content, table_rows
+from mixqvit.images.kinds import is_image_name, is_validation_list
 from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS
-from mixqvit.images.listing import Entry, Listing, Steps, UnreadableImage, shown
-from mixqvit.progress import Progress
+from mixqvit.images.listing import Entry, Listing, shown
+from mixqvit.images.local_files import LINK_OUT, LocalFiles, followed_note, is_inside
+from mixqvit.images.sources.source import Given, Listed, PathSource, registered
 
-__all__ = ["MAX_TABLE_BYTES", "MAX_TABLE_ROWS", "Table", "table_rows"]
+__all__ = ["Table"]
 
-MAX_TABLE_BYTES = 64 * 2**20
-"""Bytes of a table: half a million rows of long paths."""
-
-MAX_TABLE_ROWS = 2_000_000
-"""Rows of a table: ImageNet's training set has 1.3 million."""
-
-_DELIMITERS = ",;\t|"
-_SNIFFED_ROWS = 50
+_SUFFIXES = (".csv", ".tsv")
 _KNOWN_COLUMNS = f"files: {', '.join(FILE_COLUMNS)}; labels: {', '.join(LABEL_COLUMNS)}"
 _REPORT_EVERY = 20_000
 
 
-class Table:
-    """A CSV file whose rows name a file, relative to the CSV's folder, and its label."""
+@registered
+@dataclass(frozen=True)
+class Table(PathSource, LocalFiles):
+    """A CSV file whose rows name a file, relative to the CSV's folder, and its label.
 
-    def __init__(self, path: Path, follow_links: bool = False) -> None:
-        self.path = path
-        self.follow_links = follow_links
+    Attributes:
+        follow_links: Whether links that lead out of the folder are followed.
+    """
 
-    def listing_steps(self) -> Steps:
+    kind = "table"
+    words = "a .csv of file,label"
+    details = (
+        f"A .csv has a column of files ({', '.join(FILE_COLUMNS)}) and one of labels ({', '.join(LABEL_COLUMNS)}), or "
+        "no header: first the file, then the label."
+    )
+
+    follow_links: bool = False
+
+    @classmethod
+    def parse(cls, given: Given) -> Self | None:
+        """Return this source for a file with such an ending."""
+        if given.path.is_dir() or given.path.suffix.lower() not in _SUFFIXES:
+            return None
+        if is_validation_list(given.path.name):
+            raise ImageError(f"{given.path} is the list of the classes of validation images; give the folder it is in")
+        return cls(given.where, given.follow_links)
+
+    @property
+    def root(self) -> Path | None:
+        """The table's folder, if links must not lead out of it."""
+        return None if self.follow_links else self.path.parent.resolve()
+
+    def listed_steps(self, is_class: Callable[[str], bool]) -> Listed:
         """List the rows; whether a file is there shows when it is read."""
         yield Progress(0, 1, "reading the table")
-        rows = table_rows(_content(self.path), str(self.path))
+        rows = table_rows(table_content(self.path), str(self.path))
         if not rows:
             raise ImageError(f"the table {self.path} is empty; it needs one row per image: file,label")
         file_column, label_column, rows = _columns(rows, self.path)
@@ -64,7 +84,7 @@ class Table:
                     f"{shown(label)} (row {number}); keep one"
                 )
         entries = tuple(Entry(shown(name, 4096), label, key=self.path.parent / name) for name, label in labels.items())
-        return Listing(entries, skipped=tuple(skipped), notes=followed_note(list(links)))
+        return self, Listing(entries, skipped=tuple(skipped), notes=followed_note(list(links)))
 
     def _relative(self, name: str, number: int) -> str:
         """Return a name that does not lead out of the table's folder, relative to it."""
@@ -98,65 +118,6 @@ class Table:
         if not self.follow_links:
             raise ImageError(f"row {number} of the table {self.path} names {shown(name)}, but {LINK_OUT}")
         return True
-
-    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
-        """Read files one at a time."""
-        root = None if self.follow_links else self.path.parent.resolve()
-        for entry in entries:
-            yield entry, read_limited(entry.key, root)
-
-
-def table_rows(content: bytes, name: str) -> list[tuple[int, list[str]]]:
-    """Return the rows of a CSV file that are not empty, with the numbers of their lines.
-
-    Args:
-        content: Of the file, UTF-8 or UTF-16.
-        name: Of the file, for messages.
-
-    Raises:
-        ImageError: It is no such text, or has too many rows.
-    """
-    try:
-        text = content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ImageError(f"the table {name} is no UTF-8 text ({error.reason}); save it as CSV UTF-8") from error
-    if "\0" in text:
-        raise ImageError(f"the table {name} is no text: it holds NUL characters; save it as CSV UTF-8")
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-        rows = []
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((reader.line_num, row))
-            if reader.line_num > MAX_TABLE_ROWS:
-                raise ImageError(f"the table {name} has more than {MAX_TABLE_ROWS:,} rows; give a part of it")
-        return rows
-    except csv.Error as error:
-        raise ImageError(f"the table {name} cannot be read as CSV ({error}); save it again as CSV UTF-8") from error
-
-
-def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MAX_TABLE_BYTES + 1)
-    if len(content) > MAX_TABLE_BYTES:
-        raise ImageError(f"the table {path} is larger than {MAX_TABLE_BYTES >> 20} MiB; give a part of it")
-    return content
-
-
-def _delimiter(text: str) -> str:
-    """Returns what separates the first rows into the same number of columns, a comma where nothing does."""
-    for delimiter in _DELIMITERS:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        widths = set()
-        try:
-            for row, _ in zip(reader, range(_SNIFFED_ROWS), strict=False):
-                if row:
-                    widths.add(len(row))
-        except csv.Error:
-            continue
-        if len(widths) == 1 and widths.pop() > 1:
-            return delimiter
-    return ","
 
 
 def _columns(rows: list[tuple[int, list[str]]], path: Path) -> tuple[int, int | None, list[tuple[int, list[str]]]]:

@@ -1,4 +1,4 @@
-"""How the learning rate changes over the steps of a training."""
+"""What any training of a quantized model has: a learning rate that ends at zero."""
 
 import math
 

@@ -1,32 +1,23 @@
-"""From what a person names to a list of images with the model's classes: which source it is, what its labels mean."""
+"""From the files of a source to those that may calibrate and evaluate, with the model's classes as labels."""
 
 from collections import Counter, defaultdict
-from collections.abc import Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from pathlib import PurePath
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
 from mixqvit.images.classes import ClassNames, class_indices
-from mixqvit.images.folder import Folder
-from mixqvit.images.huggingface import PREFIX, HubDataset
-from mixqvit.images.kinds import VALIDATION_LIST, is_image_name, is_validation_list, unread_name
-from mixqvit.images.listing import Entry, Listing, Source, arranged, few, shown, split_word
-from mixqvit.images.parquet import Parquet, parquet_files
+from mixqvit.images.files import Files
+from mixqvit.images.kinds import VALIDATION_LIST
+from mixqvit.images.listing import Entry, Listing, few, shown, split_word
 from mixqvit.images.sampling import Sampling
-from mixqvit.images.table import Table
-from mixqvit.images.tars import TarArchive
-from mixqvit.images.validation_list import with_validation_list
-from mixqvit.images.zips import ZipArchive
-from mixqvit.progress import Progress
+from mixqvit.models.model import Model
 
-if TYPE_CHECKING:
-    from mixqvit.models.model import Model
+__all__ = ["Prepared", "left_out_notes", "prepared_steps"]
 
-__all__ = ["Prepared", "check_source", "is_compressed", "left_out_notes", "prepared_steps", "source_path"]
-
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
+ListedSteps = Callable[[Callable[[str], bool]], Generator[Progress, None, tuple[Files, Listing]]]
+"""From whether a name means a class of the model to the files of a source: `FileSource.listed_steps`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +25,7 @@ class Prepared:
     """A source whose labels are the model's classes.
 
     Attributes:
-        source: What reads the files.
+        files: What reads them.
         entries: The images that may be used.
         labels: One class index per entry; all None where the source has no labels.
         calibration: Positions of those that may calibrate.
@@ -43,7 +34,7 @@ class Prepared:
         notes: Sentences on how the source was understood.
     """
 
-    source: Source
+    files: Files
     entries: tuple[Entry, ...]
     labels: tuple[int | None, ...]
     calibration: tuple[int, ...]
@@ -52,19 +43,22 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepared_steps(where: str, model: "Model", sampling: Sampling) -> Generator[Progress, None, Prepared]:
+def prepared_steps(
+    where: str, listed_steps: ListedSteps, model: Model, sampling: Sampling
+) -> Generator[Progress, None, Prepared]:
     """List a source's images and match their labels; yields how far that is, returns the result.
 
     Args:
-        where: The source.
+        where: The source, for messages.
+        listed_steps: Lists its files.
         model: Whose classes the labels are.
         sampling: How the labels are read; what is drawn is not decided here.
 
     Raises:
-        ImageError: The source is unknown, cannot be read, holds no images, or does not fit the model.
+        ImageError: The source cannot be read, holds no images, or does not fit the model.
     """
     try:
-        source, listing = yield from _listed(where, ClassNames(model), sampling.follow_links)
+        files, listing = yield from listed_steps(ClassNames(model).knows)
     except OSError as error:
         raise ImageError(f"{shown(where)} cannot be read ({error.strerror or error})") from error
     if not listing.entries:
@@ -84,14 +78,7 @@ def prepared_steps(where: str, model: "Model", sampling: Sampling) -> Generator[
     def places(entries: Sequence[Entry]) -> tuple[int, ...]:
         return tuple(positions[entry] for entry in entries if entry in positions)
 
-    return Prepared(source, tuple(used), labels, places(calibration), places(evaluation), tuple(skipped), tuple(notes))
-
-
-def source_path(where: str) -> Path:
-    """Return the path that a person wrote, `~` replaced by the home folder."""
-    with suppress(RuntimeError):  # there is no such person
-        return Path(where).expanduser()
-    return Path(where)
+    return Prepared(files, tuple(used), labels, places(calibration), places(evaluation), tuple(skipped), tuple(notes))
 
 
 def left_out_notes(skipped: Sequence[tuple[str, str]]) -> list[str]:
@@ -100,68 +87,6 @@ def left_out_notes(skipped: Sequence[tuple[str, str]]) -> list[str]:
     for name, reason in skipped:
         names[reason].append(name)
     return [f"{len(found)} left out ({few(found)}): {reason}" for reason, found in names.items()]
-
-
-def check_source(where: str) -> None:
-    """Raises ImageError where images are named neither by a path that exists nor as a data set of the hub."""
-    known = where.startswith(PREFIX)
-    with suppress(OSError, ValueError):  # a name that no file system takes
-        known = known or source_path(where).is_dir() or source_path(where).is_file()
-    if not known or not where.strip():
-        raise ImageError(
-            f"unknown images {shown(where)!r}: neither 'digits' nor a folder, an archive, a CSV or parquet file that "
-            "exists, nor hf:owner/name"
-        )
-
-
-def is_compressed(path: Path) -> bool:
-    """Return whether an archive is compressed as a whole, as .tar.gz is."""
-    with path.open("rb") as file:
-        return file.read(6).startswith(_COMPRESSED)
-
-
-def _listed(where: str, classes: ClassNames, follow_links: bool) -> Generator[Progress, None, tuple[Source, Listing]]:
-    """Finds out what a source is, and lists it."""
-    if where.startswith(PREFIX):
-        source: Source = HubDataset(where)
-        return source, (yield from source.listing_steps())
-    check_source(where)
-    path = source_path(where)
-    if path.is_dir():
-        source = Folder(path, follow_links)
-        listing = yield from source.listing_steps()
-        files = [] if listing.entries else parquet_files(path, follow_links)
-        if not files:
-            return source, with_validation_list(arranged(listing, where, classes.knows, wrapped=False), source)
-        source = Parquet(path, files, where)
-        return source, (yield from source.listing_steps())
-    source, by_folders = _file_source(path, follow_links)
-    listing = yield from source.listing_steps()
-    if by_folders:
-        listing = with_validation_list(arranged(listing, where, classes.knows, wrapped=True), source)
-    return source, listing
-
-
-def _file_source(path: Path, follow_links: bool) -> tuple[Source, bool]:
-    """Returns what reads a file, and whether its folders say the classes. Archives are known by their content."""
-    with path.open("rb") as file:
-        start = file.read(512)
-    if is_validation_list(path.name):
-        raise ImageError(f"{path} is the list of the classes of validation images; give the folder it is in")
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return Table(path, follow_links), False
-    if start[:4] == b"PAR1":
-        return Parquet(path.parent, [path], str(path)), False
-    if start[:2] == b"PK":
-        return ZipArchive(path), True
-    if start.startswith(_COMPRESSED) or start[257:262] == b"ustar" or path.suffix.lower() == ".tar":
-        return TarArchive(path), True
-    if is_image_name(path.name) or unread_name(path.name):
-        raise ImageError(f"{path} is a single file; give the folder it is in")
-    raise ImageError(
-        f"{path} is of an unknown kind; give a folder, a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive, a .csv or a "
-        ".parquet file"
-    )
 
 
 def _by_split(entries: Sequence[Entry], where: str, notes: list[str]) -> tuple[Sequence[Entry], Sequence[Entry]]:
@@ -203,7 +128,7 @@ def _by_split(entries: Sequence[Entry], where: str, notes: list[str]) -> tuple[S
 
 
 def _class_labels(
-    entries: Sequence[Entry], listing: Listing, model: "Model", where: str, sampling: Sampling, notes: list[str]
+    entries: Sequence[Entry], listing: Listing, model: Model, where: str, sampling: Sampling, notes: list[str]
 ) -> tuple[int | None, ...]:
     labels = {entry.label for entry in entries}
     if labels <= {None}:

@@ -1,17 +1,24 @@
-"""Parquet files of images, as the Hugging Face hub stores data sets: only the rows that are needed are read."""
+"""Parquet files of images, as the Hugging Face hub stores data sets: only the rows that are needed are read.
+
+pyarrow reads them and `datasets` understands their columns; `datasets.load_dataset` would first copy every row of the
+files into its cache, and set no limit to what a file of a kilobyte expands to.
+"""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.images.folder import is_inside, read_limited
-from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, Steps, UnreadableImage, shown, split_of
-from mixqvit.progress import Progress
+from mixqvit.images.files import Files, can_be_kept
+from mixqvit.images.listing import MAX_FILE_BYTES, Entry, Listing, UnreadableImage, shown, split_of
+from mixqvit.images.local_files import file_stamp, is_inside, read_limited
 
-__all__ = ["MAX_ROWS", "Parquet", "parquet_files"]
+__all__ = ["MAX_ROWS", "ParquetFiles", "parquet_files"]
 
 MAX_ROWS = 20_000_000
 """Rows of all files together: ImageNet-21k has 14 million."""
@@ -34,49 +41,47 @@ def parquet_files(folder: Path, follow_links: bool = False) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
-class Parquet:
-    """Parquet files with a column of images and, where there is one, a column of labels."""
+@dataclass(frozen=True)
+class ParquetFiles(Files):
+    """Parquet files with a column of images and, where there is one, a column of labels.
 
-    def __init__(
-        self, root: Path, files: Sequence[Path], where: str, split: Callable[[Path], str | None] | None = None
-    ) -> None:
-        """Take files of one data set.
+    Attributes:
+        root: Their folder; a row that names a file names one in here.
+        files: In the order of the rows.
+        where: The data set, for messages.
+        splits: Split of each file; None where its name and its folders inside `root` say so.
+        column: Of the images; empty before they are listed.
+    """
 
-        Args:
-            root: Their folder; a row that names a file names one in here.
-            files: In the order of the rows.
-            where: The data set, for messages.
-            split: Returns the split of a file; by default its name and its folders inside `root` say so.
+    root: Path
+    files: tuple[Path, ...]
+    where: str
+    splits: Mapping[Path, str | None] | None = None
+    column: str = ""
+
+    def listed_steps(self) -> Generator[Progress, None, tuple["ParquetFiles", Listing]]:
+        """Read the labels of all rows; returns what reads the images as well.
+
+        Raises:
+            ImageError: A file is damaged or has no images, or there are too many rows.
+            OSError: A file cannot be read.
         """
-        self.root = root
-        self.files = tuple(files)
-        self.where = where
-        self.split = split or self._named_split
-        self._image_column = ""
-
-    def listing_steps(self) -> Steps:
-        """Read the labels of all rows."""
         entries: list[Entry] = []
         names: tuple[str, ...] = ()
         columns: tuple[str, str | None] | None = None
         rows: dict[str | None, int] = defaultdict(int)
         for number, path in enumerate(self.files):
             yield Progress(number, len(self.files), f"listing: file {number + 1} of {len(self.files)}")
-            try:
-                features, file_rows = _opened(path)
-                found, names = _columns(features, self.where)
-                if columns is None:
-                    columns = found
-                elif found[0] != columns[0]:
-                    raise ImageError(f"the parquet files of {self.where} have different columns; give one kind of them")
-                if len(entries) + file_rows > MAX_ROWS:
-                    raise ImageError(f"{self.where} has more than {MAX_ROWS:,} rows; give a part of its files")
-                labels = _labels(path, found[1], file_rows)
-            except ImageError:
-                raise
-            except Exception as error:  # pyarrow and datasets raise all kinds for a damaged file
-                raise self._damaged(path, error) from error
-            split = self.split(path)
+            features, file_rows = _opened(path)
+            found, names = _columns(features, self.where)
+            if columns is None:
+                columns = found
+            elif found[0] != columns[0]:
+                raise ImageError(f"the parquet files of {self.where} have different columns; give one kind of them")
+            if len(entries) + file_rows > MAX_ROWS:
+                raise ImageError(f"{self.where} has more than {MAX_ROWS:,} rows; give a part of its files")
+            labels = _labels(path, found[1], file_rows)
+            split = self._named_split(path) if self.splits is None else self.splits[path]
             for row, label in enumerate(labels):
                 if isinstance(label, int) and names and 0 <= label < len(names):
                     label = names[label]
@@ -87,8 +92,7 @@ class Parquet:
                 entries.append(Entry(name, label, split, (number, row)))
         if not entries:
             raise ImageError(f"{self.where} has no rows; give parquet files with images")
-        self._image_column = columns[0]
-        return Listing(tuple(entries), names)
+        return replace(self, column=columns[0]), Listing(tuple(entries), names)
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
         """Read the images of rows, file by file."""
@@ -98,15 +102,24 @@ class Parquet:
             by_file[number][row] = entry
         for number, wanted in sorted(by_file.items()):
             path = self.files[number]
-            rows = _values(path, self._image_column, sorted(wanted))
-            while True:
-                try:
-                    row, value = next(rows)
-                except StopIteration:
-                    break
-                except Exception as error:  # see above
-                    raise self._damaged(path, error) from error
+            for row, value in _values(path, self.column, sorted(wanted)):
                 yield wanted[row], self._content(value, path)
+
+    def size(self, entry: Entry) -> None:
+        """Return None: a cell must be read."""
+        return None
+
+    def is_kept(self, entries: Sequence[Entry]) -> bool:
+        """Return whether all files together may be: for a few cells a whole group of rows is unpacked."""
+        return can_be_kept(sum(path.stat().st_size for path in self.files))
+
+    def stamps(self) -> tuple[str, ...]:
+        """Return size and time of change of each file."""
+        return tuple(map(file_stamp, self.files))
+
+    def stamp(self, entry: Entry) -> str:
+        """Return the place of an image in the files."""
+        return str(entry.key)
 
     def _content(self, value: Any, path: Path) -> bytes | UnreadableImage:
         """Returns the bytes of an image cell: bytes, or a mapping with `bytes` or the `path` of a file beside."""
@@ -124,9 +137,22 @@ class Parquet:
         inside = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.name)
         return next((split for part in reversed(inside.parts) if (split := split_of(part))), None)
 
-    def _damaged(self, path: Path, error: Exception) -> ImageError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        return ImageError(f"the file {path} is damaged or no parquet file ({reason}); download it again")
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says in words what pyarrow raises for a damaged file."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    from mixqvit.models.reading import first_line
+
+    return ImageError(f"the file {path} is damaged or no parquet file ({first_line(error)}); download it again")
 
 
 def _opened(path: Path) -> tuple[Any, int]:
@@ -134,12 +160,16 @@ def _opened(path: Path) -> tuple[Any, int]:
     import pyarrow.parquet
     from datasets import Features
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with _reading(path), pyarrow.parquet.ParquetFile(path) as file:
         for group in range(file.metadata.num_row_groups):
             # Not the sizes of single columns: asking for those ends the whole process where a file is damaged.
             if file.metadata.row_group(group).total_byte_size > MAX_GROUP_BYTES:
                 raise ImageError(f"the file {path} holds a group of rows of more than {MAX_GROUP_BYTES >> 30} GiB")
-        return Features.from_arrow_schema(file.schema_arrow), file.metadata.num_rows
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    try:
+        return Features.from_arrow_schema(schema), rows
+    except Exception as error:  # the schema's description, whatever is in it, is made objects of
+        raise _damaged(path, error) from error
 
 
 def _columns(features: Any, where: str) -> tuple[tuple[str, str | None], tuple[str, ...]]:
@@ -178,16 +208,18 @@ def _labels(path: Path, column: str | None, rows: int) -> list[str | int | None]
     if column is None:
         return [None] * rows
     # Texts come as numbers and a list of those that occur: a kilobyte can say the same long text a million times.
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
+    with _reading(path), pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
         chunks = file.read(columns=[column]).column(column).chunks
     labels: list[str | int | None] = []
     for chunk in chunks:
         if not pyarrow.types.is_dictionary(chunk.type):
-            labels += chunk.to_pylist()
+            with _reading(path):
+                labels += chunk.to_pylist()
             continue
         if (pyarrow.compute.max(pyarrow.compute.binary_length(chunk.dictionary)).as_py() or 0) > MAX_LABEL_CHARACTERS:
             raise ImageError(f"the file {path} holds a label of more than {MAX_LABEL_CHARACTERS:,} characters")
-        names = chunk.dictionary.to_pylist()
+        with _reading(path):
+            names = chunk.dictionary.to_pylist()
         labels += [None if index is None else names[index] for index in chunk.indices.to_pylist()]
     return labels
 
@@ -196,7 +228,7 @@ def _values(path: Path, column: str, rows: Sequence[int]) -> Iterator[tuple[int,
     """Yields some cells of a column, one in memory at a time: a kilobyte can say the same large cell many times."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with _reading(path), pyarrow.parquet.ParquetFile(path) as file:
         first = 0
         for group in range(file.metadata.num_row_groups):
             after = first + file.metadata.row_group(group).num_rows

@@ -1,67 +1,90 @@
-"""Data sets of the Hugging Face hub: the parquet files of the splits that are needed, kept in the cache folder."""
+"""Data sets of the Hugging Face hub: the parquet files of the splits that are needed, kept in the cache folder.
+
+The hub's own client downloads; `datasets.load_dataset` would fetch every file of a split, and copy all of it again.
+"""
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from mixqvit.cache import default_folder
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.images.listing import Entry, Steps, UnreadableImage, split_of
-from mixqvit.images.parquet import Parquet
-from mixqvit.progress import Progress
+from mixqvit.images.listing import split_of
+from mixqvit.images.parquet_files import ParquetFiles
+from mixqvit.images.sources.source import FileSource, Given, Listed, registered
 
-__all__ = ["CALIBRATION_BYTES", "EVALUATION_BYTES", "PREFIX", "HubDataset"]
+__all__ = ["CALIBRATION_BYTES", "EVALUATION_BYTES", "HubDataset"]
 
-PREFIX = "hf:"
 EVALUATION_BYTES = 8 * 2**30
 """Bytes of the files that are downloaded to evaluate on: ImageNet's validation set has 6.7 GB."""
 
 CALIBRATION_BYTES = 2**30
 """Bytes of the files of a training split that are downloaded: a hundred images are needed of it."""
 
-PROBE_SECONDS = 5
-
+_PREFIX = "hf:"
 _CONVERTED = "refs/convert/parquet"
 """Where the hub keeps a parquet copy of data sets that are stored in another way."""
 
 
-class HubDataset:
-    """A data set `hf:owner/name` or `hf:owner/name@split`."""
+@registered
+@dataclass(frozen=True)
+class HubDataset(FileSource):
+    """A data set `hf:owner/name` or `hf:owner/name@split`.
 
-    def __init__(self, source: str) -> None:
-        """Take its name apart.
+    Attributes:
+        name: Of the data set, `owner/name`.
+        wanted_split: The split that was named, or None.
+    """
 
-        Raises:
-            ImageError: It is none.
-        """
-        match = re.fullmatch(r"hf:([\w.\-]+/[\w.\-]+)(?:@([\w.\-]+))?", source)
+    kind = "hub"
+    words = "hf:NAME@SPLIT for a data set of Hugging Face"
+
+    name: str
+    wanted_split: str | None
+
+    @classmethod
+    def is_named(cls, where: str) -> bool:
+        """Return whether a text has the prefix of data sets."""
+        return where.startswith(_PREFIX)
+
+    @classmethod
+    def parse(cls, given: Given) -> Self | None:
+        """Return this source for the name of a data set."""
+        if not cls.is_named(given.where):
+            return None
+        match = re.fullmatch(r"hf:([\w.\-]+/[\w.\-]+)(?:@([\w.\-]+))?", given.where)
         if match is None:
             raise ImageError(
-                f"{source!r} names no data set of the Hugging Face hub; write hf:owner/name or hf:owner/name@split. "
-                "A folder or a parquet file is given by its path alone"
+                f"{given.where!r} names no data set of the Hugging Face hub; write hf:owner/name or "
+                "hf:owner/name@split. A folder or a parquet file is given by its path alone"
             )
-        self.source = source
-        self.name, self.wanted_split = match.groups()
-        self.cache = default_folder() / "datasets"
-        self._parquet: Parquet | None = None
+        return cls(given.where, *match.groups())
+
+    @staticmethod
+    def written(name: str, split: str = "") -> str:
+        """Return what names a data set, and one of its splits."""
+        return f"{_PREFIX}{name.removeprefix(_PREFIX)}" + (f"@{split}" if split else "")
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """The downloaded files of a data set that was listed."""
-        return self._parquet.files
+    def cache(self) -> Path:
+        """Where downloads are kept."""
+        return default_folder() / "datasets"
 
-    def listing_steps(self) -> Steps:
+    def listed_steps(self, is_class: Callable[[str], bool]) -> Listed:
         """Download what is needed and list its rows."""
+        from mixqvit.models.download import unreachable
+
         yield Progress(0, 1, f"looking for {self.name} on the hub")
         notes: list[str] = []
-        unreachable = self._probe()
-        if unreachable is None:
+        problem = unreachable()
+        if problem is None:
             revision, sizes = self._found()
         else:
-            revision, sizes = self._kept(unreachable)
+            revision, sizes = self._kept(problem)
             notes.append("the hub cannot be reached; what was downloaded before is used")
         files = self._needed(sizes, notes)
         local: list[Path] = []
@@ -69,51 +92,36 @@ class HubDataset:
         done = 0
         for file in files:
             yield Progress(0, 1, f"downloading {self.name}: {done >> 20} of {total >> 20} MiB")
-            local.append(self._downloaded(file, revision, offline=unreachable is not None))
+            local.append(self._downloaded(file, revision, offline=problem is not None))
             done += sizes[file]
         splits = {path: _split(file) for path, file in zip(local, files, strict=True)}
-        self._parquet = Parquet(self.cache, local, self.source, splits.get)
-        listing = yield from self._parquet.listing_steps()
-        return replace(listing, notes=(*listing.notes, *notes))
-
-    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
-        """Read the images of rows."""
-        return self._parquet.read(entries)
-
-    def _probe(self) -> str | None:
-        """Asks the hub once, and returns why it cannot be reached. Its own client would try for a minute."""
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session
-
-        try:
-            get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-        except Exception as error:  # the client's library, and so its errors, differ between versions of the hub
-            return f"{constants.ENDPOINT} cannot be reached ({_first_line(error)})"
-        return None
+        rows, listing = yield from ParquetFiles(self.cache, tuple(local), self.where, splits).listed_steps()
+        return rows, replace(listing, notes=(*listing.notes, *notes))
 
     def _found(self) -> tuple[str, dict[str, int]]:
         """Returns the revision that has parquet files, and their sizes."""
-        for revision in ("main", _CONVERTED):
-            sizes = {file.path: file.size for file in self._tree(revision) if str(file.path).endswith(".parquet")}
-            if sizes:
-                return revision, sizes
-        raise ImageError(
-            f"{self.source} has no parquet files, and the hub has converted none; download its images and give their "
-            "folder"
-        )
-
-    def _tree(self, revision: str) -> list[Any]:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
         from huggingface_hub.utils import RevisionNotFoundError
 
-        try:
-            tree = HfApi().list_repo_tree(self.name, repo_type="dataset", revision=revision, recursive=True)
-            return [file for file in tree if isinstance(file, RepoFile)]
-        except RevisionNotFoundError:
-            return []
-        except Exception as error:  # see _probe
-            raise self._refused(error) from error
+        reasons = []
+        for revision in ("main", _CONVERTED):
+            try:
+                tree = list(HfApi().list_repo_tree(self.name, repo_type="dataset", revision=revision, recursive=True))
+            except RevisionNotFoundError:
+                reasons.append(f"there is no {revision}")
+                continue
+            except Exception as error:  # see `unreachable`
+                raise self._refused(error) from error
+            files = [file for file in tree if isinstance(file, RepoFile)]
+            sizes = {file.path: file.size for file in files if str(file.path).endswith(".parquet")}
+            if sizes:
+                return revision, sizes
+            reasons.append(f"{revision} holds {len(files)} other file(s)")
+        raise ImageError(
+            f"{self.where} has no parquet files, and the hub has converted none ({', '.join(reasons)}); download its "
+            "images and give their folder"
+        )
 
     def _kept(self, unreachable: str) -> tuple[str, dict[str, int]]:
         """Returns the same as `_found`, of what earlier downloads left."""
@@ -137,7 +145,7 @@ class HubDataset:
             if paths:
                 return revision, {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         raise ImageError(
-            f"the data set {self.source} must be downloaded, but {unreachable}; connect to the network, or give a "
+            f"the data set {self.where} must be downloaded, but {unreachable}; connect to the network, or give a "
             "folder of images or of downloaded parquet files"
         )
 
@@ -148,7 +156,7 @@ class HubDataset:
             configurations[_configuration(file)].append(file)
         if len(configurations) > 1 and "default" not in configurations:
             raise ImageError(
-                f"{self.source} has several configurations ({', '.join(sorted(configurations)[:5])}); download the "
+                f"{self.where} has several configurations ({', '.join(sorted(configurations)[:5])}); download the "
                 "parquet files of one of them and give their folder"
             )
         by_split: dict[str | None, list[str]] = defaultdict(list)
@@ -169,7 +177,7 @@ class HubDataset:
         for split, limit in limits.items():
             if sizes[by_split[split][0]] > EVALUATION_BYTES:
                 raise ImageError(
-                    f"a single file of {self.source} has more than the {EVALUATION_BYTES >> 30} GiB that are "
+                    f"a single file of {self.where} has more than the {EVALUATION_BYTES >> 30} GiB that are "
                     "downloaded; download it yourself, and give its path"
                 )
             files, size = [], 0
@@ -199,11 +207,13 @@ class HubDataset:
                     local_files_only=offline,
                 )
             )
-        except Exception as error:  # see _probe
+        except Exception as error:  # see `unreachable`
             raise self._refused(error) from error
 
     def _refused(self, error: Exception) -> ImageError:
         from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError
+
+        from mixqvit.models.reading import first_line
 
         if isinstance(error, GatedRepoError):
             return ImageError(
@@ -215,7 +225,7 @@ class HubDataset:
                 f"the hub has no data set {self.name}, or it is private; check the name (owner/name), or log in with: "
                 "hf auth login"
             )
-        return ImageError(f"the data set {self.name} cannot be downloaded ({_first_line(error)}); try again later")
+        return ImageError(f"the data set {self.name} cannot be downloaded ({first_line(error)}); try again later")
 
 
 def _split(file: str) -> str | None:
@@ -227,7 +237,3 @@ def _split(file: str) -> str | None:
 def _configuration(file: str) -> str:
     """Returns the part of a file's folder that is no split: `data/train-0.parquet` is in `data`."""
     return "/".join(part for part in file.split("/")[:-1] if not split_of(part.removeprefix("partial-")))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
