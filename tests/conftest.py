@@ -1,7 +1,9 @@
 """Shared by all tests: saved results go to a folder of this test run, never to the user's cache."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker for every core, before torch is imported
 
 os.environ["MIXQVIT_CACHE"] = tempfile.mkdtemp(prefix="mixqvit-tests-")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_this_run() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["MIXQVIT_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def first_results(tmp_path_factory: pytest.TempPathFactory):
+    """What small studies of the embedded models begin with, for all workers of this test run."""
+    from tests.small import FirstResults  # which imports torch
+
+    base = tmp_path_factory.getbasetemp()
+    return FirstResults((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first results")
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ _FORMAT, _VERSION = "mixqvit study", "1"
 _DOCUMENT = "document"
 _WEIGHTS = "weights/"
 _SPLITS = ("calibration", "evaluation")
-_KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{64}( seconds)?")
+_KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{64}( seconds|-state)?")  # an earlier program kept states apart
 _ITEM = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 
 

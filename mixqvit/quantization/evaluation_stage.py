@@ -13,10 +13,10 @@ from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.calibration_stage import Calibrated
-from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
 from mixqvit.quantization.evaluation import BATCH_SIZE, Predictor, answer_steps
 from mixqvit.quantization.fidelity_stage import checked_calibration, trusted_calibration, worker_calibration
 from mixqvit.quantization.model import QuantizedModel, quantize
+from mixqvit.quantization.paused_runs import PausedRuns, run_from_paused
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import TENSORS, Tensors
@@ -39,7 +39,7 @@ __all__ = [
 PART_IMAGES = 512
 """Images that a worker of an engine measures at once, and that are lost with it."""
 
-CHECKPOINT_BYTES = 512 * 2**20
+PAUSED_RUNS_BYTES = 512 * 2**20
 """Memory for paused runs, so that a setting is measured from the first layer that changed."""
 
 
@@ -180,9 +180,9 @@ class Evaluated(Stage[Answers, Evaluation]):
         if self.recipe != study.recipe:
             return quantize(study.result(self._calibration(study)), self.bits).on(study.device)
         calibration = trusted_calibration(study)
-        checkpoints = study.remembered("checkpoints", lambda: Checkpoints(CHECKPOINT_BYTES))
-        quantized = quantize(calibration, self.bits, checkpoints=checkpoints).on(study.device)
-        return partial(_run_on_evaluation_images, quantized, checkpoints)
+        paused_runs = study.remembered("paused runs", lambda: PausedRuns(PAUSED_RUNS_BYTES))
+        quantized = quantize(calibration, self.bits, paused_runs=paused_runs).on(study.device)
+        return partial(_run_on_evaluation_images, quantized, paused_runs)
 
 
 def measured(study: Context, predict: Predictor, missing: Sequence[range]) -> Iterator[tuple[range, Answers]]:
@@ -218,15 +218,15 @@ def most_images(study: Context) -> int:
     return images_at_once(study.device_graph, BATCH_SIZE)
 
 
-def _run_on_evaluation_images(quantized: QuantizedModel, checkpoints: Checkpoints, pixels: Tensor) -> Tensor:
+def _run_on_evaluation_images(quantized: QuantizedModel, paused_runs: PausedRuns, pixels: Tensor) -> Tensor:
     """Return logits `[B, classes]`; batches are parts of one tensor, so their place in it says which one it is."""
     with torch.no_grad():
-        return run_from_checkpoint(
+        return run_from_paused(
             quantized.graph,
             pixels,
             quantized.operations,
             quantized.bits,
-            checkpoints,
+            paused_runs,
             ("evaluation", pixels.storage_offset(), len(pixels)),
         )
 

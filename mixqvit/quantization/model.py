@@ -12,9 +12,9 @@ from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
 from mixqvit.network.devices import moved, named_out_of_memory
 from mixqvit.network.graph import Graph
 from mixqvit.quantization.calibration import Calibration, layer_operations
-from mixqvit.quantization.checkpoints import Checkpoints
 from mixqvit.quantization.compensation import compensate
 from mixqvit.quantization.operations import QuantizedOperation
+from mixqvit.quantization.paused_runs import PausedRuns
 from mixqvit.quantization.recipes import Compensation, find_recipe
 
 __all__ = ["QuantizedModel", "quantize"]
@@ -56,7 +56,7 @@ def quantize(
     calibration: Calibration,
     bits: int | Mapping[str, int | Bits],
     compensation: Compensation | Literal["recipe"] | None = "recipe",
-    checkpoints: Checkpoints | None = None,
+    paused_runs: PausedRuns | None = None,
 ) -> QuantizedModel:
     """Return the model at the given bits.
 
@@ -67,7 +67,7 @@ def quantize(
             precision, as does an operand with 32.
         compensation: Which errors to compensate on the calibration images; None for none. `recipe` does what the
             recipe says: `mix-qvit` compensates, the others do not.
-        checkpoints: Paused runs of earlier calls with this calibration and compensation; the result is the same, only
+        paused_runs: Paused runs of earlier calls with this calibration and compensation; the result is the same, only
             faster where the first layers keep their bits.
 
     Raises:
@@ -97,6 +97,6 @@ def quantize(
                 token_weights,
                 recipe.fit_weight,
                 compensation,
-                checkpoints,
+                paused_runs,
             )
     return QuantizedModel(graph, resolved, calibration.recipe, operations)

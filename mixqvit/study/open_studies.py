@@ -238,8 +238,8 @@ def _state(path: Path) -> str | None:
 
 def _bytes_of(study: "Study") -> int:
     """Return about how much memory a study takes once its pages were visited."""
-    from mixqvit.quantization.evaluation_stage import CHECKPOINT_BYTES
+    from mixqvit.quantization.evaluation_stage import PAUSED_RUNS_BYTES
 
     weights = sum(parameter.numel() * parameter.element_size() for parameter in study.model.module.parameters())
     pixels = study.calibration_images.pixels.nbytes + study.evaluation_images.pixels.nbytes
-    return COPIES * weights + pixels + CHECKPOINT_BYTES
+    return COPIES * weights + pixels + PAUSED_RUNS_BYTES

@@ -22,7 +22,7 @@ from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettin
 from mixqvit.training.statistics import near_threshold
 from mixqvit.training.trainable import TrainableModel
 
-__all__ = ["Checkpoint", "Step", "TrainingData", "restored", "run_of", "train_steps"]
+__all__ = ["SavedEpoch", "Step", "TrainingData", "restored", "run_of", "train_steps"]
 
 WEIGHT_DECAY = 0.05
 STEP_RATE = 10
@@ -74,7 +74,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavedEpoch:
     """All that training goes on from, after a finished epoch.
 
     Attributes:
@@ -103,12 +103,12 @@ def train_steps(
     data: TrainingData,
     settings: TrainingSettings,
     machine: Machine,
-    checkpoint: Checkpoint | None = None,
-) -> Iterator[Step | Checkpoint]:
+    saved_epoch: SavedEpoch | None = None,
+) -> Iterator[Step | SavedEpoch]:
     """Train a copy of a model at the given bits by distillation from the model itself.
 
     AdamW with a linear warm-up and a cosine decay; weight decay for matrices only, none for step sizes. Everything
-    random follows from the seed, the epoch and the image, so that a run that goes on from a checkpoint gives the same
+    random follows from the seed, the epoch and the image, so that a run that goes on from a saved epoch gives the same
     weights, bit for bit, as one that was never stopped, on the same machine and number of threads.
 
     Args:
@@ -117,10 +117,10 @@ def train_steps(
         data: The images.
         settings: How to train.
         machine: The processes that train together; each gets its share of every batch.
-        checkpoint: Where an earlier run of the same arguments stopped.
+        saved_epoch: Where an earlier run of the same arguments stopped.
 
     Yields:
-        Every step, and after every epoch a checkpoint. To save it is up to the caller.
+        Every step, and after every epoch what the next one goes on from. To save it is up to the caller.
 
     Raises:
         TrainingError: The loss is no longer a number.
@@ -132,8 +132,8 @@ def train_steps(
     optimizer = _optimizer(model, _peak(graph, settings))
     run = TrainingRun(settings, (), len(data.training))
     best: dict[str, Tensor] = {}
-    if checkpoint is not None:
-        run, best = checkpoint.run, _restore(model, optimizer, checkpoint.tensors)
+    if saved_epoch is not None:
+        run, best = saved_epoch.run, _restore(model, optimizer, saved_epoch.tensors)
     latest = _as_best(_tensors(model, _MODEL))
     parallel = machine.prepared(model)
     schedule = _Schedule(settings, math.ceil(len(data.training) / settings.batch))
@@ -167,20 +167,20 @@ def train_steps(
         elif run.best == epoch - 1:
             best = latest
         latest = _as_best(state)
-        yield Checkpoint(run, state | best | _optimizer_tensors(optimizer))
+        yield SavedEpoch(run, state | best | _optimizer_tensors(optimizer))
 
 
-def restored(graph: Graph, bits: BitsPerLayer, pixels: Tensor, checkpoint: Checkpoint) -> TrainableModel:
+def restored(graph: Graph, bits: BitsPerLayer, pixels: Tensor, saved_epoch: SavedEpoch) -> TrainableModel:
     """Return the trained model with the weights that are kept: those of the epoch with the least validation loss.
 
     Args:
         graph: The full-precision model that training began with.
         bits: As in `train_steps`.
         pixels: The calibration images that quantizers were fitted to.
-        checkpoint: The last one.
+        saved_epoch: The last one.
     """
-    model = TrainableModel(graph, bits, checkpoint.run.settings.recipe, pixels)
-    _load(model, checkpoint.kept, _MODEL)
+    model = TrainableModel(graph, bits, saved_epoch.run.settings.recipe, pixels)
+    _load(model, saved_epoch.kept, _MODEL)
     return model
 
 
@@ -357,7 +357,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def _restore(
     model: TrainableModel, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Put a checkpoint into model and optimizer; returns the weights of the best epoch, if that is another one."""
+    """Put a saved epoch into model and optimizer; returns the weights of the best epoch, if that is another one."""
     _load(model, tensors, _MODEL)
     document = optimizer.state_dict()
     document["state"] = {}

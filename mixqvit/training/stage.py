@@ -19,7 +19,7 @@ from mixqvit.stages.stage import Stage, Step, registered
 from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.tasks.task import Answers
 from mixqvit.training.machine import launched, open_machine
-from mixqvit.training.quantization_aware import Checkpoint, TrainingData, restored, train_steps
+from mixqvit.training.quantization_aware import SavedEpoch, TrainingData, restored, train_steps
 from mixqvit.training.quantization_aware import Step as TrainingStep
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
 from mixqvit.training.trainable import TrainableModel
@@ -127,8 +127,8 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
         for step in training_images_steps(study, self.source):
             yield Step(0.0, f"training images: {step.doing}")
         images: TrainingImages = step.result
-        checkpoint = self._checkpoint(study)
-        if checkpoint is not None and _images_of(study.saved(self)) != images.fingerprint:
+        saved_epoch = self._saved_epoch(study)
+        if saved_epoch is not None and _images_of(study.saved(self)) != images.fingerprint:
             raise TrainingError(
                 f"The training images in {images.source} are not those that this training began with. Train again from "
                 "the start."
@@ -143,7 +143,7 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
         )
         epochs = self.settings.epochs
         with open_machine(study.device) as machine:
-            for piece in train_steps(study.graph, self.bits, data, self.settings, machine, checkpoint):
+            for piece in train_steps(study.graph, self.bits, data, self.settings, machine, saved_epoch):
                 if isinstance(piece, TrainingStep):
                     part = piece.done * epochs / piece.total - (piece.epoch - 1)
                     yield Step(part, f"epoch {piece.epoch} of {epochs}, loss {piece.loss:.3f}")
@@ -182,14 +182,14 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
         Raises:
             TrainingError: The training is not finished.
         """
-        checkpoint = self._checkpoint(study)
-        if checkpoint is None or not checkpoint.run.finished:
+        saved_epoch = self._saved_epoch(study)
+        if saved_epoch is None or not saved_epoch.run.finished:
             raise TrainingError("This training is not finished; go on with it first.")
-        return restored(study.graph, self.bits, study.calibration_pixels, checkpoint)
+        return restored(study.graph, self.bits, study.calibration_pixels, saved_epoch)
 
-    def _checkpoint(self, study: Context) -> Checkpoint | None:
+    def _saved_epoch(self, study: Context) -> SavedEpoch | None:
         pieces, tensors = study.saved(self), study.state(self)
-        return Checkpoint(self.join(study, pieces), tensors) if pieces and tensors is not None else None
+        return SavedEpoch(self.join(study, pieces), tensors) if pieces and tensors is not None else None
 
 
 @registered

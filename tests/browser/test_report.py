@@ -3,15 +3,16 @@
 import pytest
 
 from mixqvit.report.steps import report_steps
-from mixqvit.study.settings import Settings
+from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
+from tests.small import SMALL
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1400, 420])
-def test_a_report_opens_from_disk_without_a_network(browser, tmp_path, width):
-    settings = Settings(calibration_images=8, analysis_images=8, evaluation_images=100)
-    *_, last = report_steps(Study("digits_vit", settings=settings))
+def test_a_report_opens_from_disk_without_a_network(browser, first_results, tmp_path, width):
+    store = first_results.put("digits_vit", Store())
+    *_, last = report_steps(Study("digits_vit", settings=SMALL(), store=store))
     page_file, _ = last.result.write(tmp_path / "report.html")
     page = browser.new_page(viewport={"width": width, "height": 900})
     wrong = []

@@ -5,14 +5,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mixqvit.commands import main
 from mixqvit.commands.parser import parser
-from mixqvit.study.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,15 +25,6 @@ class Finished:
 def in_its_own_process(*arguments):
     command = [sys.executable, "-m", "mixqvit", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_studies():
-    """Fewer images than a user's: what the commands print does not depend on it."""
-    with pytest.MonkeyPatch.context() as patch:
-        small = partial(Settings, calibration_images=8, analysis_images=8, evaluation_images=100)
-        patch.setattr("mixqvit.study.open_studies.Settings", small)
-        yield
 
 
 @pytest.fixture

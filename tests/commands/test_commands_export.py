@@ -1,25 +1,14 @@
 """`export` on the command line: files of every format, what is printed, refusals."""
 
 import json
-from functools import partial
 
 import pytest
 
 from mixqvit.commands import main
 from mixqvit.files.allocation_document import parse_allocation
 from mixqvit.files.export.formats import FORMATS
-from mixqvit.study.settings import Settings
 
 BUDGET = ("--model", "digits_vit", "--average-bits", 4, "--strategy", "sensitivity")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_studies():
-    """Fewer images than a user's: what the command writes does not depend on it."""
-    with pytest.MonkeyPatch.context() as patch:
-        small = partial(Settings, calibration_images=8, analysis_images=8, evaluation_images=100)
-        patch.setattr("mixqvit.study.open_studies.Settings", small)
-        yield
 
 
 @pytest.fixture

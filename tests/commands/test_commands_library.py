@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS, LABEL_ORDERS
 from mixqvit.models.loading import load_model
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, forget_study, keep_study, known_studies
-from mixqvit.study.settings import Settings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_studies():
-    """Fewer images than a user's: what the commands print does not depend on it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.open_studies.Settings", partial(Settings, calibration_images=4, analysis_images=4))
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -70,11 +60,12 @@ def document(run):
 
 @pytest.fixture
 def own(data: Path) -> list[object]:
-    return ["--model", "digits_swin", "--checkpoint", data / "weights.pth", "--images", data / "photos"]
+    fewer = ["--evaluation-images", 20, "--sampling-seed", 3]
+    return [*fewer, "--model", "digits_swin", "--checkpoint", data / "weights.pth", "--images", data / "photos"]
 
 
 def test_analyze_computes_and_saves_a_study_that_other_commands_open(document, run, own, data):
-    found = document("analyze", *own, "--name", "mine", "--evaluation-images", 20, "--sampling-seed", 3)
+    found = document("analyze", *own, "--name", "mine")
     assert found["study"] == "mine"
     assert found["images"]["seed"] == 3
     assert {measured["images"] for measured in found["measured"].values()} == {20}
@@ -109,8 +100,10 @@ def test_a_study_goes_to_another_machine_with_its_results(document, own, data, m
 
 
 def test_preprocessing_is_changed_on_the_command_line(document, own):
-    plain = document("evaluate", *own, "--bits", 4)["measured"]
-    darker = document("evaluate", *own, "--bits", 4, "--preprocessing", "mean=0.9")["measured"]
+    plain, darker = (
+        document("evaluate", *own, "--bits", 4, "--recipe", "min-max", *changed)["measured"]
+        for changed in ((), ("--preprocessing", "mean=0.9"))
+    )
     assert plain["kl"] != darker["kl"]
 
 

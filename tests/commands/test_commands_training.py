@@ -9,6 +9,7 @@ from PIL import Image
 from mixqvit.commands import main
 from mixqvit.errors import TrainingError
 from mixqvit.packing.model import load_packed
+from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
 from tests.training.digits import few_training_digits
 
@@ -16,8 +17,9 @@ STUDY = ["train", "--model", "digits_swin", "--evaluation-images", "40"]
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache(first_results, tmp_path, monkeypatch):
     monkeypatch.setenv("MIXQVIT_CACHE", str(tmp_path / "cache"))
+    first_results.put("digits_swin", Store())
     few_training_digits(monkeypatch)
 
 

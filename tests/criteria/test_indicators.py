@@ -13,8 +13,8 @@ from mixqvit.criteria.limpq import indicator_harms
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.tracing import trace
 from mixqvit.stages import runner
-from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
+from tests.small import SMALL
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
@@ -173,9 +173,9 @@ def test_harms_add_steps_up_with_weights_counted_by_alpha():
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    settings = Settings(calibration_images=4, analysis_images=8, evaluation_images=40)
-    return Study("digits_swin", settings=settings, store=mixqvit.Store(tmp_path_factory.mktemp("store")))
+def study(first_results, tmp_path_factory):
+    store = mixqvit.Store(tmp_path_factory.mktemp("store"))
+    return Study("digits_swin", settings=SMALL(), store=first_results.put("digits_swin", store))
 
 
 @pytest.mark.parametrize("tied", [True, False])

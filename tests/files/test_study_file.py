@@ -15,19 +15,19 @@ from mixqvit.stages.stage import STAGES
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
 from mixqvit.study.open_studies import open_study
-from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
+from tests.small import SMALL
 
-SETTINGS = Settings(calibration_images=8, analysis_images=4, evaluation_images=40)
+SETTINGS = SMALL()
 BITS = 4
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(first_results, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study with some results of every kind: rows, tensors, a kept allocation."""
-    study = Study("digits_swin", settings=SETTINGS, store=Store(tmp_path_factory.mktemp("here")))
-    study.evaluate(BITS)
-    study.relevance()
+    store = first_results.put("digits_swin", Store(tmp_path_factory.mktemp("here")))
+    study = Study("digits_swin", settings=SETTINGS, store=store)
+    assert study.saved_evaluation(BITS) is not None
     study.kept.save("mine", {"cost": {"average_bits": 4.0}})
     return study
 
@@ -58,7 +58,7 @@ def test_an_imported_study_has_the_same_model_images_and_results(study: Study, f
 
 def test_nothing_is_computed_again(file: Path, tmp_path: Path):
     _, imported, _ = import_study_file(Store(tmp_path), file)
-    assert [step.done for step in imported.evaluate_steps(BITS)] == [40]
+    assert [step.done for step in imported.evaluate_steps(BITS)] == [100]
     assert len(list(imported.relevance_steps())) == 1
     assert all(step.doing == "calibration" for step in imported.calibration_steps())
 
@@ -102,6 +102,24 @@ def test_another_program_version_is_no_obstacle_but_its_results_are_not_used(
     _, imported, _ = import_study_file(Store(tmp_path), file)
     assert imported.saved_evaluation(BITS) is None
     assert any("other versions" in note for note in imported.model.notes)
+
+
+def test_what_an_earlier_program_saved_opens_and_is_computed_again(study: Study, file: Path, tmp_path: Path):
+    def change(document: dict) -> None:
+        key = f"{study.identity}-{'a' * 64}"
+        document["made_with"] = {"torch": "2.0", "timm": "1.0", "mixqvit": "b" * 64}
+        document["rows"] = {
+            key: {"images from 0": 1},
+            f"{key} seconds": {"seconds": 1.5},
+            f"{key}-state": {"passes": 1},
+        }
+        document["tensors"] = []
+
+    _, imported, count = import_study_file(Store(tmp_path / "store"), resealed(file, tmp_path / "file", change))
+    assert count == 3
+    assert any("computed again" in note for note in imported.model.notes)
+    assert imported.relevances.progress().done == imported.evaluations.progress(BITS).done == 0
+    assert list(imported.kept.all()) == ["mine"]
 
 
 def test_a_model_that_is_read_differently_here_opens_without_the_results(file: Path, tmp_path: Path):
@@ -254,5 +272,5 @@ def test_a_model_that_nothing_describes_cannot_be_exported(study: Study, tmp_pat
 
 def test_descriptions_keep_no_paths(file: Path):
     assert read_study_file(file).description == StudyDescription(
-        "digits_swin", settings={"calibration_images": 8, "analysis_images": 4, "evaluation_images": 40}
+        "digits_swin", settings={"calibration_images": 8, "analysis_images": 8, "evaluation_images": 100}
     )

@@ -1,25 +1,23 @@
 """Opening a page without a browser."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from mixqvit.study.settings import Settings
+from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
+from tests.small import SMALL
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
 
 
-SMALL = partial(Settings, calibration_images=8, analysis_images=8, evaluation_images=100)
-"""The settings of all pages' studies: fewer images, so that the tests take minutes less."""
-
-
 @pytest.fixture(scope="module", autouse=True)
-def small_studies():
-    """Make the pages open their studies with these settings."""
+def small_studies(first_results):
+    """Make the pages open small studies, and find what the embedded ones begin with."""
+    for name in ("digits_vit", "digits_swin"):
+        first_results.put(name, Store())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixqvit.study.open_studies.Settings", SMALL)
         yield

@@ -19,15 +19,16 @@ from mixqvit.notes import Note
 from mixqvit.relevance.methods import METHODS
 from mixqvit.report.files import Report
 from mixqvit.report.steps import report_steps
-from mixqvit.study.settings import Settings
+from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
+from tests.small import SMALL
 
 NAME = 'digits </script><img src=x onerror="alert(1)">'
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
-    return Study("digits_vit", settings=Settings(calibration_images=8, analysis_images=8, evaluation_images=100))
+def study(first_results) -> Study:
+    return Study("digits_vit", settings=SMALL(), store=first_results.put("digits_vit", Store()))
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +125,13 @@ def test_given_bits_are_reported(study):
 
 
 @pytest.mark.slow
-def test_comparisons_are_made_within_the_bits_that_were_given(monkeypatch):
+def test_comparisons_are_made_within_the_bits_that_were_given(first_results, monkeypatch):
     methods = ("chefer", "gradient x activation")
     monkeypatch.setattr("mixqvit.study.relevance.METHODS", {name: METHODS[name] for name in methods})
     monkeypatch.setattr("mixqvit.relevance.stages.QUALITY_IMAGES", 1)
     some = partialmethod(Study.compare_strategies_steps, ("mix-qvit", "uniform"))
     monkeypatch.setattr(Study, "compare_strategies_steps", some)
-    settings = Settings(calibration_images=4, analysis_images=4, evaluation_images=40)
-    study = Study("digits_swin", settings=settings)
+    study = Study("digits_swin", settings=SMALL(), store=first_results.put("digits_swin", Store()))
     *_, last = report_steps(study, study.resolved(2), comparisons=True)
     document = json.loads(zipfile.ZipFile(io.BytesIO(last.result.bundle)).read("report.json"))
     average = document["measured"]["mixed"]["cost"]["average_bits"]

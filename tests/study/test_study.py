@@ -22,35 +22,35 @@ from mixqvit.relevance.methods import METHODS
 from mixqvit.relevance.propagation import propagate
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
-
-SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
+from tests.small import SMALL
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("store")))
+def study(first_results, tmp_path_factory):
+    store = mixqvit.Store(tmp_path_factory.mktemp("store"))
+    return Study("digits_vit", settings=SMALL(), store=first_results.put("digits_vit", store))
 
 
 @pytest.fixture(scope="module")
 def swin(tmp_path_factory):
-    return Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("swin")))
+    return Study("digits_swin", settings=SMALL(), store=mixqvit.Store(tmp_path_factory.mktemp("swin")))
 
 
 def test_importance_is_that_of_the_relevance_pass(study):
     found = study.relevance()
-    expected = propagate(study.graph, study.calibration_images.subset(10).pixels)
+    expected = propagate(study.graph, study.calibration_images.subset(8).pixels)
     assert list(found.mean) == [layer.name for layer in study.layers]
     assert sum(found.mean.values()) == pytest.approx(1, rel=1e-5)
     for name, value in found.mean.items():
         assert value == pytest.approx(expected.importance[name], rel=1e-3)
-        assert len(found.shares[name]) == 10
+        assert len(found.shares[name]) == 8
         assert found.shares[name] == pytest.approx(expected.shares[name].tolist(), rel=1e-3, abs=1e-6)
 
 
 def test_flow_says_how_relevance_divides_at_every_residual_sum(study):
     found = study.relevance()
     assert [(step.block, step.branch) for step in found.flow][:3] == [(0, "attention"), (0, "mlp"), (1, "attention")]
-    assert all(len(step.shares) == 10 and 0 <= min(step.shares) <= max(step.shares) <= 1 for step in found.flow)
+    assert all(len(step.shares) == 8 and 0 <= min(step.shares) <= max(step.shares) <= 1 for step in found.flow)
     assert len(found.flow) == 2 * (1 + max(layer.block or 0 for layer in study.layers))
     assert found.seconds > 0
 
@@ -60,7 +60,7 @@ def test_importance_by_another_method_is_kept_apart(study, monkeypatch):
     assert found.mean != study.relevance().mean
     assert sum(found.mean.values()) == pytest.approx(1)
     assert found.flow == ()
-    again = Study("digits_vit", settings=SMALL, store=study.store)
+    again = Study("digits_vit", settings=SMALL(), store=study.store)
     monkeypatch.setattr("mixqvit.relevance.stages.importance_steps", lambda *_, **__: pytest.fail("computed again"))
     assert again.relevance("gradient x activation") == found
     assert again.relevance("chefer").flow == study.relevance().flow
@@ -71,7 +71,7 @@ def test_importance_by_another_method_is_kept_apart(study, monkeypatch):
 def test_costly_methods_take_fewer_images(study, monkeypatch):
     methods = {**METHODS, "gradient x activation": replace(METHODS["gradient x activation"], images=2)}
     monkeypatch.setattr("mixqvit.relevance.methods.METHODS", methods)
-    other = Study("digits_vit", settings=SMALL, store=study.store)
+    other = Study("digits_vit", settings=SMALL(), store=study.store)
     assert {len(shares) for shares in other.relevance("gradient x activation").shares.values()} == {2}
 
 
@@ -149,7 +149,7 @@ def test_what_is_evaluated_is_the_quantized_model(study):
     found = study.evaluate(3)
     images = study.evaluation_images
     logits = quantize(study.calibration(), 3)(images.pixels)
-    assert found.images == 80
+    assert found.images == 100
     assert found.top1 == pytest.approx(float((logits.argmax(1) == images.labels).double().mean()))
     assert study.evaluate(32).agreement == 1
     assert study.evaluate(study.uniform(3)) == found
@@ -161,7 +161,7 @@ def test_a_packed_allocation_has_its_cost_and_evaluates_as_it_does(study, tmp_pa
     assert (tmp_path / "model.safetensors").stat().st_size == allocation.cost.size_bytes <= 400_000
     assert found.weight_bytes == allocation.cost.weight_bytes
     *_, last = study.packing.evaluate_steps(tmp_path / "model.safetensors")
-    assert last.done == last.total == 80
+    assert last.done == last.total == 100
     assert last.result == study.evaluate(allocation)
 
 
@@ -179,8 +179,8 @@ def test_one_image_is_explained_with_numbers_that_belong_together(study):
     assert found.predicted == int(found.probabilities.argmax()) == found.target
     other = study.image_relevance(3, target=(found.target + 1) % 10)
     assert not np.allclose(other.pixels, found.pixels)
-    with pytest.raises(ImageError, match="numbered 0 to 79"):
-        study.image_relevance(80)
+    with pytest.raises(ImageError, match="numbered 0 to 99"):
+        study.image_relevance(100)
     with pytest.raises(MixQViTError, match="no class 10"):
         study.image_relevance(0, 10)
 
@@ -247,8 +247,8 @@ def test_channels_of_every_post_layer_norm_layer_can_be_seen(study):
     assert study.channels.token_map(names[0], 79).values.shape == (65, 96)
     with pytest.raises(MixQViTError, match="no layer"):
         study.channels.ranges("nowhere", 4)
-    with pytest.raises(ImageError, match="numbered 0 to 79"):
-        study.channels.token_map(names[0], 80)
+    with pytest.raises(ImageError, match="numbered 0 to 99"):
+        study.channels.token_map(names[0], 100)
 
 
 def test_harm_of_clipping_goes_on_where_it_was(study, monkeypatch):
@@ -276,12 +276,12 @@ def test_bad_input_is_refused_and_loses_nothing(study):
         Study("digits_vit", settings=Settings(recipe="repq-vit"), store=study.store)
     with pytest.raises(CalibrationError, match="no recipe 'best'"):
         Study("digits_vit", settings=Settings(recipe="best"), store=study.store)
-    assert Study("digits_vit", settings=SMALL, store=study.store).sensitivity() == before
+    assert Study("digits_vit", settings=SMALL(), store=study.store).sensitivity() == before
 
 
 def test_sessions_share_a_study_without_disturbing_each_other(study):
     expected = [study.evaluate(bits) for bits in (3, 5, 6)]
-    fresh = Study("digits_vit", settings=SMALL, store=study.store)
+    fresh = Study("digits_vit", settings=SMALL(), store=study.store)
     found = [None] * 3
 
     def work(index, bits):

@@ -1,7 +1,6 @@
 """Strategies, restrictions, the frontier and kept allocations of a study, on an embedded model with few images."""
 
 import shutil
-from dataclasses import replace
 
 import pytest
 
@@ -12,17 +11,16 @@ from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import AllocationError, BitWidthError, InfeasibleBudgetError
 from mixqvit.files.allocation_document import allocation_document, request_of
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
-
-SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
+from tests.small import SMALL
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(first_results, tmp_path_factory):
+    store = mixqvit.Store(tmp_path_factory.mktemp("store"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixqvit.criteria.pairwise.PAIR_IMAGES", 1)  # all 741 pairs take long enough
-        yield Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("store")))
+        yield Study("digits_swin", settings=SMALL(), store=first_results.put("digits_swin", store))
 
 
 WITHOUT_PAIRS = [pytest.param(name, marks=pytest.mark.slow) if name == "clado" else name for name in CRITERIA]
@@ -137,7 +135,7 @@ def test_uniform_bits_keep_to_restrictions_and_need_a_budget(study):
 
 @pytest.mark.slow
 def test_clado_adds_like_to_like_whatever_the_settings_say(study):
-    other = Study("digits_swin", settings=replace(SMALL, metric="sqnr", baseline=8), store=study.store)
+    other = Study("digits_swin", settings=SMALL(metric="sqnr", baseline=8), store=study.store)
     assert other.allocate(3.0, strategy="clado") == study.allocate(3.0, strategy="clado")
     with pytest.raises(AllocationError, match="same bits"):
         study.allocate(3.0, strategy="clado", tied=False)
@@ -210,17 +208,17 @@ def test_kept_allocations_come_back_until_they_are_deleted(study):
     document = allocation_document(study.model.name, study.settings, allocation, as_request(**request))
     study.kept.save(" small ", document)
     study.kept.save("other", document)
-    again = Study("digits_swin", settings=replace(SMALL, analysis_images=5), store=study.store)
+    again = Study("digits_swin", settings=SMALL(analysis_images=5), store=study.store)
     assert list(again.kept.all()) == ["small", "other"]
     assert study.allocate(request_of(again.kept.all()["small"])) == allocation
     study.kept.delete("small")
     assert list(again.kept.all()) == ["other"]
-    amplified = Study("digits_swin", settings=replace(SMALL, outlier_factor=4.0), store=study.store)
+    amplified = Study("digits_swin", settings=SMALL(outlier_factor=4.0), store=study.store)
     assert amplified.kept.all() == {}  # bits belong to a model
     kept = mixqvit.Store(study.store.folder.parent / "copy")
     shutil.copytree(study.store.folder, kept.folder, dirs_exist_ok=True)
     kept.clear()
-    again = Study("digits_swin", settings=SMALL, store=kept)
+    again = Study("digits_swin", settings=SMALL(), store=kept)
     assert list(again.kept.all()) == ["other"]  # a person's own, which no run computes again
     with pytest.raises(AllocationError, match="name"):
         study.kept.save("  ", document)
@@ -249,7 +247,7 @@ def test_strategies_are_compared_by_what_they_measure(study):
 @pytest.mark.slow
 def test_scores_are_saved(study, monkeypatch):
     expected = {name: study.allocate(average_bits=3.0, strategy=name) for name in CRITERIA}
-    again = Study("digits_swin", settings=SMALL, store=study.store)
+    again = Study("digits_swin", settings=SMALL(), store=study.store)
     for steps in (
         "hessian.hessian_trace_steps",
         "perturbation.squared_perturbations",
@@ -266,6 +264,6 @@ def test_scores_are_saved(study, monkeypatch):
 def test_pairs_are_estimated_before_they_are_measured(study, tmp_path):
     list(study.score_steps("clado"))
     assert study.scores.estimate("clado") == 0
-    assert 0 < Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path)).scores.estimate("clado") < 600
+    assert 0 < Study("digits_swin", settings=SMALL(), store=mixqvit.Store(tmp_path)).scores.estimate("clado") < 600
     assert study.evaluations.by_itself()
     assert study.evaluations.estimate() > 0

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,20 @@ import pytest
 import mixqvit
 from mixqvit.criteria.sensitivity import sweep
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
-
-SMALL = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("store")))
+from tests.small import SMALL
 
 
 @pytest.fixture(scope="module")
-def swin(tmp_path_factory):
-    return Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path_factory.mktemp("swin")))
+def study(first_results, tmp_path_factory):
+    store = mixqvit.Store(tmp_path_factory.mktemp("store"))
+    return Study("digits_vit", settings=SMALL(), store=first_results.put("digits_vit", store))
+
+
+@pytest.fixture(scope="module")
+def swin(first_results, tmp_path_factory):
+    store = mixqvit.Store(tmp_path_factory.mktemp("swin"))
+    return Study("digits_swin", settings=SMALL(), store=first_results.put("digits_swin", store))
 
 
 @pytest.mark.slow
@@ -34,7 +33,7 @@ def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
     study.sensitivity()
     study.relevance()
     study.evaluate(3)
-    again = Study("digits_vit", settings=SMALL, store=study.store)
+    again = Study("digits_vit", settings=SMALL(), store=study.store)
     for stage in (
         "relevance.stages.importance_steps",
         "quantization.calibration_stage.calibrate_steps",
@@ -49,23 +48,23 @@ def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
 
 def test_other_settings_find_nothing_stale(study):
     study.relevance()
-    other = Study("digits_vit", settings=Settings(calibration_images=5, analysis_images=10), store=study.store)
+    other = Study("digits_vit", settings=SMALL(calibration_images=5), store=study.store)
     assert other.saved_sensitivity() == []
-    changed = Study("digits_vit", settings=Settings(analysis_images=10, outlier_factor=4.0), store=study.store)
+    changed = Study("digits_vit", settings=SMALL(outlier_factor=4.0), store=study.store)
     assert changed.graph.fingerprint != study.graph.fingerprint
 
 
 @pytest.mark.slow
 def test_stopping_between_pieces_loses_none_and_repeats_none(tmp_path, swin):
     store = mixqvit.Store(tmp_path)
-    first = Study("digits_swin", settings=SMALL, store=store)
+    first = Study("digits_swin", settings=SMALL(), store=store)
     seen = []
     for step in first.sensitivity_steps():
         if step.stage == "sensitivity":
             seen.append((step.piece.layer, step.piece.bits))
         if len(seen) == 20:
             break
-    second = Study("digits_swin", settings=SMALL, store=store)
+    second = Study("digits_swin", settings=SMALL(), store=store)
     assert [(cell.layer, cell.bits) for cell in second.saved_sensitivity()] == seen
     later = list(second.sensitivity_steps())
     assert later[-1].done == later[-1].total == len(second.layers) * len(BIT_WIDTHS)
@@ -88,7 +87,7 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
 
     monkeypatch.setattr("mixqvit.criteria.sensitivity.stage.sensitivity_steps", counted)
     monkeypatch.setattr("mixqvit.stages.runner.SECONDS_BETWEEN_LOOKS", 0.01)
-    studies = [Study("digits_swin", settings=SMALL, store=store) for _ in range(2)]
+    studies = [Study("digits_swin", settings=SMALL(), store=store) for _ in range(2)]
     threads = [threading.Thread(target=study.sensitivity) for study in (*studies, studies[0])]
     for thread in threads:
         thread.start()
@@ -102,7 +101,7 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
 def test_a_session_goes_on_when_the_one_that_worked_is_stopped(tmp_path, monkeypatch, swin):
     store = mixqvit.Store(tmp_path)
     monkeypatch.setattr("mixqvit.stages.runner.SECONDS_BETWEEN_LOOKS", 0.01)
-    first, second = (Study("digits_swin", settings=SMALL, store=store) for _ in range(2))
+    first, second = (Study("digits_swin", settings=SMALL(), store=store) for _ in range(2))
     working = first.sensitivity_steps()
     while not first.saved_sensitivity():
         next(working)
@@ -123,7 +122,7 @@ def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swi
     monkeypatch.setattr(
         "mixqvit.quantization.calibration_stage.calibrate_steps", lambda *_, **__: pytest.fail("calibrated again")
     )
-    again = Study("digits_swin", settings=replace(SMALL, metric="mse"), store=swin.store)
+    again = Study("digits_swin", settings=SMALL(metric="mse"), store=swin.store)
     monkeypatch.setattr(
         "mixqvit.criteria.sensitivity.stage.sensitivity_steps", lambda *_: pytest.fail("measured again")
     )
@@ -137,8 +136,8 @@ def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swi
 
 SWEEP = """
 import mixqvit, sys
-from mixqvit.study import Settings, Study
-settings = Settings(calibration_images=4, analysis_images=10, evaluation_images=80)
+from mixqvit import Settings, Study
+settings = Settings(calibration_images=8, analysis_images=8, evaluation_images=100)
 study = Study("digits_swin", settings=settings, store=mixqvit.Store(sys.argv[1]))
 for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.evaluate_steps(4)):
     for step in steps():
@@ -148,7 +147,7 @@ for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.eval
 
 @pytest.mark.slow
 def test_an_evaluation_whose_rows_vanish_midway_is_measured_again(tmp_path, study):
-    first = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
+    first = Study("digits_vit", settings=SMALL(), store=mixqvit.Store(tmp_path))
     steps = first.evaluate_steps(3)
     next(step for step in steps if step.piece is not None and step.piece.images == 64)
     first.store.clear()
@@ -160,7 +159,7 @@ def test_an_evaluation_whose_rows_vanish_midway_is_measured_again(tmp_path, stud
 @pytest.mark.slow
 def test_a_sweep_of_another_session_does_not_block_this_one(tmp_path, monkeypatch):
     monkeypatch.setattr("mixqvit.stages.runner.SECONDS_BETWEEN_LOOKS", 0.01)
-    shared = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
+    shared = Study("digits_vit", settings=SMALL(), store=mixqvit.Store(tmp_path))
     working = shared.sensitivity_steps("weights")
     while not shared.saved_sensitivity("weights"):
         next(working)
@@ -178,23 +177,23 @@ def test_a_sweep_of_another_session_does_not_block_this_one(tmp_path, monkeypatc
 
 
 def test_relevance_whose_rows_vanish_midway_is_computed_again(tmp_path, study):
-    first = Study("digits_vit", settings=SMALL, store=mixqvit.Store(tmp_path))
+    first = Study("digits_vit", settings=SMALL(), store=mixqvit.Store(tmp_path))
     steps = first.relevance_steps()
     next(steps)
     first.store.clear()
     list(steps)
-    again = Study("digits_vit", settings=SMALL, store=first.store)
+    again = Study("digits_vit", settings=SMALL(), store=first.store)
     assert again.relevance().shares == study.relevance().shares
 
 
 @pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_with_the_next_image(tmp_path, study):
     store = mixqvit.Store(tmp_path)
-    first = Study("digits_vit", settings=SMALL, store=store)
+    first = Study("digits_vit", settings=SMALL(), store=store)
     partial = next(step.piece for step in first.evaluate_steps(3) if step.piece is not None)
     assert partial.images == 64
-    later = [step.piece or step.result for step in Study("digits_vit", settings=SMALL, store=store).evaluate_steps(3)]
-    assert [result.images for result in later if result is not None] == [80, 80]
+    later = [step.piece or step.result for step in Study("digits_vit", settings=SMALL(), store=store).evaluate_steps(3)]
+    assert [result.images for result in later if result is not None] == [100, 100]
     assert later[-1].correct == study.evaluate(3).correct
     assert later[-1].kl == pytest.approx(study.evaluate(3).kl)
 
@@ -219,7 +218,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, swin, lines, delay):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert all(printed)
-    resumed = Study("digits_swin", settings=SMALL, store=mixqvit.Store(tmp_path))
+    resumed = Study("digits_swin", settings=SMALL(), store=mixqvit.Store(tmp_path))
     saved = {(cell.layer, cell.bits) for cell in resumed.saved_sensitivity()}
     for line in printed:
         if line.endswith(" bits\n"):

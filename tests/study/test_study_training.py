@@ -19,13 +19,12 @@ from mixqvit.packing.model import load_packed, packed_source
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, forget_study, known_studies
 from mixqvit.study.open_studies import open_study
-from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.study.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
+from tests.small import SMALL
 from tests.training.digits import FEW, few_training_digits
 
-SMALL = Settings(calibration_images=8, analysis_images=8, evaluation_images=60)
 QUICK = TrainingSettings(epochs=2, batch=32)
 
 
@@ -35,8 +34,8 @@ def fewer_images(monkeypatch):
 
 
 @pytest.fixture
-def study(tmp_path) -> Study:
-    return Study("digits_swin", settings=SMALL, store=Store(tmp_path))
+def study(first_results, tmp_path) -> Study:
+    return Study("digits_swin", settings=SMALL(), store=first_results.put("digits_swin", Store(tmp_path)))
 
 
 def finish(steps):
@@ -78,7 +77,7 @@ def test_a_training_is_saved_and_found_again_by_another_study(study):
     steps = list(study.training_steps(bits, QUICK))
     assert steps[-1].result.finished and steps[-1].done == steps[-1].total == 2
     assert any("epoch 2 of 2, loss" in step.doing for step in steps)
-    again = Study("digits_swin", settings=SMALL, store=Store(study.store.folder))
+    again = Study("digits_swin", settings=SMALL(), store=Store(study.store.folder))
     assert [step.done for step in again.training_steps(bits, QUICK)] == [2]  # nothing is trained twice
     pixels = study.evaluation_images.pixels
     assert torch.equal(again.trained(bits, QUICK)(pixels), study.trained(bits, QUICK)(pixels))
@@ -86,14 +85,14 @@ def test_a_training_is_saved_and_found_again_by_another_study(study):
     assert (saved.bits, saved.settings, saved.source, saved.average_bits) == (bits, QUICK, None, 2)
     assert again.training.progress(bits, replace(QUICK, seed=1)).done == 0
     found = finish(again.evaluate_trained_steps(bits, QUICK))
-    assert found == study.training.saved_evaluation(bits, QUICK) and found.images == 60
+    assert found == study.training.saved_evaluation(bits, QUICK) and found.images == 100
     assert found.top1 == steps[-1].result.epochs[steps[-1].result.best - 1].top1
 
 
 def test_a_stopped_training_goes_on_with_the_same_weights(study, tmp_path):
     bits = study.first_last_uniform(2)
     straight = finish(study.training_steps(bits, QUICK))
-    other = Study("digits_swin", settings=SMALL, store=Store(tmp_path / "other"))
+    other = Study("digits_swin", settings=SMALL(), store=Store(tmp_path / "other"))
     steps = other.training_steps(bits, QUICK)
     for step in steps:
         if step.piece is not None and len(step.piece.epochs) == 1:
@@ -122,7 +121,7 @@ def test_a_trained_model_is_packed_loaded_and_measured_like_any_other(study, tmp
     measured = finish(study.evaluate_trained_steps(bits, settings))
     assert finish(study.packing.evaluate_steps(path)).predicted == measured.predicted
     with pytest.raises(PackingError, match="was not made from"):
-        list(Study("digits_vit", settings=SMALL, store=study.store).packing.evaluate_steps(path))
+        list(Study("digits_vit", settings=SMALL(), store=study.store).packing.evaluate_steps(path))
     # Size and work of merged query and key are counted.
     more = study.training.cost(bits, settings).bitops > cost(study.layers, bits, study.storage).bitops
     assert more == (recipe == "ofq")
@@ -139,7 +138,7 @@ def test_trained_weights_are_kept_as_a_study_that_every_page_can_open(study):
     finish(study.training_steps(bits, settings))
     name = keep_trained(study, StudyDescription("digits_swin"), bits, settings)
     assert name == "digits_swin lsq 2 bits"
-    opened = open_study(known_studies(study.store)[name], SMALL, study.store)
+    opened = open_study(known_studies(study.store)[name], SMALL(), study.store)
     trained = study.trained(bits, settings)
     pixels = study.evaluation_images.pixels
     torch.testing.assert_close(opened.graph(pixels), trained.graph(pixels))
@@ -179,7 +178,7 @@ def test_other_training_images_than_it_began_with_are_refused(study, monkeypatch
         pass
     steps.close()
     few_training_digits(monkeypatch, FEW - 32)
-    other = Study("digits_swin", settings=SMALL, store=study.store)
+    other = Study("digits_swin", settings=SMALL(), store=study.store)
     with pytest.raises(TrainingError, match="not those that this training began with"):
         list(other.training_steps(bits, QUICK))
     assert study.training.progress(bits, QUICK).done == 1
@@ -194,8 +193,7 @@ def test_nothing_quantized_is_nothing_to_train(study):
 def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
     script = """
 import hashlib, pytest
-from mixqvit.study import Study
-from mixqvit.trained_study import keep_trained
+from mixqvit import Study
 from mixqvit.training.settings import TrainingSettings
 from tests.training.digits import few_training_digits
 few_training_digits(pytest.MonkeyPatch())

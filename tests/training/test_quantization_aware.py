@@ -12,7 +12,7 @@ from mixqvit.images.training_images import TrainingBatch
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.training import quantization_aware
 from mixqvit.training.machine import Machine
-from mixqvit.training.quantization_aware import Checkpoint, Step, TrainingData, restored, run_of, train_steps
+from mixqvit.training.quantization_aware import SavedEpoch, Step, TrainingData, restored, run_of, train_steps
 from mixqvit.training.settings import TrainingSettings
 from mixqvit.training.trainable import TrainableModel
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
@@ -55,23 +55,23 @@ def bits_for(graph, bits=3):
     return {layer.name: (bits, bits) for layer in graph.layers}
 
 
-def train(graph, settings, checkpoint=None, data=None, machine=CPU, bits=None):
-    pieces = train_steps(graph, bits or bits_for(graph), data or data_for(graph), settings, machine, checkpoint)
+def train(graph, settings, saved_epoch=None, data=None, machine=CPU, bits=None):
+    pieces = train_steps(graph, bits or bits_for(graph), data or data_for(graph), settings, machine, saved_epoch)
     return list(pieces)
 
 
-def checkpoints(pieces):
-    return [piece for piece in pieces if isinstance(piece, Checkpoint)]
+def saved_epochs(pieces):
+    return [piece for piece in pieces if isinstance(piece, SavedEpoch)]
 
 
 @pytest.mark.parametrize("recipe", ["lsq", "ofq"])
 def test_two_epochs_straight_are_one_and_a_restart_and_one(graphs, recipe):
     settings = TrainingSettings(recipe, epochs=3, batch=8)
-    straight = checkpoints(train(graphs["vit"], settings))
-    # A checkpoint as a file gives it back: tensors of its own, the record as JSON does.
-    stopped = Checkpoint(straight[0].run, {name: tensor.clone() for name, tensor in straight[0].tensors.items()})
-    resumed = checkpoints(train(graphs["vit"], settings, stopped))
-    assert [checkpoint.run.epochs[-1].epoch for checkpoint in resumed] == [2, 3]
+    straight = saved_epochs(train(graphs["vit"], settings))
+    # A saved epoch as a file gives it back: tensors of its own, the record as JSON does.
+    stopped = SavedEpoch(straight[0].run, {name: tensor.clone() for name, tensor in straight[0].tensors.items()})
+    resumed = saved_epochs(train(graphs["vit"], settings, stopped))
+    assert [saved_epoch.run.epochs[-1].epoch for saved_epoch in resumed] == [2, 3]
     for one, other in zip(straight[1:], resumed, strict=True):
         assert one.tensors.keys() == other.tensors.keys()
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
@@ -83,7 +83,7 @@ def test_the_record_of_a_run_survives_json(graphs):
     import json
     from dataclasses import asdict
 
-    run = checkpoints(train(graphs["vit"], TrainingSettings(epochs=2, batch=20)))[-1].run
+    run = saved_epochs(train(graphs["vit"], TrainingSettings(epochs=2, batch=20)))[-1].run
     assert run_of(json.loads(json.dumps(asdict(run)))) == run
 
 
@@ -92,7 +92,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(graphs, architectur
     graph = graphs[architecture]
     before = graph.fingerprint
     pieces = train(graph, TrainingSettings("ofq" if architecture == "swin" else "lsq", epochs=4, batch=8))
-    run = checkpoints(pieces)[-1].run
+    run = saved_epochs(pieces)[-1].run
     assert graph.fingerprint == before
     assert not any(parameter.requires_grad for parameter in graph.module.parameters())
     assert run.epochs[-1].loss < run.epochs[0].loss
@@ -106,8 +106,8 @@ def test_the_trained_model_is_a_quantized_model_of_the_same_function(graphs, rec
     settings = TrainingSettings(recipe, epochs=2, batch=8)
     bits = bits_for(graph) | {"blocks.0.mlp.fc1": (FULL_PRECISION, 4), "blocks.0.mlp.fc2": (2, FULL_PRECISION)}
     data = data_for(graph)
-    checkpoint = checkpoints(train(graph, settings, data=data, bits=bits))[-1]
-    model = restored(graph, bits, data.calibration[:8], checkpoint)
+    saved_epoch = saved_epochs(train(graph, settings, data=data, bits=bits))[-1]
+    model = restored(graph, bits, data.calibration[:8], saved_epoch)
     quantized, pixels = model.quantized(), tiny_images(4, torch.float32)
     torch.testing.assert_close(quantized(pixels), model(pixels).detach(), rtol=1e-6, atol=1e-6)
     assert quantized.source == graph.fingerprint and quantized.recipe == recipe
@@ -123,8 +123,8 @@ def test_the_trained_model_is_a_quantized_model_of_the_same_function(graphs, rec
 def test_the_weights_kept_are_those_of_the_least_validation_loss(graphs, monkeypatch):
     losses = iter([0.5, 0.2, 0.4, 0.3])
     monkeypatch.setattr(quantization_aware._Reference, "measured", lambda self, quantized: (next(losses), None, 1.0))
-    found = checkpoints(train(graphs["vit"], TrainingSettings(epochs=4, batch=20)))
-    assert [checkpoint.run.best for checkpoint in found] == [1, 2, 2, 2]
+    found = saved_epochs(train(graphs["vit"], TrainingSettings(epochs=4, batch=20)))
+    assert [saved_epoch.run.best for saved_epoch in found] == [1, 2, 2, 2]
     second = {name: found[1].tensors[name] for name in found[1].kept}
     for later in found[2:]:
         assert all(torch.equal(later.kept[name], tensor) for name, tensor in second.items())
@@ -134,7 +134,7 @@ def test_the_weights_kept_are_those_of_the_least_validation_loss(graphs, monkeyp
 def test_it_ends_early_when_the_loss_no_longer_falls(graphs, monkeypatch):
     losses = iter([0.5, 0.2, 0.4, 0.3, 0.1])
     monkeypatch.setattr(quantization_aware._Reference, "measured", lambda self, quantized: (next(losses), None, 1.0))
-    run = checkpoints(train(graphs["vit"], TrainingSettings(epochs=5, batch=40, patience=2)))[-1].run
+    run = saved_epochs(train(graphs["vit"], TrainingSettings(epochs=5, batch=40, patience=2)))[-1].run
     assert len(run.epochs) == 4 and run.stopped_early and run.finished and run.best == 2
 
 
@@ -151,7 +151,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_last_epoch_kept(graphs):
             graphs["vit"], bits_for(graphs["vit"]), data, TrainingSettings(epochs=3, batch=8), CPU
         ):
             found.append(piece)
-    (kept,) = checkpoints(found)
+    (kept,) = saved_epochs(found)
     assert all(torch.isfinite(tensor).all() for tensor in kept.tensors.values())
 
 
@@ -177,7 +177,7 @@ def test_annealing_moves_no_weight_outside_the_band(graphs, monkeypatch):
     monkeypatch.setattr(quantization_aware, "_anneal", watched)
     settings = TrainingSettings("ofq", epochs=3, batch=8)
     assert settings.annealing_epochs == 1
-    run = checkpoints(train(graph, settings))[-1].run
+    run = saved_epochs(train(graph, settings))[-1].run
     assert [epoch.trained_weights == 1 for epoch in run.epochs] == [True, True, False]
     assert sum(moved for moved, _ in frozen) > 0  # those in the band do move
     assert all(moved <= free for moved, free in frozen)

@@ -18,14 +18,14 @@ from mixqvit.network.graph import Graph, Operation, Values
 from mixqvit.network.layers import Layer
 
 __all__ = [
-    "Checkpoint",
-    "Checkpoints",
-    "checkpoint_key",
-    "checkpoint_nodes",
-    "latest_checkpoint",
+    "PausedRun",
+    "PausedRuns",
+    "latest_paused_run",
     "layers_before",
-    "run_from_checkpoint",
-    "walk_from_checkpoint",
+    "pause_key",
+    "pause_nodes",
+    "run_from_paused",
+    "walk_from_paused",
 ]
 
 
@@ -34,7 +34,7 @@ MOST_NODES = 8
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class PausedRun:
     """A run paused before a node.
 
     Attributes:
@@ -48,17 +48,17 @@ class Checkpoint:
     operations: Mapping[str, Any]
 
 
-class Checkpoints:
+class PausedRuns:
     """A bounded set of paused runs, safe to share between threads; the least recently used are dropped."""
 
     def __init__(self, limit_bytes: int) -> None:
         """Keep at most so many bytes of values."""
         self.limit_bytes = limit_bytes
         self._bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[Checkpoint, int]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[PausedRun, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable) -> Checkpoint | None:
+    def get(self, key: Hashable) -> PausedRun | None:
         """Return what is kept under a key."""
         with self._lock:
             if key not in self._kept:
@@ -66,36 +66,36 @@ class Checkpoints:
             self._kept.move_to_end(key)
             return self._kept[key][0]
 
-    def put(self, key: Hashable, checkpoint: Checkpoint) -> None:
+    def put(self, key: Hashable, paused_run: PausedRun) -> None:
         """Keep a paused run, if it is not more than a small part of what may be kept.
 
         Compensated weights count with every run that holds them, although later runs share them.
         """
-        weights = sum(operation.prepared.bytes for operation in checkpoint.operations.values())
-        size = _bytes(checkpoint.values) + weights
+        weights = sum(operation.prepared.bytes for operation in paused_run.operations.values())
+        size = _bytes(paused_run.values) + weights
         if size > self.limit_bytes // 8:
             return
         with self._lock:
             if key in self._kept:
                 return
-            self._kept[key] = (checkpoint, size)
+            self._kept[key] = (paused_run, size)
             self._bytes += size
             while self._bytes > self.limit_bytes:
                 self._bytes -= self._kept.popitem(last=False)[1][1]
 
 
-def checkpoint_nodes(graph: Graph) -> tuple[str, ...]:
+def pause_nodes(graph: Graph) -> tuple[str, ...]:
     """Return where runs are paused: before the first layer of some blocks, evenly spread, and of what follows them."""
     starts = [layer.node for before, layer in pairwise(graph.layers) if before.block != layer.block]
     return tuple(starts[:: -(-len(starts) // MOST_NODES)])
 
 
-def walk_from_checkpoint(
+def walk_from_paused(
     graph: Graph,
     pixels: Tensor,
     stops: Collection[str],
     operations: Mapping[str, Operation],
-    start: Checkpoint | None,
+    start: PausedRun | None,
 ) -> Iterator[tuple[str, Values]]:
     """Walk as `Graph.walk` does, from a paused run where there is one; stops before it are left out."""
     if start is None:
@@ -105,18 +105,18 @@ def walk_from_checkpoint(
     return graph.walk(pixels, later, operations, (start.node, start.values))
 
 
-def latest_checkpoint(
-    checkpoints: Checkpoints, name: Hashable, graph: Graph, bits: BitsPerLayer | None
-) -> Checkpoint | None:
+def latest_paused_run(
+    paused_runs: PausedRuns, name: Hashable, graph: Graph, bits: BitsPerLayer | None
+) -> PausedRun | None:
     """Return the paused run that is furthest on among those that led there with the same bits."""
-    for node in reversed(checkpoint_nodes(graph)):
-        found = checkpoints.get(checkpoint_key(name, graph, node, bits))
+    for node in reversed(pause_nodes(graph)):
+        found = paused_runs.get(pause_key(name, graph, node, bits))
         if found is not None:
             return found
     return None
 
 
-def checkpoint_key(name: Hashable, graph: Graph, node: str, bits: BitsPerLayer | None) -> Hashable:
+def pause_key(name: Hashable, graph: Graph, node: str, bits: BitsPerLayer | None) -> Hashable:
     """Return what a paused run is kept under: a name, the node, and the bits of the layers before it."""
     if bits is None:
         return (name, node)
@@ -129,12 +129,12 @@ def layers_before(graph: Graph, node: str) -> list[Layer]:
     return [layer for layer in graph.layers if order[layer.node] < order[node]]
 
 
-def run_from_checkpoint(
+def run_from_paused(
     graph: Graph,
     pixels: Tensor,
     operations: Mapping[str, Operation],
     bits: BitsPerLayer,
-    checkpoints: Checkpoints,
+    paused_runs: PausedRuns,
     name: Hashable,
 ) -> Tensor:
     """Return the logits of a quantized network, running only what no earlier run with the same first layers did.
@@ -144,14 +144,14 @@ def run_from_checkpoint(
         pixels: Images `[B, C, H, W]`.
         operations: What runs instead of each quantized layer, by graph node.
         bits: (weight bits, activation bits) per layer that led to the operations.
-        checkpoints: Where paused runs are kept.
+        paused_runs: Where paused runs are kept.
         name: What the images are, and whatever else the operations depend on beside the bits.
     """
-    start = latest_checkpoint(checkpoints, name, graph, bits)
-    nodes = checkpoint_nodes(graph)
+    start = latest_paused_run(paused_runs, name, graph, bits)
+    nodes = pause_nodes(graph)
     node, values = None, None
-    for node, values in walk_from_checkpoint(graph, pixels, nodes, operations, start):
-        checkpoints.put(checkpoint_key(name, graph, node, bits), Checkpoint(node, values, {}))
+    for node, values in walk_from_paused(graph, pixels, nodes, operations, start):
+        paused_runs.put(pause_key(name, graph, node, bits), PausedRun(node, values, {}))
     return graph.resume(values, node, operations) if node is not None else graph.run(pixels, operations)[0]
 
 
