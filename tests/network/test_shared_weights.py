@@ -16,6 +16,7 @@ from mixqvit.errors import ModelError, UnsupportedOperationError
 from mixqvit.network.tracing import trace
 from mixqvit.packing.model import packed
 from mixqvit.relevance.propagation import propagate
+from mixqvit.tasks.classification import METRICS
 from mixqvit.training.trainable import TrainableModel
 from tests.tiny_models import tiny_model
 
@@ -104,7 +105,7 @@ def test_quantizing_a_shared_weight_alone_changes_all_its_calls(recurrent, calib
         if graph.by_name[cell.layer].more_nodes:
             logits = mixqvit.quantize(calibration, {cell.layer: cell.bits}, compensation=None)(pixels)
             kl = (reference.exp() * (reference - logits.double().log_softmax(1))).sum(1).mean()
-            assert cell.harm() == pytest.approx(float(kl), rel=1e-3, abs=1e-9)
+            assert METRICS["kl"].harm(cell.effect) == pytest.approx(float(kl), rel=1e-3, abs=1e-9)
 
 
 def test_all_criteria_score_shared_weights(recurrent, calibration):
