@@ -12,6 +12,7 @@ from mixqvit.allocation.quantities import spent
 from mixqvit.allocation.request import Request
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, is_tied
+from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views import allocation_strip
 from mixqvit.views import budget as figures
 from mixqvit.views.allocation_words import LayerFacts, changes
@@ -31,7 +32,6 @@ from pages.parts.memory import Memory
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
-    from mixqvit.tasks.evaluation import Evaluation
 
 STATUS_HEIGHT = 56  # pixels, reserved for the progress bar so that nothing below it moves
 VIEWS = ("strip", "grid")
@@ -255,7 +255,7 @@ def show(study: "Study", wanted: Request, remembered: Memory, allocation: Alloca
         }
         beside.markdown(figures.comparison(columns, measuring.has_labels(study)))
 
-    def refresh(name: str, found: "Evaluation") -> None:
+    def refresh(name: str, found: Evaluation) -> None:
         if name in measured:
             shown[name] = found
             budget_measure.show_measured(measured[name], titles[name], found, measuring.accuracy(study))

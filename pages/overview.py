@@ -13,13 +13,13 @@ from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import FULL_PRECISION, uniform
+from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views import overview
 from mixqvit.views.numbers import megabytes, millions
 from pages.parts import common, measuring
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
-    from mixqvit.tasks.evaluation import Evaluation
 
 SMALL_SIDE = 64  # pixels; larger images are photographs
 AVERAGE_BITS = 4
@@ -51,7 +51,7 @@ def facts(study: "Study", full_bytes: int) -> DeltaGenerator:
         return st.empty()
 
 
-def show_accuracy(place: DeltaGenerator, study: "Study", evaluation: "Evaluation | None") -> None:
+def show_accuracy(place: DeltaGenerator, study: "Study", evaluation: Evaluation | None) -> None:
     value, interval = ("…", "not measured yet") if evaluation is None else overview.accuracy(evaluation)
     if study.evaluation_images.labels is None:
         value, interval = "–", "the images have no labels"

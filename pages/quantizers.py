@@ -5,6 +5,7 @@ import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.roles import ROLES
+from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views import quantizers as figures
 from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from mixqvit.engines.progress import Progress
     from mixqvit.quantization.quantizer_comparison import OperandComparison
     from mixqvit.study.study import Study
-    from mixqvit.tasks.evaluation import Evaluation
 
 DEFAULT_BITS = 4
 RECIPE_EVALUATIONS = 1.2  # calibrating and measuring a recipe takes so many measurements of the study's own recipe
@@ -204,7 +204,7 @@ def recipe_seconds(study: "Study", bits: int) -> float:
     return RECIPE_EVALUATIONS * missing * measuring.evaluation_seconds(study)
 
 
-def measured(study: "Study", bits: int, wanted: bool) -> Mapping[str, "Evaluation"]:
+def measured(study: "Study", bits: int, wanted: bool) -> Mapping[str, Evaluation]:
     """Measure what is missing if that is wanted, with a live figure; returns what is measured."""
     found = study.quantizers.saved_recipes(bits)
     if not wanted or len(found) > len(study.quantizers.recipes()):

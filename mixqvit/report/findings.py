@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixqvit.allocation.costs import Cost
 from mixqvit.allocation.request import Request
 from mixqvit.network.bits import BitsPerLayer
 from mixqvit.relevance.records import Importance
 from mixqvit.study.records import FrontierPoint, MethodComparison, StrategyComparison
-
-if TYPE_CHECKING:  # it brings torch, and pages that offer a report do not
-    from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = ["Findings"]
 
@@ -38,7 +36,7 @@ class Findings:
     how: str
     request: Request
     is_given: bool
-    measured: Mapping[str, "Evaluation"]
+    measured: Mapping[str, Evaluation]
     costs: Mapping[str, Cost]
     importance: Importance | None
     refused: str

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from mixqvit.allocation.budget import Allocation
+from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views import budget as budget_figures
 from mixqvit.views import flips as figures
 from mixqvit.views.allocation_strip import difference_strip
@@ -16,7 +17,6 @@ from pages.parts.memory import Memory
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
-    from mixqvit.tasks.evaluation import Evaluation
 
 MOST_PICTURES = 12
 
@@ -45,7 +45,7 @@ def comparison_section(
     remembered: Memory,
     allocation: Allocation,
     yardstick: tuple[float, bool],
-    shown: Mapping[str, "Evaluation | None"],
+    shown: Mapping[str, Evaluation | None],
 ) -> None:
     """Compare A with the allocation shown now.
 
@@ -96,7 +96,7 @@ def comparison_section(
         flips_section(study, shown["A"], shown["mixed"], name)
 
 
-def flips_section(study: "Study", first: "Evaluation", second: "Evaluation", name: str) -> None:
+def flips_section(study: "Study", first: Evaluation, second: Evaluation, name: str) -> None:
     """Show which images flip between two evaluations."""
     images = study.evaluation_images
     has_labels = measuring.has_labels(study)

@@ -20,6 +20,7 @@ from mixqvit.files.allocation_document import (
     settings_of,
 )
 from mixqvit.network.bits import BitsPerLayer
+from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views.numbers import megabytes
 from pages.parts import budget_controls, common
 from pages.parts.budget_request import is_tied_everywhere
@@ -27,7 +28,6 @@ from pages.parts.memory import Controls, Memory
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
-    from mixqvit.tasks.evaluation import Evaluation
 
 P = ParamSpec("P")
 
@@ -50,14 +50,14 @@ class Loaded:
     controls: Controls
 
 
-def document_of(study: "Study", remembered: Memory, evaluation: "Evaluation | None") -> dict[str, Any]:
+def document_of(study: "Study", remembered: Memory, evaluation: Evaluation | None) -> dict[str, Any]:
     """Return the allocation with what it was solved with, whatever is chosen now."""
     return allocation_document(
         study.model.name, study.settings, remembered.allocation, remembered.wanted, evaluation, study.notes
     )
 
 
-def keep_section(study: "Study", remembered: Memory, evaluation: "Evaluation | None") -> None:
+def keep_section(study: "Study", remembered: Memory, evaluation: Evaluation | None) -> None:
     st.subheader("Keep and send", anchor=False)
     left, right = st.columns(2, gap="medium")
     with left:
@@ -95,7 +95,7 @@ def careful(callback: Callable[P, None]) -> Callable[P, None]:
     return saying
 
 
-def save_controls(study: "Study", remembered: Memory, evaluation: "Evaluation | None") -> None:
+def save_controls(study: "Study", remembered: Memory, evaluation: Evaluation | None) -> None:
     spent = remembered.allocation.cost.average_bits
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.text_input(
@@ -109,7 +109,7 @@ def save_controls(study: "Study", remembered: Memory, evaluation: "Evaluation | 
 
 
 @careful
-def save(study: "Study", remembered: Memory, evaluation: "Evaluation | None") -> None:
+def save(study: "Study", remembered: Memory, evaluation: Evaluation | None) -> None:
     name = st.session_state["kept name"]
     study.kept.save(name, document_of(study, remembered, evaluation))
     st.session_state["kept choice"] = name.strip()
@@ -223,7 +223,7 @@ def show_difference(study: "Study", allocation: Allocation) -> None:
         )
 
 
-def downloads(study: "Study", remembered: Memory, evaluation: "Evaluation | None") -> None:
+def downloads(study: "Study", remembered: Memory, evaluation: Evaluation | None) -> None:
     allocation = remembered.allocation
     name = f"{study.model.name} {allocation.cost.average_bits:.2f} bits"
     with st.container(horizontal=True):

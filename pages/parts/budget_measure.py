@@ -14,16 +14,15 @@ from mixqvit.allocation.costs import cost
 from mixqvit.allocation.request import Request
 from mixqvit.errors import AllocationError
 from mixqvit.network.bits import BIT_WIDTHS, BitsPerLayer
+from mixqvit.tasks.evaluation import Accuracy, Evaluation
 from mixqvit.views import frontier as figures
 from mixqvit.views import overview
-from mixqvit.views.accuracy import Accuracy
 from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
 from pages.parts.memory import Memory, key
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
-    from mixqvit.tasks.evaluation import Evaluation
 
 MOST_SETTINGS = 2000  # of which a session remembers cost and harm: some 30 frontiers
 
@@ -62,7 +61,7 @@ def setting(study: "Study", remembered: Memory, bits: BitsPerLayer, yardstick: t
     return remembered.settings[name]
 
 
-def measured(study: "Study", remembered: Memory, name: str, bits: BitsPerLayer) -> "Evaluation | None":
+def measured(study: "Study", remembered: Memory, name: str, bits: BitsPerLayer) -> Evaluation | None:
     """Return what was measured of bits, here or in an earlier session; None for nothing."""
     found = remembered.measured(bits)
     if found is None and (found := study.saved_evaluation(bits)) is not None:
@@ -73,7 +72,7 @@ def measured(study: "Study", remembered: Memory, name: str, bits: BitsPerLayer) 
 def show_measured(
     place: DeltaGenerator,
     label: str,
-    evaluation: "Evaluation | None",
+    evaluation: Evaluation | None,
     accuracy: Accuracy,
     waiting: str = "not measured yet",
 ) -> None:
@@ -91,7 +90,7 @@ def show_measured(
 
 
 def measure(
-    study: "Study", remembered: Memory, queue: Sequence[ToMeasure], show: Callable[[str, "Evaluation"], None]
+    study: "Study", remembered: Memory, queue: Sequence[ToMeasure], show: Callable[[str, Evaluation], None]
 ) -> bool:
     """Measure the settings that are not measured yet, one after the other; returns whether all of them are.
 
@@ -176,7 +175,7 @@ def frontier_section(
     wanted: Request,
     allocation: Allocation,
     curve: Sequence[figures.Point],
-    full: "Evaluation | None",
+    full: Evaluation | None,
 ) -> None:
     """Show predicted harm and what was measured against average bits."""
     st.subheader("The frontier", anchor=False)

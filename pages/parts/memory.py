@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixqvit.allocation.budget import Allocation
 from mixqvit.allocation.request import Request
 from mixqvit.network.bits import Bits, BitsPerLayer
-
-if TYPE_CHECKING:
-    from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.tasks.evaluation import Evaluation
 
 STEPS_BACK = 100
 
@@ -32,7 +30,7 @@ class Measured:
 
     name: str
     bits: BitsPerLayer
-    evaluation: "Evaluation"
+    evaluation: Evaluation
 
 
 @dataclass
@@ -71,12 +69,12 @@ class Memory:
             self.previous = self.allocation.bits
         self.allocation, self.wanted = allocation, wanted
 
-    def measured(self, bits: BitsPerLayer) -> "Evaluation | None":
+    def measured(self, bits: BitsPerLayer) -> Evaluation | None:
         """Return what was measured of bits; None for nothing."""
         found = self.points.get(key(bits))
         return found and found.evaluation
 
-    def remember(self, name: str, bits: BitsPerLayer, evaluation: "Evaluation") -> None:
+    def remember(self, name: str, bits: BitsPerLayer, evaluation: Evaluation) -> None:
         """Remember what was measured of bits, under the name that they were first seen by."""
         self.points.setdefault(key(bits), Measured(name, bits, evaluation))
 

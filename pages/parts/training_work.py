@@ -8,6 +8,7 @@ import streamlit as st
 
 from mixqvit.errors import MixQViTError
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.training.settings import TrainingRun, TrainingSettings
 from mixqvit.views.numbers import counted, duration
 from pages.parts import common, measuring
@@ -17,7 +18,6 @@ from pages.parts.training_controls import Chosen
 if TYPE_CHECKING:
     from mixqvit.engines.progress import Progress
     from mixqvit.study.study import Study
-    from mixqvit.tasks.evaluation import Evaluation
 
 TRAINING = "Training"
 WANTED, ASKED, FAILED, IMAGES = "training wanted", "training asked", "training failed", "training images"
@@ -28,7 +28,7 @@ MEASURED = {
 }
 """Names of the measurements' work."""
 
-Measured = Mapping[str, "Evaluation | None"]
+Measured = Mapping[str, Evaluation | None]
 """What was measured, by the names of `MEASURED`; None for what was not."""
 
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from mixqvit.engines.progress import Progress
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.quantization import step_sizes
 from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation, wilson_interval
-from mixqvit.training import step_sizes
 from mixqvit.training.settings import TRAINING_METHODS, TrainingSettings
 
 SETTINGS = (("uniform", 2), ("mixed", 2.5), ("uniform", 3), ("mixed", 3))
