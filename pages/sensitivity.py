@@ -1,8 +1,18 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
 import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.network.layers import Layer
+from mixqvit.tasks.metrics import Metric
 from mixqvit.views import sensitivity as figures
 from pages.parts import common
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 OPERANDS = ("both", "weights", "activations")
 DEFAULTS = {
@@ -18,6 +28,23 @@ DEFAULTS = {
 }
 
 
+@dataclass(frozen=True)
+class View:
+    """How the curves are drawn.
+
+    Attributes:
+        layers: Those to draw.
+        logarithmic: Whether the scale of the harm is.
+        by: What colours tell apart, one of `GROUPS`.
+        highlighted: Name of the layer that stands out; None for none.
+    """
+
+    layers: Sequence[Layer]
+    logarithmic: bool
+    by: str
+    highlighted: str | None
+
+
 def main() -> None:
     with common.page(
         "Sensitivity",
@@ -30,23 +57,23 @@ def main() -> None:
         view = view_controls(study)
         harms, intervals = sweep(study, metric, baseline, operands, view)
         words(study, harms, metric, view, intervals is not None)
-        grid(study, harms, metric, baseline, operands, view["logarithmic"], intervals)
+        grid(study, harms, metric, baseline, operands, view.logarithmic, intervals)
         numbers(study, harms, metric, intervals)
         method(study)
 
 
-def sweep_controls(study):
+def sweep_controls(study: "Study") -> tuple[str, int, str]:
     """Show what is measured; returns metric, baseline and operands."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         metric = st.selectbox(
             "Harm is measured as",
             list(study.metrics),
             index=list(study.metrics).index(study.settings.metric),
-            format_func=lambda name: figures.WORDS[name].title,
+            format_func=lambda name: study.task.metric(name).title,
             key="harm_metric",
             bind="query-params",
             width=230,
-            help="  \n".join(f"**{figures.WORDS[name].title}**: {text}" for name, text in study.metrics.items())
+            help="  \n".join(f"**{study.task.metric(name).title}**: {text}" for name, text in study.metrics.items())
             + "  \nOne sweep serves all of them.",
         )
         baseline = st.selectbox(
@@ -71,16 +98,16 @@ def sweep_controls(study):
             "its operands are activations.",
         )
         st.button("Reset", icon=":material/restart_alt:", on_click=reset, args=(study,))
-    return metric, baseline, operands
+    return study.task.metric(metric), baseline, operands
 
 
-def reset(study) -> None:
+def reset(study: "Study") -> None:
     st.session_state.update(DEFAULTS)
     st.session_state.update(harm_metric=study.settings.metric, harm_baseline=study.settings.baseline)
 
 
-def view_controls(study) -> dict:
-    """Show how the curves are drawn; returns the choices by name, `layers` are those to draw."""
+def view_controls(study: "Study") -> View:
+    """Show how the curves are drawn; returns what is chosen."""
     layers = study.layers
     with st.container(horizontal=True, vertical_alignment="bottom"):
         scale = st.segmented_control(
@@ -126,27 +153,31 @@ def view_controls(study) -> dict:
             bind="query-params",
             width=120,
         )
-    return {
-        "layers": figures.selected(layers, kinds, blocks),
-        "logarithmic": scale == "log",
-        "by": by,
-        "highlighted": highlighted,
-    }
+    return View(figures.selected(layers, kinds, blocks), scale == "log", by, highlighted)
 
 
-def sweep(study, metric: str, baseline: int, operands: str, view: dict):
+def sweep(
+    study: "Study", metric: Metric, baseline: int, operands: str, view: View
+) -> tuple[figures.Harms, figures.Intervals | None]:
     """Measure, with live curves; returns Λ as far as measured, and the intervals once all of it is."""
     name = work_name(operands, baseline)
-    layers = view["layers"]
+    layers = view.layers
     progress = st.container()
     slot = st.empty()
     drawn = ""
 
-    def curves(harms, intervals=None):
-        choices = {choice: view[choice] for choice in ("logarithmic", "by", "highlighted")}
-        return figures.harm_curves(layers, harms, metric, intervals=intervals, **choices)
+    def curves(harms: figures.Harms, intervals: figures.Intervals | None = None) -> go.Figure:
+        return figures.harm_curves(
+            layers,
+            harms,
+            metric,
+            intervals=intervals,
+            logarithmic=view.logarithmic,
+            by=view.by,
+            highlighted=view.highlighted,
+        )
 
-    def saved():
+    def saved() -> figures.Harms:
         return figures.table(study.saved_sensitivity(operands, baseline), metric)
 
     def draw(layer: str) -> None:
@@ -162,21 +193,21 @@ def sweep(study, metric: str, baseline: int, operands: str, view: dict):
             draw("none yet")
         # Calibration comes first and has a bar of its own, so that its remaining time is known too.
         complete = figures.complete(study.layers, found, operands)
-        go = complete or common.started(study, "calibration", "sensitivity")
-        ready = go and (found or common.run("Calibration", study.calibration_steps) is not None)
+        goes_on = complete or common.started(study, "calibration", "sensitivity")
+        ready = goes_on and (found or common.run("Calibration", study.calibration_steps) is not None)
         steps = lambda: study.sensitivity_steps(operands, baseline)  # noqa: E731
         finished = ready and common.run(name, steps, lambda step: draw(step.piece.layer)) is not None
-    harms = study.sensitivity(operands, metric, baseline) if finished else saved()
-    intervals = study.sensitivity_intervals(operands, metric, baseline) if finished else None
+    harms = study.sensitivity(operands, metric.name, baseline) if finished else saved()
+    intervals = study.sensitivity_intervals(operands, metric.name, baseline) if finished else None
     if not layers:
         st.info("No layer is of these kinds in these blocks; choose others.")
     with slot.container():
         common.chart(
             curves(harms, intervals),
-            f"Harm against bits ({figures.WORDS[metric].title}), one curve per layer of {study.model.name}, operands "
+            f"Harm against bits ({metric.title}), one curve per layer of {study.model.name}, operands "
             f"quantized: {operands}, all other layers {figures.setting_words(baseline)}",
             figures.long_frame(layers, harms, metric, intervals),
-            f"{study.model.name} sensitivity {file_words(metric, operands, baseline)}",
+            f"{study.model.name} sensitivity {file_words(metric.name, operands, baseline)}",
         )
     return harms, intervals
 
@@ -188,11 +219,11 @@ def work_name(operands: str, baseline: int) -> str:
     return "Sensitivity" + (f" ({', '.join(details)})" if details else "")
 
 
-def file_words(metric: str, operands: str, baseline: int) -> str:
+def file_words(metric: Metric, operands: str, baseline: int) -> str:
     return f"{metric} {operands}" + ("" if baseline == FULL_PRECISION else f" rest {baseline} bits")
 
 
-def words(study, harms, metric: str, view: dict, finished: bool) -> None:
+def words(study: "Study", harms: figures.Harms, metric: Metric, view: View, finished: bool) -> None:
     rises = figures.rising(harms)
     sentences = ["Curves are shown as measured."]
     sentences.append(
@@ -206,18 +237,26 @@ def words(study, harms, metric: str, view: dict, finished: bool) -> None:
         "see it dotted, with its 95 % interval (bootstrap over the images) as a band. Click a name in the legend to "
         "hide it."
     )
-    hidden = figures.undrawable(view["layers"], harms) if view["logarithmic"] else 0
+    hidden = figures.undrawable(view.layers, harms) if view.logarithmic else 0
     if hidden:
         sentences.append(f"{hidden} harms are zero or negative: they lie on the lowest line.")
     images = min(study.settings.analysis_images, len(study.calibration_images))
-    if figures.WORDS[metric].is_coarse:
+    if metric.counts_images:
         sentences.append(f"This metric is coarse: one of the {images} images is {100 / images:.3g} points.")
     if not finished:
         sentences.append("The sweep is not finished; what is shown is what was measured.")
     st.caption(" ".join(sentences))
 
 
-def grid(study, harms, metric: str, baseline: int, operands: str, logarithmic: bool, intervals) -> None:
+def grid(
+    study: "Study",
+    harms: figures.Harms,
+    metric: Metric,
+    baseline: int,
+    operands: str,
+    logarithmic: bool,
+    intervals: figures.Intervals | None,
+) -> None:
     st.subheader("Which layers break first")
     bits = st.segmented_control(
         "Bit-width",
@@ -230,15 +269,15 @@ def grid(study, harms, metric: str, baseline: int, operands: str, logarithmic: b
     st.markdown(figures.first_to_break(study.layers, harms, metric, bits, 5))
     common.chart(
         figures.harm_grid(study.layers, harms, metric, bits, logarithmic, intervals),
-        f"Harm of every layer of {study.model.name} at {bits} bits ({figures.WORDS[metric].title})",
+        f"Harm of every layer of {study.model.name} at {bits} bits ({metric.title})",
         figures.long_frame(study.layers, harms, metric, intervals, bits),
-        f"{study.model.name} sensitivity {file_words(metric, operands, baseline)} at {bits} bits",
+        f"{study.model.name} sensitivity {file_words(metric.name, operands, baseline)} at {bits} bits",
     )
 
 
-def numbers(study, harms, metric: str, intervals) -> None:
+def numbers(study: "Study", harms: figures.Harms, metric: Metric, intervals: figures.Intervals | None) -> None:
     number = st.column_config.NumberColumn
-    unit = figures.WORDS[metric].unit or "no unit"
+    unit = metric.unit or "no unit"
     with st.expander("All numbers", icon=":material/table:"):
         frame = figures.harm_frame(study.layers, harms)
         widths = [column for column in frame.columns if column.endswith(" bits")]
@@ -259,7 +298,7 @@ def numbers(study, harms, metric: str, intervals) -> None:
         )
 
 
-def method(study) -> None:
+def method(study: "Study") -> None:
     with st.expander("How this is computed", icon=":material/functions:"):
         st.latex(
             r"\Lambda_l(w, a) = \frac{1}{N} \sum_{x} \sum_{c} p(c \mid x)\, "
@@ -271,7 +310,7 @@ def method(study) -> None:
             "baseline. The mean runs over the calibration images. KL divergence as the metric follows Mix-QViT (arXiv "
             "2501.06357); a nat is the unit of information with the natural logarithm, and 0 means that quantizing "
             "the layer changes nothing. The other metrics:\n\n"
-            + "\n".join(f"- **{figures.WORDS[name].title}**: {text}" for name, text in study.metrics.items())
+            + "\n".join(f"- **{study.task.metric(name).title}**: {text}" for name, text in study.metrics.items())
             + "\n\nWhat happened to every image is saved, so all metrics and their intervals come from one sweep. The "
             "intervals are 95 % percentile intervals of a bootstrap (Efron 1979): the images drawn again 1,000 times "
             "with replacement. They say how far the harm hangs on the choice of images; with a few dozen images they "

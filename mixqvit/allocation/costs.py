@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from mixqvit.network.bits import NUMBER_FORMATS, Bits, input_bits, kept_input_bits
+from mixqvit.network.bits import FULL_PRECISION, NUMBER_FORMATS, Bits, input_bits, kept_input_bits
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.roles import ChannelParameters, operand_channels, roles
 
@@ -43,11 +43,18 @@ class Storage:
             of those whose channels have parameters of their own: `Recipe.stored`.
         full_precision_bytes: Parameters in float32 that are never quantized: biases, norms, embeddings.
         container_bytes: The file's header and table of bits; they have the same size whatever the bits are.
+        full_precision_macs: Multiply-accumulates for one image of operations with weights that are no layers.
     """
 
     channel_parameters: Mapping[str, ChannelParameters]
     full_precision_bytes: int
     container_bytes: int
+    full_precision_macs: int = 0
+
+    @property
+    def full_precision_bitops(self) -> int:
+        """BitOps for one image that are there whatever the bits are."""
+        return self.full_precision_macs * FULL_PRECISION * FULL_PRECISION
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Cost:
             reparameterization creates.
         full_precision_bytes: What is kept in float32: biases, norms, embeddings, weights that are not quantized.
         container_bytes: The file's header and table of bits.
-        bitops: Sum over layers of MACs times weight bits times activation bits, for one image.
+        bitops: Sum over layers of MACs times weight bits times activation bits, for one image; what is no layer counts
+            with 32 bits.
         average_bits: Weight bits per quantized weight, averaged over weights.
     """
 
@@ -111,7 +119,7 @@ def scale_bytes(layer: Layer, bits: Bits, storage: Storage) -> int:
         return sum(activation_parameter_bytes(layer, place, storage) for place, has in enumerate(is_quantized) if has)
     total = _SCALE_AND_ZERO_POINT * layer.channels if is_quantized[0] else 0
     if is_quantized[1]:
-        total += activation_parameter_bytes(layer, 0, storage)
+        total += activation_parameter_bytes(layer, 0, storage) * len(layer.nodes)
         stored = storage.channel_parameters.get(roles(layer)[0])
         total += _FLOAT32 * layer.channels if stored is not None and stored.moves_input and not layer.has_bias else 0
     return total
@@ -162,6 +170,6 @@ def cost(layers: Sequence[Layer], bits: Mapping[str, Bits], storage: Storage) ->
         scale_bytes=sum(scale_bytes(layer, bits[layer.name], storage) for layer in layers),
         full_precision_bytes=storage.full_precision_bytes + float_weights,
         container_bytes=storage.container_bytes,
-        bitops=sum(bitops(layer, bits[layer.name]) for layer in layers),
+        bitops=storage.full_precision_bitops + sum(bitops(layer, bits[layer.name]) for layer in layers),
         average_bits=sum(layer.parameters * bits[layer.name][0] for layer in layers) / parameters,
     )

@@ -160,6 +160,8 @@ QUANTITIES: dict[str, Quantity] = {
             lambda layer, bits, storage: bitops(layer, bits),
             range=(0.001, 1e6),
             step=0.05,
+            room=lambda layers, storage, ceiling: ceiling - storage.full_precision_bitops,
+            value=lambda layers, storage, taken: taken + storage.full_precision_bitops,
             unit=1e9,
             symbol="G",
         ),

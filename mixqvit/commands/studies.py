@@ -16,17 +16,19 @@ from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.engines.choice import EngineChoice, find_engine
 from mixqvit.errors import AllocationFileError, BitWidthError, ImageError, ModelError, UnsupportedOperationError
 from mixqvit.files.allocation_document import bits_of, read_allocation, settings_of
+from mixqvit.images.sources.factory import is_path
+from mixqvit.models.sources.factory import find_source
 from mixqvit.network.bits import WIDTHS_TEXT, Bits, read_bits
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
 
 if TYPE_CHECKING:
+    from mixqvit.engines.progress import Progress
     from mixqvit.network.bits import BitsPerLayer
-    from mixqvit.progress import Progress
     from mixqvit.study.study import Study
 
 __all__ = [
-    "absolute",
+    "absolute_images",
     "allocation_request",
     "description_of",
     "finish",
@@ -44,7 +46,7 @@ SECONDS_BETWEEN_LINES = 5
 
 def study(options: argparse.Namespace) -> "Study":
     """Open the study that the options name."""
-    from mixqvit.study.open_studies import open_study_steps, settings_from
+    from mixqvit.files.open_studies import open_study_steps, settings_from
 
     description = description_of(options)
     names = {"importance": "method", "metric": "metric", "baseline": "baseline"}
@@ -55,7 +57,7 @@ def study(options: argparse.Namespace) -> "Study":
 
 def study_of_allocation(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
     """Open the study that an allocation file was made with; model, checkpoint and images may be given beside it."""
-    from mixqvit.study.open_studies import open_study_steps
+    from mixqvit.files.open_studies import open_study_steps
 
     if options.outliers != 1:
         raise AllocationFileError("--outliers cannot be changed beside an allocation file, which says it.")
@@ -108,9 +110,11 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     preprocessing = _preprocessing(options.preprocessing)
     saved = known_studies(Store()).get(options.model)
     if saved is None:
-        checkpoint, images = (absolute(path) for path in (options.checkpoint, options.images))
-        model = _absolute_folder(options.model)
-        return StudyDescription(model, checkpoint, images, preprocessing, settings, follow_links=images is not None)
+        source = find_source(options.model or None, options.checkpoint or None)
+        source, images = source.located(lambda path: path_of(path).resolve()), absolute_images(options.images)
+        return StudyDescription(
+            source.model, source.checkpoint, images, preprocessing, settings, follow_links=images is not None
+        )
     if options.checkpoint or options.images or preprocessing:
         raise ModelError(
             f"{options.model} is a saved study, which has its checkpoint, images and preprocessing. Leave those "
@@ -119,17 +123,9 @@ def description_of(options: argparse.Namespace) -> StudyDescription:
     return replace(saved, settings={**saved.settings, **settings})
 
 
-def absolute(source: str | None) -> str | None:
-    """Return a path as it means the same from every folder; other sources, such as `digits`, stay."""
-    return str(Path(source).resolve()) if source and Path(source).exists() and source != "digits" else source
-
-
-def _absolute_folder(model: str | None) -> str | None:
-    """Return the same for a model that is a folder, `local-dir:FOLDER`; other names stay."""
-    kind, found, folder = (model or "").partition("local-dir:")
-    if kind or not folder:
-        return model
-    return f"{found}{path_of(folder).resolve()}"
+def absolute_images(source: str | None) -> str | None:
+    """Return a path of images as it means the same from every folder; what is no path or not there stays."""
+    return str(Path(source).resolve()) if source and is_path(source) and Path(source).exists() else source
 
 
 def _preprocessing(texts: list[str]) -> dict[str, Any]:

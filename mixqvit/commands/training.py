@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixqvit.allocation.costs import cost
 from mixqvit.commands.printing import Document, measured_columns, table
-from mixqvit.commands.studies import absolute, description_of, finish, score, study_of_allocation
+from mixqvit.commands.studies import absolute_images, description_of, finish, score, study_of_allocation
 from mixqvit.commands.studies import study as open_study
 from mixqvit.errors import BitWidthError, TrainingError
 from mixqvit.files.documents import measurement
@@ -26,17 +26,17 @@ __all__ = ["train", "train_embedded"]
 def train(options: argparse.Namespace) -> tuple[Document, str]:
     """Train a quantized model and measure it beside full precision and post-training quantization."""
     settings = TrainingSettings(
-        options.recipe, options.epochs, options.seed, options.batch, options.learning_rate, options.patience
+        options.method, options.epochs, options.seed, options.batch, options.learning_rate, options.patience
     )
     study, bits = _study_and_bits(options)
-    source = absolute(options.training_images)
+    source = absolute_images(options.training_images)
     _check_saved(study, bits, settings, source, options)
     finish(study.training.images_steps(source, follow_links=True))  # the study keeps what the owner may read
     run = finish(study.training_steps(bits, settings, source))
     found = {
         "full precision": finish(study.evaluate_steps(FULL_PRECISION)),
         "post-training": finish(study.evaluate_steps(bits)),
-        f"trained ({options.recipe})": finish(study.evaluate_trained_steps(bits, settings, source)),
+        f"trained ({options.method})": finish(study.evaluate_trained_steps(bits, settings, source)),
     }
     costs = [
         cost(study.layers, study.resolved(FULL_PRECISION), study.storage),

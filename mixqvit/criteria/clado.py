@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms, PairHarms, tied_choices
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, Search, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, Search
 from mixqvit.network.bits import FULL_PRECISION
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["CLADO"]
 
 
-@registered
 class CLADO(Criterion):
     """KL of each layer and of pairs of layers, over full precision whatever the study's metric and baseline are."""
 
@@ -40,7 +39,7 @@ class CLADO(Criterion):
         from mixqvit.criteria.sensitivity.harms import layer_harms
 
         widths = PairPlan.of(study).bit_widths
-        alone = tied_choices(study.layers, layer_harms(study, "both", "kl", FULL_PRECISION))
+        alone = tied_choices(study.layers, layer_harms(study, "both", study.task.divergence_metric, FULL_PRECISION))
         return {name: {bits: harm for bits, harm in row.items() if bits[0] in widths} for name, row in alone.items()}
 
     def pairs(self, study: "Context") -> PairHarms:

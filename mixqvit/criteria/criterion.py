@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mixqvit.criteria.choices import ChoiceHarms, Harms, PairHarms
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mixqvit.stages.context import Context
     from mixqvit.stages.stage import Stage
 
-__all__ = ["CRITERIA", "NOTHING", "Asked", "Criterion", "Given", "Search", "registered"]
+__all__ = ["NOTHING", "Asked", "Criterion", "Given", "Search"]
 
 
 class Search(Enum):
@@ -117,17 +117,3 @@ class Criterion(ABC):
     def pairs(self, study: "Context") -> PairHarms:
         """Return what two layers do together beyond what each does alone; for a pairwise search."""
         return {}
-
-
-CRITERIA: dict[str, Criterion] = {}
-"""All criteria by name; `mixqvit.criteria.registry` fills it."""
-
-_Kind = TypeVar("_Kind", bound=type[Criterion])
-
-
-def registered(criterion: _Kind) -> _Kind:
-    """Put a criterion on the list, as a decorator."""
-    if criterion.name in CRITERIA:
-        raise ValueError(f"There are two criteria {criterion.name!r}.")
-    CRITERIA[criterion.name] = criterion()
-    return criterion

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms, monotone_choices, tied_scores
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 from mixqvit.network.bits import Bits
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def hawq_harms(
             first, second = scores
             harms[perturbation.layer] = {(bits, bits): first[bits] + second[bits] for bits in first}
         else:
-            (activations,) = scores
+            activations = {bits: sum(own[bits] for own in scores) for bits in scores[0]}
             scale = max(0.0, trace.weight.mean)
             harms[perturbation.layer] = {
                 (w, a): scale * square + harm
@@ -50,7 +50,6 @@ def hawq_harms(
     return harms
 
 
-@registered
 class HAWQV2(Criterion):
     """Mean Hessian traces times squared perturbations."""
 

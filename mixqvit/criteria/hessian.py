@@ -20,7 +20,7 @@ from mixqvit.criteria.shared import batch_size, batch_starts, covered, part_of, 
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import ImageRanges
 from mixqvit.stages.stage import Stage, registered
@@ -121,7 +121,10 @@ def hessian_trace_steps(
 def _batch(graph: Graph, start: int, pixels: Tensor, labels: Tensor | None, probes: int, seed: int) -> TraceBatch:
     images = len(pixels)
     shapes = graph.shapes(images)
-    wholes = {layer.name: [shapes[name] for name in graph.operand_nodes(layer)] for layer in graph.layers}
+    wholes = {
+        layer.name: [shapes[name] for node in layer.nodes for name in graph.operand_nodes(layer, node)]
+        for layer in graph.layers
+    }
     for layer in graph.layers:
         if not layer.is_matmul:
             wholes[layer.name].append(tuple(graph.weight(layer).shape))
@@ -156,12 +159,17 @@ def _part_products(
     wholes: Sequence[tuple[int, ...]],
 ) -> list[list[float]]:
     """Return vᵀHv of some images of a batch for each tensor and probe, v the part of the whole batch's random signs."""
-    seen: dict[str, tuple[Tensor, ...]] = {}
+    seen: dict[str, list[Tensor]] = {}
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        logits = graph.run(pixels[part], {layer.node: _recorded(graph, layer, seen) for layer in graph.layers})[0]
-        classes = logits.detach().argmax(dim=1) if labels is None else labels[part].to(logits.device)
-        loss = functional.cross_entropy(logits, classes, reduction="sum")
+        weights = {l.name: graph.weight(l).detach().requires_grad_() for l in graph.layers if not l.is_matmul}
+        operations = {
+            node: _recorded(graph, layer, weights.get(layer.name), seen) for node, layer in graph.layer_of().items()
+        }
+        logits = graph.run(pixels[part], operations)[0]
+        loss = graph.task.loss(logits, None if labels is None else labels[part])
+        for name, weight in weights.items():
+            seen[name].append(weight)
         tensors = [tensor for layer in graph.layers for tensor in seen[layer.name]]
         gradients = torch.autograd.grad(loss, tensors, create_graph=True)
         found = []
@@ -175,21 +183,21 @@ def _part_products(
     return found
 
 
-def _recorded(graph: Graph, layer: Layer, seen: dict[str, tuple[Tensor, ...]]) -> Callable[..., Tensor]:
-    """Return the layer's operation that remembers its operands, and last its weight, as tensors of its own."""
+def _recorded(
+    graph: Graph, layer: Layer, weight: Tensor | None, seen: dict[str, list[Tensor]]
+) -> Callable[..., Tensor]:
+    """Return the layer's operation with this weight; it remembers the operands of every call, as tensors of its own."""
 
     def operation(*operands: Tensor) -> Tensor:
         # A view, because layers that read the same value are quantized one by one.
         operands = tuple(o.view_as(o) if o.requires_grad else o.detach().requires_grad_() for o in operands)
-        if layer.is_matmul:
-            seen[layer.name] = operands
+        seen.setdefault(layer.name, []).extend(operands)
+        if weight is None:
             return torch.matmul(*operands)
-        weight, bias = graph.weight(layer).detach().requires_grad_(), graph.bias(layer)
-        seen[layer.name] = (*operands, weight)
         convolution = convolution_arguments(graph, layer)
         if convolution is None:
-            return functional.linear(*operands, weight, bias)
-        return functional.conv2d(*operands, weight, bias, **convolution)
+            return functional.linear(*operands, weight, graph.bias(layer))
+        return functional.conv2d(*operands, weight, graph.bias(layer), **convolution)
 
     return operation
 

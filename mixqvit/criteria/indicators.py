@@ -13,14 +13,14 @@ from mixqvit.network.bits import BIT_WIDTHS, input_bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.network.operations import convolution_arguments
+from mixqvit.quantization.calls import layer_operands
+from mixqvit.quantization.learning import learning_rate_factor
+from mixqvit.quantization.step_sizes import gradient_scale, learned_step, paper_step
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import STATE, State
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
-from mixqvit.training.distillation import distillation_loss
-from mixqvit.training.schedule import learning_rate_factor
-from mixqvit.training.step_sizes import gradient_scale, learned_step, paper_step
 
 __all__ = ["INDICATOR_PASSES", "IndicatorState", "Indicators", "LearnedSteps", "indicator_steps"]
 
@@ -154,12 +154,16 @@ class _SharedModel:
         sums = [torch.zeros_like(parameter) for parameter in self.parameters]
         most = images_at_once(self.graph, len(pixels), _COPIES * self.graph.layer_bytes)
         for bits in settings:
-            operations = {layer.node: self._operation(layer, bits[layer.name]) for layer in self.graph.layers}
+            operations = {
+                node: self._operation(layer, call, bits[layer.name])
+                for layer in self.graph.layers
+                for call, node in enumerate(layer.nodes)
+            }
 
             def run(part: slice, operations: Mapping[str, Callable] = operations) -> tuple[Tensor | None, ...]:
                 with torch.enable_grad():
                     logits = self.graph.run(pixels[part], operations)[0]
-                    loss = distillation_loss(logits, reference[part]).sum() / len(pixels)
+                    loss = self.graph.task.distillation_loss(logits, reference[part]).sum() / len(pixels)
                     # Returned instead of added up inside, so that a part that runs out of memory leaves nothing behind.
                     return torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
@@ -178,7 +182,7 @@ class _SharedModel:
                 for (owner, name), step in self.steps.items()
                 if owner == layer.name
             }
-            found[layer.name] = Indicators(of.get("weight"), tuple(of[name] for name in _activations(layer)))
+            found[layer.name] = Indicators(of.get("weight"), tuple(of[name] for name in layer.activations))
         return found
 
     def tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -211,9 +215,9 @@ class _SharedModel:
         low = lowest[bits]
         return learned_step(values, step, low, 2**bits - 1 + low, self._scales[layer.name, name][bits])
 
-    def _operation(self, layer: Layer, bits: int) -> Callable[..., Tensor]:
+    def _operation(self, layer: Layer, call: int, bits: int) -> Callable[..., Tensor]:
         def operation(*operands: Tensor) -> Tensor:
-            names = _activations(layer)
+            names = layer.activations if layer.is_matmul else layer.activations[call : call + 1]
             values = [self._quantized(layer, *pair, bits) for pair in zip(names, operands, strict=True)]
             if layer.is_matmul:
                 return torch.matmul(*values)
@@ -228,13 +232,12 @@ class _SharedModel:
 
 def _statistics(graph: Graph, pixels: Tensor) -> dict[tuple[Layer, str], tuple[Tensor, bool, int]]:
     """Return mean|v|, whether nothing is negative, and the elements that share a step, by layer and operand."""
-    layers = {layer.node: layer for layer in graph.layers}
 
     def run(part: slice) -> dict[tuple[str, str], tuple[Tensor, bool, int]]:
         found = {}
-        for node, values in graph.walk(pixels[part], list(layers)):
-            layer, images = layers[node], part.stop - part.start
-            for name, own in zip(_activations(layer), graph.operands(layer, values), strict=True):
+        images = part.stop - part.start
+        for layer, operands in layer_operands(graph, pixels[part]):
+            for name, own in zip(layer.activations, operands, strict=True):
                 total = own.abs().mean() * (images / len(pixels))
                 found[layer.name, name] = (total, bool(own.min() >= 0), own.numel() // images)
         return found
@@ -243,7 +246,7 @@ def _statistics(graph: Graph, pixels: Tensor) -> dict[tuple[Layer, str], tuple[T
         first, *others = in_parts(run, len(pixels), images_at_once(graph, len(pixels)), graph.device, _STAGE)
         statistics = {}
         for layer in graph.layers:
-            for name in _activations(layer):
+            for name in layer.activations:
                 mean, is_unsigned, elements = first[layer.name, name]
                 more = [other[layer.name, name] for other in others]
                 mean = mean + sum(own for own, _, _ in more)
@@ -252,10 +255,6 @@ def _statistics(graph: Graph, pixels: Tensor) -> dict[tuple[Layer, str], tuple[T
                 weight = graph.weight(layer)
                 statistics[layer, "weight"] = (weight.abs().mean(), False, weight.numel())
         return statistics
-
-
-def _activations(layer: Layer) -> tuple[str, ...]:
-    return ("first", "second") if layer.is_matmul else ("input",)
 
 
 @registered

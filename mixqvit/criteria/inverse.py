@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 from mixqvit.criteria.error_power import importance_only
 from mixqvit.network.bits import Bits
 from mixqvit.network.layers import Layer
@@ -32,7 +32,6 @@ def inverse_harms(layers: Sequence[Layer], harms: ChoiceHarms, tied: bool = True
     return importance_only(layers, importance, tied)
 
 
-@registered
 class Inverse(Criterion):
     """Σ of one over the harm of a layer times the error power of uniform quantizers."""
 

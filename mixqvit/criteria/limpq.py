@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms, monotone_choices, tied_scores
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 from mixqvit.network.bits import Bits
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def indicator_harms(
             first, second = operands
             harms[name] = {(bits, bits): first[bits] + second[bits] for bits in first}
         else:
-            (activations,) = operands
+            activations = {bits: sum(steps[bits] for steps in operands) for bits in operands[0]}
             weights = _falling(found.weight)
             harms[name] = {
                 (w, a): weight_factor * weight + step
@@ -72,7 +72,6 @@ def _falling(steps: Mapping[int, float]) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-@registered
 class LIMPQ(Criterion):
     """Learned step sizes."""
 

@@ -19,8 +19,8 @@ from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, possible_bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.calibration import Calibration, layer_operation
-from mixqvit.quantization.calibration_stage import Calibrated, own_calibration
+from mixqvit.quantization.calibration import Calibration, layer_operations
+from mixqvit.quantization.fidelity_stage import checked_calibration, trusted_calibration
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import ImageRanges
 from mixqvit.stages.stage import Stage, registered
@@ -101,8 +101,7 @@ def _batch(
         recorded, gradients = _gradients(graph, pixels, part, seed)
         with torch.no_grad():
             return {
-                layer.name: _harms(calibration, layer, *recorded[layer.name], gradients[layer.name], bits_of(layer))
-                for layer in graph.layers
+                layer.name: _harms(calibration, layer, recorded, gradients, bits_of(layer)) for layer in graph.layers
             }
 
     most = images_at_once(graph, images, (directions + 1) * graph.layer_bytes)
@@ -117,16 +116,19 @@ def _batch(
 def _gradients(
     graph: Graph, pixels: Tensor, part: slice, seed: int
 ) -> tuple[dict[str, tuple[tuple[Tensor, ...], Tensor]], dict[str, Tensor]]:
-    """Return operands and output of each layer, and the gradients `[images, directions, elements]` at the output.
+    """Return operands and output of each operation of a layer by node, and the gradients at the output.
 
-    Of some images of a batch, with their part of the whole batch's random signs.
+    The gradients are `[images, directions, elements]`. Of some images of a batch, with their part of the whole batch's
+    random signs.
     """
     seen: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
     with torch.enable_grad():
-        operations = {layer.node: _recorded(graph, layer, seen) for layer in graph.layers}
+        nodes = graph.layer_of()
+        operations = {node: _recorded(graph, layer, node, seen) for node, layer in nodes.items()}
         logits = graph.run(pixels[part].clone().requires_grad_(), operations)[0]
-        directions = _directions(logits.detach(), part, len(pixels), torch.Generator().manual_seed(seed))
-        outputs = [seen[layer.name][1] for layer in graph.layers]
+        root, generator = graph.task.curvature_root(logits), torch.Generator().manual_seed(seed)
+        directions = _directions(root, logits.detach(), part, len(pixels), generator)
+        outputs = [seen[node][1] for node in nodes]
         # One list per layer, so that the pieces can be freed as soon as they are put together.
         pieces: list[list[Tensor]] = [[] for _ in outputs]
         for index, direction in enumerate(directions):
@@ -137,29 +139,31 @@ def _gradients(
         name: (tuple(o.detach() for o in operands), output.detach()) for name, (operands, output) in seen.items()
     }
     gradients = {}
-    for layer, own in zip(graph.layers, pieces, strict=True):
-        gradients[layer.name] = torch.stack(own, dim=1)
+    for node, own in zip(nodes, pieces, strict=True):
+        gradients[node] = torch.stack(own, dim=1)
         own.clear()
     return recorded, gradients
 
 
-def _directions(logits: Tensor, part: slice, images: int, generator: torch.Generator) -> list[Tensor]:
+def _directions(
+    root: Callable[[Tensor], Tensor], logits: Tensor, part: slice, images: int, generator: torch.Generator
+) -> list[Tensor]:
     """Return B u `[part, classes]` for every u; the mean over random signs is made a sum by scaling them."""
-    probabilities = logits.double().softmax(dim=1)
-    roots = probabilities.sqrt()
-    classes = logits.shape[1]
+    classes, like = logits.shape[1], logits.double()
     if classes <= EXACT_CLASSES:
-        units = [unit.expand_as(roots) for unit in torch.eye(classes).to(roots)]
+        units = [unit.expand_as(like) for unit in torch.eye(classes).to(like)]
     else:
         whole = (images, classes)
-        units = [random_signs(whole, generator, roots)[part] / PROBES**0.5 for _ in range(PROBES)]
-    return [(roots * u - probabilities * (roots * u).sum(dim=1, keepdim=True)).to(logits) for u in units]
+        units = [random_signs(whole, generator, like)[part] / PROBES**0.5 for _ in range(PROBES)]
+    return [root(unit) for unit in units]
 
 
-def _recorded(graph: Graph, layer: Layer, seen: dict[str, tuple[tuple[Tensor, ...], Tensor]]) -> Callable[..., Tensor]:
+def _recorded(
+    graph: Graph, layer: Layer, node: str, seen: dict[str, tuple[tuple[Tensor, ...], Tensor]]
+) -> Callable[..., Tensor]:
     def operation(*operands: Tensor) -> Tensor:
         output = torch.matmul(*operands) if layer.is_matmul else graph.operation(layer).forward(*operands)
-        seen[layer.name] = (operands, output)
+        seen[node] = (operands, output)
         return output
 
     return operation
@@ -168,21 +172,24 @@ def _recorded(graph: Graph, layer: Layer, seen: dict[str, tuple[tuple[Tensor, ..
 def _harms(
     calibration: Calibration,
     layer: Layer,
-    operands: tuple[Tensor, ...],
-    output: Tensor,
-    gradients: Tensor,
+    recorded: Mapping[str, tuple[tuple[Tensor, ...], Tensor]],
+    gradients: Mapping[str, Tensor],
     choices: Sequence[Bits],
 ) -> dict[Bits, float]:
-    """Return the harms by bits, summed over the images."""
+    """Return the harms by bits, summed over the images; the changes of all calls of the layer add up."""
     harms = {}
     for bits in choices:
-        operation = layer_operation(calibration, layer, bits)
-        if operation is None:
+        operations = layer_operations(calibration, layer, bits)
+        if not operations:
             harms[bits] = 0.0
             continue
-        change = (operation(*operands) - output).reshape(len(gradients), 1, -1)
-        # The change comes first: a product with a column is ten times slower than one with a row.
-        harms[bits] = float(0.5 * torch.bmm(change, gradients.mT).double().square().sum())
+        moved = 0
+        for node in layer.nodes:
+            operands, output = recorded[node]
+            change = (operations[node](*operands) - output).reshape(len(gradients[node]), 1, -1)
+            # The change comes first: a product with a column is ten times slower than one with a row.
+            moved = moved + torch.bmm(change, gradients[node].mT).double()
+        harms[bits] = float(0.5 * moved.square().sum())
     return harms
 
 
@@ -211,9 +218,9 @@ class LossChanges(Stage[LossChangeBatch, dict[str, dict[Bits, float]]]):
 
     tied: bool = True
 
-    def needs(self, study: Context) -> tuple[Calibrated]:
-        """Return the calibration."""
-        return (own_calibration(study),)
+    def needs(self, study: Context) -> tuple[Stage, ...]:
+        """Return the calibration and its check."""
+        return checked_calibration(study)
 
     def depends_on(self, study: Context) -> Sequence[int]:
         """Return the number of images."""
@@ -225,7 +232,7 @@ class LossChanges(Stage[LossChangeBatch, dict[str, dict[Bits, float]]]):
 
     def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, LossChangeBatch]]:
         """Yield the batches in order."""
-        calibration, pixels = study.result(own_calibration(study)), study.analysis_images.pixels
+        calibration, pixels = trusted_calibration(study), study.analysis_images.pixels
         bits_of = tied_bits if self.tied else _operands_alone
         steps = loss_change_steps(calibration, pixels, bits_of, finished=covered(len(pixels), missing))
         return ((range(batch.start, batch.start + batch.images), batch) for batch in steps)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mixqvit.criteria.by_importance import importance, importance_stages
 from mixqvit.criteria.choices import ChoiceHarms, weighted
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 from mixqvit.criteria.error_power import error_powers
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["LRPQViT"]
 
 
-@registered
 class LRPQViT(Criterion):
     """Σ Ω^γ · (4^(−w) + 4^(−a))."""
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mixqvit.criteria.by_importance import importance, importance_stages
 from mixqvit.criteria.choices import ChoiceHarms, weighted
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 
 if TYPE_CHECKING:
     from mixqvit.stages.context import Context
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 __all__ = ["MixQViT"]
 
 
-@registered
 class MixQViT(Criterion):
     """Σ Ω^γ · Λ."""
 

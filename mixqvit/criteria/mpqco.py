@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms, scores_apart, tied_scores
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 
 if TYPE_CHECKING:
     from mixqvit.stages.context import Context
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 __all__ = ["MPQCO"]
 
 
-@registered
 class MPQCO(Criterion):
     """The second-order loss change."""
 

@@ -17,17 +17,16 @@ from torch import Tensor
 
 from mixqvit.criteria.choices import Pair, PairHarms
 from mixqvit.engines.in_order import InOrder
-from mixqvit.network.batching import repeat_values
+from mixqvit.network.batching import each_copy, repeat_values
 from mixqvit.network.bits import BIT_WIDTHS, Bits, tied_bits
 from mixqvit.network.devices import halving, images_at_once
-from mixqvit.network.graph import Graph, Values
+from mixqvit.network.graph import Graph, Operation, Values
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.calibration import Calibration, layer_operation
-from mixqvit.quantization.calibration_stage import Calibrated, own_calibration, worker_calibration
+from mixqvit.quantization.calibration import Calibration, layer_operations
+from mixqvit.quantization.fidelity_stage import checked_calibration, worker_calibration
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
-from mixqvit.tasks.evaluation import kl_divergence
 
 __all__ = ["PairPlan", "PairTerms", "Pairs", "all_pairs", "block_pairs", "pair_cost", "pair_steps"]
 
@@ -157,13 +156,17 @@ def _terms(
     choices = {name: tied_bits(graph.by_name[name], bit_widths) for name in named}
     batches = pixels.split(at_once)
     references = [graph(batch) for batch in batches]
+
+    def total_divergence(reference: Tensor, outputs: Tensor) -> float:
+        return float(graph.task.divergence(reference, outputs).sum())
+
     alone: dict[str, dict[Bits, float]] = {}
     for paused in zip(*(graph.walk(batch, list(involved)) for batch in batches), strict=True):
         layer = involved[paused[0][0]]
         for bits in choices[layer.name]:
-            operations = {layer.node: layer_operation(calibration, layer, bits)}
+            operations = layer_operations(calibration, layer, bits)
             logits = (graph.resume(values, node, operations) for node, values in paused)
-            total = sum(map(_total_kl, references, logits))
+            total = sum(map(total_divergence, references, logits))
             alone.setdefault(layer.name, {})[bits] = total / len(pixels)
     firsts = [graph.by_name[name].node for name in partners]
     for started in zip(*(graph.walk(batch, firsts) for batch in batches), strict=True):
@@ -177,19 +180,22 @@ def _terms(
         stops = [graph.by_name[name].node for name in seconds]
         chunks = _chunks(choices[first.name], at_once // len(batches[0]))
         runs = [(place, widths) for place in range(len(batches)) for widths in chunks]
+        of_first = {tuple(widths): _operations(calibration, first, widths) for widths in chunks}
         walks = [
-            _walk_on(calibration, first, widths, batches[place], started[place][1], stops) for place, widths in runs
+            _walk_on(calibration, first, widths, batches[place], started[place][1], stops, of_first[tuple(widths)])
+            for place, widths in runs
         ]
         # All chunks of the first layer's bits walk on together, so that a pair is finished before the next one.
         for paused in zip(*walks, strict=True):
             second = involved[paused[0][0]]
-            operations = {bits: layer_operation(calibration, second, bits) for bits in choices[second.name]}
+            operations = {bits: layer_operations(calibration, second, bits) for bits in choices[second.name]}
             both = dict.fromkeys(product(choices[first.name], choices[second.name]), 0.0)
             for (place, widths), (stop, held) in zip(runs, paused, strict=True):
-                for other, operation in operations.items():
-                    logits = graph.resume(held, stop, {stop: operation})
-                    for own, copy in zip(widths, logits.split(len(batches[place])), strict=True):
-                        both[own, other] += _total_kl(references[place], copy) / len(pixels)
+                for other, own in operations.items():
+                    # The first layer's own operations again where it is called later once more.
+                    logits = graph.resume(held, stop, {**of_first[tuple(widths)], **own})
+                    for width, copy in zip(widths, logits.split(len(batches[place])), strict=True):
+                        both[width, other] += total_divergence(references[place], copy) / len(pixels)
             yield PairTerms(first.name, second.name, _beyond(both, alone[first.name], alone[second.name]))
 
 
@@ -214,6 +220,12 @@ def _chunks(choices: Sequence[Bits], most: int) -> list[Sequence[Bits]]:
     return [choices[start : start + size] for start in range(0, len(choices), size)]
 
 
+def _operations(calibration: Calibration, layer: Layer, choices: Sequence[Bits]) -> Mapping[str, Operation]:
+    """Return what runs a layer at several bits at once, copy after copy of the images, by node."""
+    operations = [layer_operations(calibration, layer, bits) for bits in choices]
+    return {node: each_copy([own[node] for own in operations]) for node in layer.nodes}
+
+
 def _walk_on(
     calibration: Calibration,
     layer: Layer,
@@ -221,20 +233,11 @@ def _walk_on(
     pixels: Tensor,
     values: Mapping[str, Any],
     stops: Sequence[str],
+    operations: Mapping[str, Operation],
 ) -> Iterator[tuple[str, Values]]:
     """Run on from a layer at several bits at once, copy after copy of the images, pausing before later layers."""
-    operations = [layer_operation(calibration, layer, bits) for bits in choices]
-
-    def operation(*operands: Tensor) -> Tensor:
-        copies = zip(*(operand.chunk(len(operations)) for operand in operands), strict=True)
-        return torch.cat([own(*parts) for own, parts in zip(operations, copies, strict=True)])
-
-    repeated = repeat_values(calibration.graph, values, len(pixels), len(operations))
-    return calibration.graph.walk(pixels, stops, {layer.node: operation}, (layer.node, repeated))
-
-
-def _total_kl(reference: Tensor, logits: Tensor) -> float:
-    return float(kl_divergence(reference, logits).sum())
+    repeated = repeat_values(calibration.graph, values, len(pixels), len(choices))
+    return calibration.graph.walk(pixels, stops, operations, (layer.node, repeated))
 
 
 @dataclass(frozen=True)
@@ -268,9 +271,9 @@ class Pairs(Stage[PairTerms, PairHarms]):
     name = "pairs"
     version = 1
 
-    def needs(self, study: Context) -> tuple[Calibrated]:
-        """Return the calibration."""
-        return (own_calibration(study),)
+    def needs(self, study: Context) -> tuple[Stage, ...]:
+        """Return the calibration and its check."""
+        return checked_calibration(study)
 
     def depends_on(self, study: Context) -> Sequence[Any]:
         """Return at which bit-widths, and on how many images."""

@@ -11,7 +11,8 @@ from mixqvit.network.bits import BIT_WIDTHS, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, prepare_weight
-from mixqvit.quantization.calibration_stage import Calibrated, own_calibration
+from mixqvit.quantization.calls import layer_operands
+from mixqvit.quantization.fidelity_stage import checked_calibration, trusted_calibration
 from mixqvit.quantization.quantizers.base import Quantizer
 from mixqvit.quantization.roles import roles
 from mixqvit.stages.context import Context
@@ -78,20 +79,19 @@ def _layers(
     calibration: Calibration, batches: Sequence[Tensor], bit_widths: Sequence[int], finished: Collection[str]
 ) -> Iterator[Perturbation]:
     graph = calibration.graph
-    layers = {layer.node: layer for layer in graph.layers if layer.name not in finished}
+    layers = [layer for layer in graph.layers if layer.name not in finished]
     images = sum(map(len, batches))
-    for paused in zip(*(graph.walk(batch, list(layers)) for batch in batches), strict=True) if layers else ():
-        layer = layers[paused[0][0]]
+    for paused in zip(*(layer_operands(graph, batch, layers) for batch in batches), strict=True) if layers else ():
+        layer = paused[0][0]
         operands: list[dict[int, float]] = [{} for _ in roles(layer)]
         weight: dict[int, float] = {}
         for bits in tied_bits(layer, bit_widths):
             if not layer.is_matmul:
                 weight[bits[0]] = _squared_norm(_weight_error(calibration, layer, bits))
-            activation_bits = bits if layer.is_matmul else bits[1:]
-            pieces = zip(operands, activation_bits, calibration.quantizers(layer, bits), strict=True)
+            pieces = zip(operands, layer.activation_bits(bits), calibration.quantizers(layer, bits), strict=True)
             for index, (found, width, quantizer) in enumerate(pieces):
                 if width not in found:
-                    values = (graph.operands(layer, held)[index] for _, held in paused)
+                    values = (held[index] for _, held in paused)
                     found[width] = sum(_squared_norm(_operand_error(quantizer, own)) for own in values) / images
         yield Perturbation(layer.name, None if layer.is_matmul else weight, tuple(operands))
 
@@ -99,7 +99,7 @@ def _layers(
 def _weight_error(calibration: Calibration, layer: Layer, bits: tuple[int, int]) -> Tensor:
     weight = calibration.graph.weight(layer)
     prepared = prepare_weight(calibration, layer, bits)
-    (quantizer,) = calibration.quantizers(layer, bits)
+    quantizer, *_ = calibration.quantizers(layer, bits)
     error, _ = quantizer.unfold(prepared.weight - quantizer.fold(weight, None)[0], None)
     return error
 
@@ -120,9 +120,9 @@ class Perturbations(Stage[Perturbation, list[Perturbation]]):
     name = "perturbations"
     version = 1
 
-    def needs(self, study: Context) -> tuple[Calibrated]:
-        """Return the calibration."""
-        return (own_calibration(study),)
+    def needs(self, study: Context) -> tuple[Stage, ...]:
+        """Return the calibration and its check."""
+        return checked_calibration(study)
 
     def depends_on(self, study: Context) -> Sequence[int]:
         """Return the number of images."""
@@ -134,7 +134,7 @@ class Perturbations(Stage[Perturbation, list[Perturbation]]):
 
     def compute(self, study: Context, missing: Sequence[str]) -> Iterator[tuple[str, Perturbation]]:
         """Yield the layers in network order."""
-        calibration, known = study.result(own_calibration(study)), set(self.items(study).names).difference(missing)
+        calibration, known = trusted_calibration(study), set(self.items(study).names).difference(missing)
         steps = squared_perturbations(calibration, study.analysis_images.pixels, finished=known)
         return ((found.layer, found) for found in steps)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mixqvit.criteria.choices import ChoiceHarms
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 from mixqvit.criteria.error_power import importance_only
 from mixqvit.network.bits import Bits
 from mixqvit.network.layers import Layer
@@ -32,7 +32,6 @@ def random_harms(layers: Sequence[Layer], seed: int, tied: bool = True) -> dict[
     return importance_only(layers, importance, tied)
 
 
-@registered
 class RandomImportance(Criterion):
     """Σ of a random importance times the error power of uniform quantizers."""
 

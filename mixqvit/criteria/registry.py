@@ -1,25 +1,44 @@
-"""All criteria in the order they are shown, the controls last. A new one is named here and in no other file."""
+"""All criteria. A new one is named here and in no other file than its own.
 
-from mixqvit.criteria.criterion import CRITERIA, Criterion
+The order is that in which they are shown, so they are listed, not collected as they are imported.
+"""
+
+from collections.abc import Mapping
+
+from mixqvit.criteria.clado import CLADO
+from mixqvit.criteria.criterion import Criterion
+from mixqvit.criteria.hawq_v2 import HAWQV2
+from mixqvit.criteria.inverse import Inverse
+from mixqvit.criteria.limpq import LIMPQ
+from mixqvit.criteria.lrp_qvit import LRPQViT
+from mixqvit.criteria.mix_qvit import MixQViT
+from mixqvit.criteria.mpqco import MPQCO
+from mixqvit.criteria.random_importance import RandomImportance
+from mixqvit.criteria.sensitivity.criterion import Sensitivity
+from mixqvit.criteria.uniform import Uniform
 from mixqvit.errors import AllocationError
-
-# isort: off
-import mixqvit.criteria.mix_qvit
-import mixqvit.criteria.lrp_qvit
-import mixqvit.criteria.sensitivity.criterion
-import mixqvit.criteria.hawq_v2
-import mixqvit.criteria.mpqco
-import mixqvit.criteria.clado
-import mixqvit.criteria.limpq
-import mixqvit.criteria.uniform
-import mixqvit.criteria.random_importance
-import mixqvit.criteria.inverse  # noqa: F401 - to be registered
-# isort: on
 
 __all__ = ["CRITERIA", "DEFAULT", "WITHOUT_IMPORTANCE", "find_criterion"]
 
-DEFAULT, WITHOUT_IMPORTANCE = "mix-qvit", "sensitivity"
-"""What is chosen by where nobody says otherwise, and where the model has no relevance."""
+CRITERIA: Mapping[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        MixQViT(),
+        LRPQViT(),
+        Sensitivity(),
+        HAWQV2(),
+        MPQCO(),
+        CLADO(),
+        LIMPQ(),
+        Uniform(),
+        RandomImportance(),
+        Inverse(),
+    )
+}
+"""All criteria by name, the controls last."""
+
+DEFAULT, WITHOUT_IMPORTANCE = MixQViT.name, Sensitivity.name
+"""What bits are chosen by where nobody says otherwise, and where the model has no relevance."""
 
 
 def find_criterion(name: str) -> Criterion:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, Search, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, Search
 from mixqvit.criteria.error_power import error_powers
 
 if TYPE_CHECKING:
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 __all__ = ["Uniform"]
 
 
-@registered
 class Uniform(Criterion):
     """The same bits everywhere."""
 

@@ -1,4 +1,7 @@
-"""Random changes to training images of the digits."""
+"""Random changes to training images of the digits, each image changed in its own way.
+
+torchvision's `RandomAffine` and `ElasticTransform` change all images of a batch alike, from the global generator.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -5,14 +5,11 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mixqvit.errors import ImageError
 from mixqvit.images.labels import LABEL_ORDERS
 from mixqvit.images.listing import few, shown, split_word
-
-if TYPE_CHECKING:
-    from mixqvit.models.model import Model
+from mixqvit.models.model import Model
 
 __all__ = ["ClassNames", "class_indices"]
 
@@ -25,7 +22,7 @@ _LEAST_MISSPELT = 4
 
 def class_indices(
     names: Collection[str],
-    model: "Model",
+    model: Model,
     where: str,
     kind: str,
     order: Sequence[str] = (),
@@ -190,7 +187,7 @@ def _plain(name: str) -> str:
 class ClassNames:
     """A model's classes by name. Labels come before first names, first names before other synonyms."""
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         labels, firsts, others = (defaultdict(set) for _ in range(3))
         for position, label in enumerate(model.label_names):

@@ -1,9 +1,14 @@
-"""From the bytes of an image file to what a model reads, before normalization."""
+"""From the bytes of an image file to what a model reads, before normalization.
 
+timm resizes and crops, Pillow opens. timm's own readers open files of any size and format, leave photographs lying on
+their side, and clip 16 bits at 255.
+"""
+
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,9 +17,7 @@ from torch import Tensor
 from mixqvit.images.kinds import heif_is_read, is_heif, unread_content
 from mixqvit.images.listing import UnreadableImage
 from mixqvit.models.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+from mixqvit.models.reading import first_line
 
 __all__ = ["FORMATS", "MAX_ASPECT", "MAX_PIXELS", "MAX_RESIZED_PIXELS", "decoder", "upright"]
 
@@ -29,6 +32,21 @@ MAX_ASPECT = 100
 
 MAX_RESIZED_PIXELS = 256 * 10**6
 """Pixels of an image resized for a model, of which the crop is taken: a crop of 1 % of a side needs a huge one."""
+
+# What Pillow's readers raise for a damaged file; theirs is no error of one kind.
+_PILLOW_RAISES = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 # What Pillow warns about is either refused here (size) or said with the image (damage), or harmless.
 warnings.filterwarnings("ignore", module=r"PIL\..*")
@@ -50,12 +68,12 @@ def decoder(preprocessing: Preprocessing) -> Callable[[bytes], Tensor]:
         try:
             return transform(picture)
         except (ValueError, OSError, MemoryError) as error:
-            raise UnreadableImage(f"it cannot be resized ({_first_line(error)})") from error
+            raise UnreadableImage(f"it cannot be resized ({first_line(error)})") from error
 
     return decode
 
 
-def upright(data: bytes, mode: str) -> "Picture":
+def upright(data: bytes, mode: str) -> Image.Image:
     """Return the picture in a file, turned as its EXIF data says, in mode `L` or `RGB`.
 
     Of an animation it is the first frame. Transparency is dropped, as timm's own readers do: the colours that were
@@ -74,15 +92,18 @@ def upright(data: bytes, mode: str) -> "Picture":
         with Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as picture:
             _check_size(*picture.size)
             picture.load()
-            return _eight_bits(ImageOps.exif_transpose(picture)).convert(mode)
-    except UnreadableImage:
-        raise
+            turned = ImageOps.exif_transpose(picture)
     except Image.UnidentifiedImageError as error:
         raise UnreadableImage(unread_content(data) or "it is damaged, or no image of a kind that is read") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"it has more than {MAX_PIXELS:,} pixels") from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
-        raise UnreadableImage(f"it is damaged ({_first_line(error)})") from error
+    except _PILLOW_RAISES as error:
+        raise UnreadableImage(f"it is damaged ({first_line(error)})") from error
+    shown = _eight_bits(turned)
+    try:
+        return shown.convert(mode)
+    except ValueError as error:
+        raise UnreadableImage(f"its colours are not read ({first_line(error)})") from error
 
 
 def _check_size(width: int, height: int) -> None:
@@ -105,7 +126,7 @@ def _check_resized(size: tuple[int, int], preprocessing: Preprocessing) -> None:
         )
 
 
-def _eight_bits(picture: "Picture") -> "Picture":
+def _eight_bits(picture: Image.Image) -> Image.Image:
     """Returns a picture whose values need more than 8 bits with 8; Pillow itself would clip them at 255."""
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture
@@ -122,7 +143,3 @@ def _eight_bits(picture: "Picture") -> "Picture":
     else:
         scaled = np.rint((values.astype(np.float64) - low) * (255 / max(high - low, 1e-300)))
     return Image.fromarray(scaled.astype(np.uint8))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,19 +1,17 @@
 """What every source gives: a list of image files by name, and their bytes on request."""
 
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Protocol
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError
-from mixqvit.progress import Progress
 
 __all__ = [
     "MAX_FILE_BYTES",
     "Entry",
     "Listing",
-    "Source",
     "Steps",
     "UnreadableImage",
     "arranged",
@@ -84,27 +82,7 @@ class Listing:
 
 
 Steps = Generator[Progress, None, Listing]
-"""Listing a source: how far it is, without results, and at the end the listing."""
-
-
-class Source(Protocol):
-    """Where images come from."""
-
-    def listing_steps(self) -> Steps:
-        """List the image files.
-
-        Raises:
-            ImageError: The source cannot be read or used.
-        """
-        ...
-
-    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | UnreadableImage]]:
-        """Read files of the listing, one at a time, in the order that suits the source.
-
-        Raises:
-            ImageError: The source as a whole cannot be read any longer.
-        """
-        ...
+"""Listing files: how far it is, without results, and at the end the listing."""
 
 
 def shown(name: str, length: int = 120) -> str:

@@ -1,18 +1,20 @@
-"""Random changes to training images other than the digits: timm's, with random numbers that are the image's own."""
+"""Random changes to training images other than the digits: timm's, with random numbers that are the image's own.
+
+timm's and torchvision's transforms draw from the global generators of a process, which all of its threads share: a view
+would depend on what else a dashboard does, and not on seed, epoch and image alone.
+"""
 
 import hashlib
 import math
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mixqvit.models.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
 
 __all__ = ["CROP_AREA", "FLIP_PROBABILITY", "JITTER", "random_number", "random_view"]
 
@@ -35,14 +37,13 @@ def random_number(purpose: str, *parts: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def random_view(preprocessing: Preprocessing) -> Callable[["Picture", int], Tensor]:
+def random_view(preprocessing: Preprocessing) -> Callable[[Image.Image, int], Tensor]:
     """Return a function from a picture and a seed to a view of it, `[C, H, W]` uint8.
 
     Steps and their settings are those of `timm.data.create_transform` for training: a crop of random area and shape
     resized with the model's own filter, mirroring, and changes of brightness, contrast and saturation in random order.
-    timm draws from the global generators of `random` and `torch`, which every thread of a process shares; here the
-    same numbers come from generators that the seed alone fills. With global generators seeded alike, and no other
-    thread, timm's own transform gives the same bits.
+    The random numbers are those that timm draws, from generators that the seed alone fills: with global generators
+    seeded alike, and no other thread, timm's own transform gives the same bits.
     """
     import timm.data
 
@@ -57,14 +58,14 @@ def random_view(preprocessing: Preprocessing) -> Callable[["Picture", int], Tens
     ).transforms
     crop, flip, jitter, to_tensor = steps
 
-    def view(picture: "Picture", seed: int) -> Tensor:
+    def view(picture: Image.Image, seed: int) -> Tensor:
         numbers, generator = random.Random(seed), torch.Generator().manual_seed(seed)
         return to_tensor(_jittered(jitter, _flipped(flip, _cropped(crop, picture, numbers), generator), generator))
 
     return view
 
 
-def _cropped(step: Any, picture: "Picture", numbers: random.Random) -> "Picture":
+def _cropped(step: Any, picture: Image.Image, numbers: random.Random) -> Image.Image:
     """Do what timm's `RandomResizedCropAndInterpolation` does."""
     from torchvision.transforms import functional
 
@@ -92,14 +93,14 @@ def _crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _flipped(step: Any, picture: "Picture", generator: torch.Generator) -> "Picture":
+def _flipped(step: Any, picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Do what torchvision's `RandomHorizontalFlip` does."""
     from torchvision.transforms import functional
 
     return functional.hflip(picture) if torch.rand(1, generator=generator) < step.p else picture
 
 
-def _jittered(step: Any, picture: "Picture", generator: torch.Generator) -> "Picture":
+def _jittered(step: Any, picture: Image.Image, generator: torch.Generator) -> Image.Image:
     """Do what torchvision's `ColorJitter` does, whose hue timm leaves as it is."""
     from torchvision.transforms import functional
 

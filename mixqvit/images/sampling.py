@@ -1,7 +1,8 @@
 """Which images calibrate and which evaluate: disjoint, stratified, decided by a seed and by names alone.
 
 All functions work on positions in a list of names, so that neither the operating system nor the order in which a
-source lists its files can change the choice.
+source lists its files can change the choice. scikit-learn's stratified splits draw by position: with one file more all
+others would be drawn anew, and no class would take turns.
 """
 
 import hashlib

@@ -15,10 +15,13 @@ from mixqvit.images.random_views import random_number
 from mixqvit.images.training_reading import Part, TrainingFiles, ViewReader
 from mixqvit.images.workers import Workers, worker_count
 
-__all__ = ["TrainingBatch", "TrainingDigits", "TrainingImages", "TrainingPictures"]
+__all__ = ["CHANGES_VERSION", "TrainingBatch", "TrainingDigits", "TrainingImages", "TrainingPictures"]
 
 UNREADABLE_PART = 10  # at most every tenth image of an epoch may be unreadable ...
 UNREADABLE_COUNT = 5  # ... but so many may be in any case
+
+CHANGES_VERSION = 1
+"""Of the random changes: another one, another fingerprint."""
 
 _JOB = 32  # images that a worker process prepares at a time
 

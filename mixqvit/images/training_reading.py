@@ -7,7 +7,8 @@ import numpy as np
 
 from mixqvit.errors import ImageError
 from mixqvit.images.decoding import upright
-from mixqvit.images.listing import Entry, Source, UnreadableImage
+from mixqvit.images.files import Files
+from mixqvit.images.listing import Entry, UnreadableImage
 from mixqvit.images.random_views import random_number, random_view
 from mixqvit.models.preprocessing import Preprocessing
 
@@ -19,14 +20,14 @@ class TrainingFiles:
     """The image files that are trained on, as a worker process is told of them.
 
     Attributes:
-        source: What reads them.
+        files: What reads them.
         entries: The files; their places in here are the positions that are asked for.
         preprocessing: The model's.
         kept: Whether the files are kept in memory as they are, not decoded, since the source reads only from front
             to back, or slowly, in any other order.
     """
 
-    source: Source
+    files: Files
     entries: tuple[Entry, ...]
     preprocessing: Preprocessing
     kept: bool
@@ -76,7 +77,7 @@ class ViewReader:
         self._files = files
         self._mode = "L" if files.preprocessing.input_size[0] == 1 else "RGB"
         self._view = random_view(files.preprocessing)
-        self._kept = _contents(files.source, files.entries) if files.kept else None
+        self._kept = _contents(files.files, files.entries) if files.kept else None
 
     def part(self, seed: int, epoch: int, positions: Sequence[int]) -> Part:
         """Return views of the images at these positions, in this order.
@@ -85,7 +86,7 @@ class ViewReader:
             ImageError: The source cannot be read any longer.
         """
         entries = [self._files.entries[position] for position in positions]
-        contents = _contents(self._files.source, entries) if self._kept is None else self._kept
+        contents = _contents(self._files.files, entries) if self._kept is None else self._kept
         found, views, left_out = [], [], []
         for position, entry in zip(positions, entries, strict=True):
             try:
@@ -102,9 +103,9 @@ class ViewReader:
         return Part(tuple(found), pixels, tuple(left_out))
 
 
-def _contents(source: Source, entries: Sequence[Entry]) -> Mapping[str, bytes | UnreadableImage]:
+def _contents(files: Files, entries: Sequence[Entry]) -> Mapping[str, bytes | UnreadableImage]:
     try:
-        return {entry.name: data for entry, data in source.read(entries)}
+        return {entry.name: data for entry, data in files.read(entries)}
     except OSError as error:
         raise ImageError(
             f"the training images cannot be read any longer ({error}); put them back, and go on from the last "

@@ -4,16 +4,17 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from mixqvit.errors import ImageError
+from mixqvit.images.csv_rows import table_rows
+from mixqvit.images.files import Files
 from mixqvit.images.kinds import VALIDATION_LIST
-from mixqvit.images.listing import Listing, Source, UnreadableImage
-from mixqvit.images.table import table_rows
+from mixqvit.images.listing import Listing, UnreadableImage
 
 __all__ = ["with_validation_list"]
 
 _HEADER = ["imageid", "predictionstring"]
 
 
-def with_validation_list(listing: Listing, source: Source) -> Listing:
+def with_validation_list(listing: Listing, files: Files) -> Listing:
     """Return a listing whose validation images have the classes of the list beside them, where no folder says them.
 
     A row is the name of an image without its ending, and the WordNet id and box of each object in it; all ids of a row
@@ -27,7 +28,7 @@ def with_validation_list(listing: Listing, source: Source) -> Listing:
         return listing
     if len(listing.lists) > 1:
         raise ImageError(f"there are {len(listing.lists)} files {VALIDATION_LIST} in one source; keep one")
-    ((entry, content),) = source.read(listing.lists)
+    ((entry, content),) = files.read(listing.lists)
     if isinstance(content, UnreadableImage):
         raise ImageError(f"the list {entry.name} cannot be used: {content}")
     header, *rows = [[cell.strip() for cell in row] for _, row in table_rows(content, entry.name)] or [[]]

@@ -1,8 +1,8 @@
 """Processes that decode and augment training images beside the training, seen from the program that trains.
 
-One is started, a fresh Python that runs `worker_process`, and forks the others. `multiprocessing` does not fit: its
-fork copies a program of many threads with whatever locks they hold, and its other ways run the program's script again,
-which for a dashboard is a page.
+torch's `DataLoader` prepares the views, in a fresh Python that runs `worker_process`. In the program itself it would
+fork many threads with whatever locks they hold, or run the program's script again, which for a dashboard is a page; and
+loky's processes would each hold a copy of the files that are kept in memory, which forked ones share.
 """
 
 import os

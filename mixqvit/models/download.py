@@ -1,4 +1,8 @@
-"""Downloads from the Hugging Face hub into its own cache, with progress in bytes."""
+"""Downloads from the Hugging Face hub into its own cache, with progress in bytes.
+
+The hub's own client downloads, keeps the cache and goes on after a pause; but it shows its progress on a terminal only
+(to others from version 1.3 on, differently for each way of transport), and tries for a minute where no network is.
+"""
 
 import queue
 import threading
@@ -16,11 +20,11 @@ from huggingface_hub.utils import (
     get_session,
 )
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ModelError
 from mixqvit.models.reading import first_line
-from mixqvit.progress import Progress
 
-__all__ = ["download_steps"]
+__all__ = ["download_steps", "unreachable"]
 
 PROBE_SECONDS = 5
 LOOK_SECONDS = 0.2
@@ -46,7 +50,12 @@ def download_steps(name: str, hub_id: str, file_name: str | None = None) -> Iter
         if isinstance(cached, str):
             yield Progress(1, 1, f"{name} is in the local cache", Path(cached))
             return
-    _probe(name)
+    reason = unreachable()
+    if reason is not None:
+        raise ModelError(
+            f"the pretrained weights of {name} must be downloaded, but {reason}; connect to the network, or give a "
+            "downloaded file as its checkpoint"
+        )
     found, metadata = _find(name, place, names)
     total, etag = metadata.size or 0, metadata.etag or ""
     blobs = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"), "blobs")
@@ -71,7 +80,7 @@ def download_steps(name: str, hub_id: str, file_name: str | None = None) -> Iter
 
 
 def _download(answers: queue.Queue[Any], what: dict[str, Any]) -> None:
-    """Let the hub's own client download: it keeps its cache, its locks and its way to go on after a pause."""
+    """Let the hub's own client download."""
     try:
         answers.put(hf_hub_download(**what, cache_dir=constants.HF_HUB_CACHE, endpoint=constants.ENDPOINT))
     except Exception as error:  # told to whoever waits, in the other thread
@@ -85,7 +94,7 @@ def _find(name: str, place: dict[str, Any], names: tuple[str, ...]) -> tuple[str
             return candidate, get_hf_file_metadata(url, timeout=PROBE_SECONDS)
         except EntryNotFoundError:
             continue
-        except Exception as error:  # the client's library, and so its errors, differ between versions of the hub
+        except Exception as error:  # see `unreachable`
             raise _explained(name, place["repo_id"], error) from error
     raise ModelError(
         f"{place['repo_id']} on the hub has no weights of {name} ({' or '.join(names)}); give a file as its checkpoint"
@@ -110,15 +119,13 @@ def _present(blobs: Path, etag: str) -> int:
     return max(sizes)[1] if sizes else 0
 
 
-def _probe(name: str) -> None:
-    """Ask the hub once. Its own client would retry for the better part of a minute where there is no network."""
+def unreachable() -> str | None:
+    """Ask the hub once, and return why it cannot be reached; None if it can."""
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
-    except Exception as error:  # see above
-        raise ModelError(
-            f"the pretrained weights of {name} must be downloaded, but {constants.ENDPOINT} cannot be reached "
-            f"({first_line(error)}); connect to the network, or give a downloaded file as its checkpoint"
-        ) from error
+    except Exception as error:  # the client's library, and so its errors, differ between versions of the hub
+        return f"{constants.ENDPOINT} cannot be reached ({first_line(error)})"
+    return None
 
 
 def _explained(name: str, repository: str, error: Exception, broke_off: bool = False) -> ModelError:

@@ -12,9 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mixqvit.errors import ModelError
-from mixqvit.models.architectures import build_class, fill
+from mixqvit.models.architectures import build_class
 from mixqvit.models.cards import ASSETS, checkpoint_path, read_card
 from mixqvit.models.checkpoints import Checkpoint, read_checkpoint
+from mixqvit.models.fitting import fill
 from mixqvit.models.model import Model, frozen
 from mixqvit.models.preprocessing import Preprocessing
 
@@ -67,4 +68,12 @@ def embedded_from(name: str, checkpoint: Checkpoint) -> Model:
 
 def _embedded(name: str, card: Mapping[str, Any], module: nn.Module, own_card: Mapping[str, Any]) -> Model:
     preprocessing = Preprocessing(*(tuple(card["preprocessing"][key]) for key in ("input_size", "mean", "std")))
-    return Model(name, frozen(module), preprocessing, tuple(card["class_names"]), images=card["images"], card=own_card)
+    return Model(
+        name,
+        frozen(module),
+        preprocessing,
+        tuple(card["class_names"]),
+        images=card["images"],
+        card=own_card,
+        architecture=card["architecture"],
+    )

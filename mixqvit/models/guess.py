@@ -10,9 +10,10 @@ import timm
 from torch import Tensor, nn
 
 from mixqvit.errors import ModelError
-from mixqvit.models.architectures import arguments_of, classifiers, differences, in_timm_names, on_meta
+from mixqvit.models.architectures import on_meta
 from mixqvit.models.catalogue import CATALOGUE
 from mixqvit.models.checkpoints import STEMS, Checkpoint, prefixes_of
+from mixqvit.models.fitting import arguments_of, classifiers, differences, in_timm_names
 from mixqvit.models.layouts import OWN_ARGUMENTS, foreign_layout
 
 __all__ = ["Guess", "Recognized", "guess", "guess_architecture", "recognize"]

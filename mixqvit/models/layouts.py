@@ -1,10 +1,13 @@
-"""What weights are that are not under timm's names: other libraries' layouts and other kinds of files, in words."""
+"""What files of weights are called, and what those are, in words, that are not read: other libraries' and programs'."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["OWN_ARGUMENTS", "file_kind", "foreign_layout"]
+__all__ = ["OWN_ARGUMENTS", "SUFFIXES", "file_kind", "foreign_layout"]
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pyth", ".th", ".pkl", ".tar")
+"""What files of weights are usually called; which kind they are of is seen by their content."""
 
 OWN_ARGUMENTS = (
     'write {"architecture": NAME, "num_classes": N, "model_args": {...}} into a config.json beside the weights '

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from mixqvit.models.preprocessing import Preprocessing
+from mixqvit.tasks.classification import Classification
+from mixqvit.tasks.task import Task
 
 __all__ = ["Model", "class_and_label_names", "frozen"]
 
@@ -30,6 +32,8 @@ class Model:
         card: The embedded model's JSON card, otherwise empty.
         notes: Sentences about what was guessed or unwrapped when it was loaded.
         arguments: Arguments of the architecture by which the module differs from timm's model of that name.
+        architecture: How its source builds the module again (`ModelSource.build`), as JSON can write it; None for a
+            model of timm, whose name and arguments say it.
     """
 
     name: str
@@ -41,10 +45,16 @@ class Model:
     card: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    architecture: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.label_names:
             object.__setattr__(self, "label_names", self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """What its outputs mean: all sources hold classifiers."""
+        return Classification(len(self.class_names))
 
     @property
     def input_size(self) -> tuple[int, int, int]:

@@ -1,4 +1,9 @@
-"""Files of weights, read as data only: what they are is looked at before anything is unpickled or allocated."""
+"""Files of weights, read as data only: what they are is looked at before anything is unpickled or allocated.
+
+`torch.load(weights_only=True)` runs nothing in a file either, but allocates what the file asks for (1.5 GB for one of a
+kilobyte that calls `bytearray`), unpacks compressed entries and builds lists without end: hence the look with `zipfile`
+and `pickletools` before it, which also names the class that is refused.
+"""
 
 import argparse
 import io
@@ -12,13 +17,10 @@ import torch
 from safetensors import SafetensorError
 
 from mixqvit.errors import ModelError
-from mixqvit.models.layouts import file_kind
+from mixqvit.models.layouts import SUFFIXES, file_kind
 from mixqvit.models.local_folder import folder_remedy
 
-__all__ = ["SUFFIXES", "check_file", "first_line", "read_file"]
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pyth", ".th", ".pkl", ".tar")
-"""What files of weights are usually called; which kind they are of is seen by their content."""
+__all__ = ["check_file", "first_line", "read_file"]
 
 LARGEST_FILE = 16 * 2**30
 MOST_ENTRIES = 100_000

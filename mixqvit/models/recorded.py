@@ -8,7 +8,7 @@ import timm
 
 from mixqvit.models.preprocessing import CROP_MODES, INTERPOLATIONS
 
-__all__ = ["Recorded", "recorded_in"]
+__all__ = ["Recorded", "is_same", "recorded_in"]
 
 # timm writes `arch` and `args`, DeiT and MAE `args`, Lightning `hyper_parameters` (older versions `hparams`)
 _SETTINGS = ("args", "hyper_parameters", "hparams", "config")
@@ -76,6 +76,11 @@ def recorded_in(levels: Iterable[Any]) -> Recorded:
         {"mean", "std"} <= (settings.keys() if source.startswith("args.") else data_config.keys()) - set(unusable),
         tuple(notes),
     )
+
+
+def is_same(name: str, other: str) -> bool:
+    """Return whether two of timm's names are one architecture, whatever their pretrained tags are."""
+    return name.partition(".")[0] == other.partition(".")[0]
 
 
 def _architecture(name: str) -> str | None:

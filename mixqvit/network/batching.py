@@ -1,15 +1,25 @@
 """Many settings in one batch: what a paused run holds, repeated, so that one run from there serves them all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.network.graph import Graph, Values
+from mixqvit.network.graph import Graph, Operation, Values
 
-__all__ = ["repeat_values"]
+__all__ = ["each_copy", "repeat_values"]
+
+
+def each_copy(operations: Sequence[Operation]) -> Operation:
+    """Return the operation that does to each copy of the images, as `repeat_values` lays them out, its own."""
+
+    def operation(*operands: Tensor) -> Tensor:
+        copies = zip(*(operand.chunk(len(operations)) for operand in operands), strict=True)
+        return torch.cat([own(*parts) for own, parts in zip(operations, copies, strict=True)])
+
+    return operation
 
 
 def repeat_values(graph: Graph, values: Mapping[str, Any], images: int, times: int) -> Values:

@@ -6,7 +6,7 @@ rules, quantizers and sensitivity sweeps all work on these nodes, so no architec
 
 import copy
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixqvit.errors import ImageError
-from mixqvit.network.layer_table import depends_on_images, operation_name
 from mixqvit.network.layers import Layer
+from mixqvit.network.unquantized import WARNING_SHARE, UnquantizedOperation, sentence
+from mixqvit.tasks.classification import Classification
+from mixqvit.tasks.task import Task
 
 __all__ = ["Graph", "Layer", "Operation", "Values", "attribute", "depends_on_images", "operation_name"]
 
@@ -38,6 +40,7 @@ class Graph:
         input_shape: Shape of one image `[C, H, W]`.
         classes: Number of classes the model tells apart.
         parameters: Parameter elements of the traced model, biases and embeddings included.
+        unquantized: Operations with weights that are in no layer.
     """
 
     module: fx.GraphModule
@@ -45,6 +48,7 @@ class Graph:
     input_shape: tuple[int, int, int]
     classes: int
     parameters: int
+    unquantized: tuple[UnquantizedOperation, ...] = ()
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the logits `[B, classes]` of images `[B, C, H, W]`, in full precision.
@@ -53,6 +57,11 @@ class Graph:
             ImageError: The images do not have the shape the model was traced with.
         """
         return self.run(pixels)[0]
+
+    @property
+    def task(self) -> Task:
+        """What its outputs mean: tracing accepts classifiers alone."""
+        return Classification(self.classes)
 
     @cached_property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -66,8 +75,29 @@ class Graph:
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-accumulate operations for one image, attention products included."""
+        """Multiply-accumulate operations of the layers for one image, attention products included."""
         return sum(layer.macs for layer in self.layers)
+
+    @cached_property
+    def unquantized_macs(self) -> int:
+        """Multiply-accumulate operations for one image that stay in full precision whatever the bits are."""
+        return sum(operation.macs for operation in self.unquantized)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the model beside its table of layers, in sentences."""
+        if not self.unquantized:
+            return ()
+        return (sentence(self.unquantized, self.parameters, self.macs + self.unquantized_macs),)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the `notes` that say that the bits of the layers tell little about the whole model."""
+        shares = (
+            sum(operation.parameters for operation in self.unquantized) / max(1, self.parameters),
+            self.unquantized_macs / max(1, self.macs + self.unquantized_macs),
+        )
+        return self.notes if max(shares) > WARNING_SHARE else ()
 
     @cached_property
     def device(self) -> torch.device:
@@ -202,14 +232,24 @@ class Graph:
                     return
             self._step(index, values, replace or {}, (), {})
 
-    def operands(self, layer: Layer, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Return the layer's activation operands among `values`: one input, or the two factors of a product."""
-        return tuple(values[name] for name in self.operand_nodes(layer))
+    def operands(self, layer: Layer, values: Mapping[str, Any], node: str | None = None) -> tuple[Tensor, ...]:
+        """Return the layer's activation operands among `values`: one input, or the two factors of a product.
 
-    def operand_nodes(self, layer: Layer) -> tuple[str, ...]:
-        """Return the names of the nodes whose values are the layer's activation operands."""
-        node = self.nodes[self._index[layer.node]]
-        return tuple(argument.name for argument in node.args if isinstance(argument, fx.Node))
+        Args:
+            layer: The layer.
+            values: What `walk` yielded.
+            node: Which of its operations, the first by default.
+        """
+        return tuple(values[name] for name in self.operand_nodes(layer, node))
+
+    def operand_nodes(self, layer: Layer, node: str | None = None) -> tuple[str, ...]:
+        """Return the names of the nodes whose values are the layer's activation operands, arguments as above."""
+        operation = self.nodes[self._index[node or layer.node]]
+        return tuple(argument.name for argument in operation.args if isinstance(argument, fx.Node))
+
+    def layer_of(self, layers: Iterable[Layer] | None = None) -> dict[str, Layer]:
+        """Return layers, all by default, by the names of all operations that run them."""
+        return {node: layer for layer in (self.layers if layers is None else layers) for node in layer.nodes}
 
     def shapes(self, images: int) -> Mapping[str, Any]:
         """Return the shape of every tensor, and every value that is none, by node name for a number of images."""
@@ -340,3 +380,22 @@ def attribute(module: nn.Module, target: str) -> Tensor:
     for part in target.split("."):
         module = getattr(module, part)
     return module
+
+
+def operation_name(node: fx.Node, module: nn.Module) -> str:
+    """Return the plain name of a node's operation: `Linear`, `softmax`, `add`, `reshape`, ..."""
+    if node.op == "call_module":
+        return type(module.get_submodule(node.target)).__name__
+    if node.op == "call_function":
+        return getattr(node.target, "__name__", str(node.target))
+    return str(node.target) if node.op == "call_method" else node.op
+
+
+def depends_on_images(graph: Graph) -> frozenset[str]:
+    """Return the names of the nodes whose value depends on the pixels, not only on their number or shape."""
+    names = {graph.nodes[0].name}
+    for node in graph.nodes[1:]:
+        is_shape = operation_name(node, graph.module) in ("getattr", "size", "dim")
+        if not is_shape and any(argument.name in names for argument in node.all_input_nodes):
+            names.add(node.name)
+    return frozenset(names)

@@ -2,18 +2,16 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from mixqvit.errors import ModelError
+from mixqvit.network.graph import Graph, depends_on_images, operation_name
 from mixqvit.network.layers import Layer
 
-if TYPE_CHECKING:
-    from mixqvit.network.graph import Graph
-
-__all__ = ["depends_on_images", "layer_table", "operation_name"]
+__all__ = ["is_plain", "layer_table", "scope"]
 
 _MATMULS = ("matmul", "bmm")
 _HIDDEN_PRODUCTS = ("linear", "conv2d", "einsum", "scaled_dot_product_attention")
@@ -24,26 +22,17 @@ _LAYOUT = (
 )
 
 
-def operation_name(node: fx.Node, module: nn.Module) -> str:
-    """Return the plain name of a node's operation: `Linear`, `softmax`, `add`, `reshape`, ..."""
-    if node.op == "call_module":
-        return type(module.get_submodule(node.target)).__name__
-    if node.op == "call_function":
-        return getattr(node.target, "__name__", str(node.target))
-    return str(node.target) if node.op == "call_method" else node.op
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module computes `linear` or `conv2d` of its input with its own weight and bias, nothing else."""
+    kind = nn.Linear if isinstance(module, nn.Linear) else nn.Conv2d
+    if not isinstance(module, kind) or "forward" in vars(module) or type(module).forward is not kind.forward:
+        return False
+    if kind is nn.Conv2d and (type(module)._conv_forward is not kind._conv_forward or module.padding_mode != "zeros"):
+        return False
+    return module._parameters.get("weight") is not None and "bias" in module._parameters
 
 
-def depends_on_images(graph: "Graph") -> frozenset[str]:
-    """Return the names of the nodes whose value depends on the pixels, not only on their number or shape."""
-    names = {graph.nodes[0].name}
-    for node in graph.nodes[1:]:
-        is_shape = operation_name(node, graph.module) in ("getattr", "size", "dim")
-        if not is_shape and any(argument.name in names for argument in node.all_input_nodes):
-            names.add(node.name)
-    return frozenset(names)
-
-
-def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
+def layer_table(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
     """Return the quantized layers in network order (METHOD.md, "Quantized layers").
 
     Args:
@@ -56,44 +45,69 @@ def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[
     _refuse_hidden_weights(graph)
     image_nodes = depends_on_images(graph)
     nodes = [node for node in graph.nodes if node.name in image_nodes and _is_layer(node, graph.module)]
-    attention_of = {node.name: _scope(node) for node in nodes if _is_matmul(node, graph.module)}
-    matmuls: dict[str, list[fx.Node]] = {}
-    for node in nodes:
-        if node.name in attention_of:
-            matmuls.setdefault(attention_of[node.name], []).append(node)
-    blocks = _blocks(matmuls)
+    products = _products(nodes, graph.module)
+    names = {node: name for found in products for node, name in found.names.items()}
+    blocks = _blocks(products)
     finals = _without_later_layer(nodes)
-    layers = []
+    calls: dict[str, list[fx.Node]] = {}
     for node in nodes:
-        first = node.args[0]
-        is_matmul = node.name in attention_of
-        name = node.target
-        if is_matmul:
-            scope = attention_of[node.name]
-            name = f"{scope}.matmul{matmuls[scope].index(node) + 1}"
-        kind = _kind(node, nodes, matmuls, finals, graph)
+        calls.setdefault(names.get(node, node.target), []).append(node)
+    firsts = [own[0] for own in calls.values()]
+    layers = []
+    for name, own in calls.items():
+        node, is_matmul = own[0], own[0] in names
         operation = None if is_matmul else graph.module.get_submodule(node.target)
-        inner = shapes[first.name][-1] if is_matmul else operation.weight[0].numel()
-        output_shape = shapes[node.name]
+        inner = shapes[node.args[0].name][-1] if is_matmul else operation.weight[0].numel()
+        is_final = all(call.name in finals for call in own)
         layers.append(
             Layer(
                 name=name,
-                kind=kind,
+                kind=_kind(node, firsts, products, is_final, graph),
                 block=next((index for prefix, index in blocks.items() if name.startswith(f"{prefix}.")), None),
                 parameters=0 if operation is None else operation.weight.numel(),
                 channels=0 if operation is None else operation.weight.shape[0],
-                macs=torch.Size(output_shape).numel() * inner,
-                input_shape=shapes[first.name],
-                output_shape=output_shape,
+                macs=sum(torch.Size(shapes[call.name]).numel() for call in own) * inner,
+                input_shape=shapes[node.args[0].name],
+                output_shape=shapes[node.name],
                 node=node.name,
-                norm=None if is_matmul else _norm_before(node, graph),
+                norm=None if is_matmul or len(own) > 1 else _norm_before(node, graph),
                 has_bias=operation is not None and operation.bias is not None,
+                more_nodes=tuple(call.name for call in own[1:]),
             )
         )
     return tuple(layers)
 
 
-def _refuse_hidden_weights(graph: "Graph") -> None:
+@dataclass(frozen=True)
+class _Products:
+    """The products of one call of an attention.
+
+    Attributes:
+        attention: Path of its module.
+        names: What they are called, by node, in the order they run.
+    """
+
+    attention: str
+    names: Mapping[fx.Node, str]
+
+
+def _products(nodes: Sequence[fx.Node], module: nn.Module) -> list[_Products]:
+    """Group attention products by the call that they belong to; those of later calls are counted on."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in nodes:
+        if _is_matmul(node, module):
+            calls.setdefault(_call(node), []).append(node)
+    known: dict[str, int] = {}
+    found = []
+    for own in calls.values():
+        attention = scope(own[0])
+        first = known.get(attention, 0)
+        known[attention] = first + len(own)
+        found.append(_Products(attention, {n: f"{attention}.matmul{k}" for k, n in enumerate(own, first + 1)}))
+    return found
+
+
+def _refuse_hidden_weights(graph: Graph) -> None:
     """A product that could not be traced back to a module would silently stay out of the table of layers."""
     image_nodes = depends_on_images(graph)
     for node in graph.nodes:
@@ -108,7 +122,7 @@ def _refuse_hidden_weights(graph: "Graph") -> None:
             )
         if node.op == "call_function" and name in _HIDDEN_PRODUCTS:
             raise ModelError(
-                f"The operation {name} in {_scope(node) or 'the model'} takes a weight that is computed on "
+                f"The operation {name} in {scope(node) or 'the model'} takes a weight that is computed on "
                 "the way; only Linear and Conv2d modules and matrix products can be quantized."
             )
 
@@ -119,19 +133,24 @@ def _is_matmul(node: fx.Node, module: nn.Module) -> bool:
 
 def _is_layer(node: fx.Node, module: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(node.target), nn.Linear | nn.Conv2d)
+        return is_plain(module.get_submodule(node.target))
     return _is_matmul(node, module)
 
 
-def _scope(node: fx.Node) -> str:
-    """The path of the module whose forward contains this operation."""
+def scope(node: fx.Node) -> str:
+    """Return the path of the module whose forward contains this operation, empty for the model's own."""
+    return _call(node).split("@")[0]
+
+
+def _call(node: fx.Node) -> str:
+    """Return the path of that module and which of its calls this is."""
     stack = node.meta.get("nn_module_stack") or {}
-    return next(reversed(stack)).split("@")[0] if stack else ""
+    return next(reversed(stack)) if stack else ""
 
 
-def _blocks(matmuls: Mapping[str, Sequence[fx.Node]]) -> dict[str, int]:
+def _blocks(products: Sequence[_Products]) -> dict[str, int]:
     """Number the modules that contain an attention, in network order."""
-    prefixes = dict.fromkeys(scope.rpartition(".")[0] for scope in matmuls)
+    prefixes = dict.fromkeys(found.attention.rpartition(".")[0] for found in products)
     return {prefix: index for index, prefix in enumerate(prefixes) if prefix}
 
 
@@ -153,27 +172,22 @@ def _without_later_layer(nodes: Sequence[fx.Node]) -> set[str]:
     return finals
 
 
-def _kind(
-    node: fx.Node,
-    nodes: Sequence[fx.Node],
-    matmuls: Mapping[str, Sequence[fx.Node]],
-    finals: set[str],
-    graph: "Graph",
-) -> str:
+def _kind(node: fx.Node, nodes: Sequence[fx.Node], products: Sequence[_Products], is_final: bool, graph: Graph) -> str:
     order = {other.name: index for index, other in enumerate(nodes)}
-    for products in matmuls.values():
-        if node in products:
-            return f"matmul{min(products.index(node) + 1, 2)}"
-    if node.name in finals:
+    for found in products:
+        if node in found.names:
+            return f"matmul{min(list(found.names).index(node) + 1, 2)}"
+    if is_final:
         return "head"
-    if node.args[0].op == "placeholder":
+    if _reads_images(node, graph):
         return "patch_embed"
     is_linear = isinstance(graph.module.get_submodule(node.target), nn.Linear)
     if not is_linear:
         return "other"
-    scope = next((scope for scope in matmuls if node.target.startswith(f"{scope}.")), None)
-    if scope is not None:
-        first, last = matmuls[scope][0], matmuls[scope][-1]
+    around = next((found.names for found in products if node.target.startswith(f"{found.attention}.")), None)
+    if around is not None:
+        first, *_ = around
+        *_, last = around
         if order[node.name] < order[first.name]:
             return "qkv"
         return "proj" if order[node.name] > order[last.name] else "other"
@@ -184,7 +198,15 @@ def _kind(
     return "reduction" if re.search(r"(^|\.)reduction$", node.target) else "other"
 
 
-def _norm_before(node: fx.Node, graph: "Graph") -> str | None:
+def _reads_images(node: fx.Node, graph: Graph) -> bool:
+    """Return whether a layer's input is the images themselves, padded at most."""
+    source = node.args[0]
+    while operation_name(source, graph.module) == "pad":
+        source = source.args[0]
+    return source.op == "placeholder"
+
+
+def _norm_before(node: fx.Node, graph: Graph) -> str | None:
     """Name of the LayerNorm node that feeds this layer through layout operations only, None if there is none."""
     source = node.args[0]
     while operation_name(source, graph.module) in _LAYOUT:

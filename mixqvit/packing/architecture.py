@@ -10,10 +10,8 @@ import torch
 from torch import nn
 
 from mixqvit.errors import PackingError
-from mixqvit.models.architectures import build
-from mixqvit.models.cards import EMBEDDED, read_card
-from mixqvit.models.embedded import build_architecture
 from mixqvit.models.model import Model
+from mixqvit.models.sources.factory import build
 from mixqvit.network.graph import Graph
 from mixqvit.network.query_key import merge_query_key
 from mixqvit.network.tracing import trace
@@ -22,13 +20,9 @@ __all__ = ["build_described", "describe", "fingerprint", "keeps_statistics", "re
 
 
 def describe(model: Model | None) -> Mapping[str, Any] | None:
-    """Return what `rebuild` needs: a timm name or a timm class, each with its arguments; None for other models."""
-    if model is None:
-        return None
-    if "architecture" in model.card:
-        return model.card["architecture"]
-    if model.name in EMBEDDED:  # other weights in an embedded architecture carry no card
-        return read_card(model.name)["architecture"]
+    """Return what `rebuild` needs: the architecture as the model's source wrote it; None where nothing says it."""
+    if model is None or model.architecture is not None:
+        return model and model.architecture
     if not timm.is_model(model.name):
         return None
     return {"timm": model.name} | ({"arguments": dict(model.arguments)} if model.arguments else {})
@@ -46,8 +40,8 @@ def rebuild(
         merged: Whether query and key are merged, as training with `ofq` does.
 
     Raises:
-        PackingError: Nothing says which architecture it is, or this version of timm does not have it.
-        ModelError: It cannot be traced.
+        PackingError: Nothing says which architecture it is, or it is none that is known here.
+        ModelError: It cannot be built or traced.
         UnsupportedOperationError: Its query and key cannot be merged.
     """
     if module is None:
@@ -60,20 +54,15 @@ def build_described(description: Mapping[str, Any] | None) -> nn.Module:
     """Return the module that `describe` described, with fresh weights.
 
     Raises:
-        PackingError: Nothing says which architecture it is, or this version of timm does not have it.
-        ModelError: timm cannot build it.
+        PackingError: Nothing says which architecture it is, or it is none that is known here.
+        ModelError: It cannot be built.
     """
     if description is None:
         raise PackingError("The file does not name its architecture: give the model it was made from, model=MODULE.")
-    if "timm" in description:
-        name, arguments = description["timm"], description.get("arguments", {})
-        if not isinstance(name, str) or not isinstance(arguments, Mapping):
-            raise PackingError("The file is damaged: it does not name its architecture.")
-        if not timm.is_model(name):
-            raise PackingError(f"This version of timm has no model {name!r}: give model=MODULE.")
-        return build(name, arguments)
-    with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced; nobody's random numbers change for them
-        return build_architecture(description)
+    module = build(description)
+    if module is None:
+        raise PackingError("The file is damaged, or of a newer version: its architecture is none that is known here.")
+    return module
 
 
 def unquantized_parameters(graph: Graph) -> dict[str, nn.Parameter]:

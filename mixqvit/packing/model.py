@@ -26,6 +26,7 @@ from mixqvit.models.model import Model
 from mixqvit.network.bits import FULL_PRECISION, Bits
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.network.query_key import is_merged
 from mixqvit.packing import architecture, container
 from mixqvit.packing.codes import dequantized, pack_codes, unpack_codes, weight_codes
@@ -36,7 +37,6 @@ from mixqvit.quantization.operations import (
     QuantizedLayer,
     QuantizedMatmul,
     QuantizedOperation,
-    convolution_arguments,
 )
 from mixqvit.quantization.quantizers.base import Quantizer
 from mixqvit.quantization.quantizers.uniform import UniformQuantizer
@@ -128,6 +128,7 @@ def packed(quantized: QuantizedModel, model: Model | None = None) -> Packed:
     biases: dict[str, Tensor] = {}
     for index, layer in enumerate(graph.layers):
         bits, operation = quantized.bits[layer.name], quantized.operations.get(layer.node)
+        quantizers = [own for node in layer.nodes for own in _quantizers(quantized.operations.get(node))]
         parts.add("bits", np.array(bits, np.uint8))
         if isinstance(operation, QuantizedLayer):
             parts.add_weight(layer, operation.prepared)
@@ -138,7 +139,7 @@ def packed(quantized: QuantizedModel, model: Model | None = None) -> Packed:
                 parts.add("created_biases", operation.prepared.bias)
         elif operation is None and not layer.is_matmul:
             parts.add("weights", graph.weight(layer))
-        for quantizer, width in zip(_quantizers(operation), _activation_bits(layer, bits), strict=False):
+        for quantizer, width in zip(quantizers, layer.activation_bits(bits), strict=False):
             if quantizer is not None:
                 parts.add_operand(quantizer, width)
     for name, parameter in architecture.unquantized_parameters(graph).items():
@@ -243,15 +244,11 @@ def _quantizers(operation: QuantizedOperation | None) -> tuple[Quantizer | None,
     return (operation.input_quantizer,)
 
 
-def _activation_bits(layer: Layer, bits: Bits) -> tuple[int, ...]:
-    return bits if layer.is_matmul else bits[1:]
-
-
 def storage(graph: Graph, recipe: str, model: Model | None = None) -> Storage:
     """Return what the size of a packed model depends on beside its layers; arguments as in `packed`."""
     parameters = sum(parameter.numel() for parameter in architecture.unquantized_parameters(graph).values())
     container_bytes = container.LENGTH_BYTES + _header_bytes(graph, model) + 2 * len(graph.layers)
-    return Storage(stored_parameters(recipe), 4 * parameters, container_bytes)
+    return Storage(stored_parameters(recipe), 4 * parameters, container_bytes, graph.unquantized_macs)
 
 
 def _metadata(graph: Graph, model: Model | None, source: str | None = None) -> dict[str, str]:
@@ -269,7 +266,7 @@ def _metadata(graph: Graph, model: Model | None, source: str | None = None) -> d
 
 def _header_bytes(graph: Graph, model: Model | None) -> int:
     """Return the length of the header: room for the kinds of quantizers there can be, and some far zero points."""
-    operands = sum(1 + layer.is_matmul for layer in graph.layers)
+    operands = sum(len(layer.activations) for layer in graph.layers)
     # Quantizers with parameters per channel are as many kinds as there are numbers of channels.
     shapes = {layer.input_shape[-1] for layer in graph.layers} | {layer.output_shape[1:] for layer in graph.layers}
     room = 2048 + 6 * operands + 320 * len(shapes)
@@ -387,10 +384,11 @@ def _filled(graph: Graph, reader: _Reader) -> QuantizedModel:
             operations[layer.node] = QuantizedMatmul(reader.operand(pair[0]), reader.operand(pair[1]))
         elif not layer.is_matmul:
             prepared = _prepared(graph, layer, reader, pair[0], index in reader.created_biases)
-            quantizer = reader.operand(pair[1])
-            _set_dequantized(graph, layer, prepared, quantizer)
+            quantizers = {node: reader.operand(pair[1]) for node in layer.nodes}
+            _set_dequantized(graph, layer, prepared, quantizers[layer.node])
             if is_quantized:
-                operations[layer.node] = QuantizedLayer(prepared, quantizer, convolution_arguments(graph, layer))
+                convolution = convolution_arguments(graph, layer)
+                operations |= {node: QuantizedLayer(prepared, own, convolution) for node, own in quantizers.items()}
     return QuantizedModel(graph, bits, reader.recipe, operations)
 
 

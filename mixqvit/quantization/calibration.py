@@ -12,8 +12,10 @@ from torch import Tensor
 from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, kept_input_bits
 from mixqvit.network.devices import moved, named_out_of_memory
-from mixqvit.network.graph import Graph, Values
+from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
+from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.fisher import Fisher, fisher_diagonals
 from mixqvit.quantization.operands import operands_of
 from mixqvit.quantization.operations import (
@@ -21,12 +23,11 @@ from mixqvit.quantization.operations import (
     QuantizedLayer,
     QuantizedMatmul,
     QuantizedOperation,
-    convolution_arguments,
 )
 from mixqvit.quantization.quantizers.base import OperandQuantizers, Quantizer
 from mixqvit.quantization.recipes import Recipe, find_recipe
 
-__all__ = ["Calibration", "LayerCalibration", "calibrate", "calibrate_steps", "layer_operation", "prepare_weight"]
+__all__ = ["Calibration", "LayerCalibration", "calibrate", "calibrate_steps", "layer_operations", "prepare_weight"]
 
 PREPARED_WEIGHT_BYTES = 256 * 2**20
 """Bytes of prepared weights that one calibration keeps; the least recently used are dropped beyond that."""
@@ -38,8 +39,7 @@ class LayerCalibration:
 
     Attributes:
         layer: Name of the layer.
-        operands: For each activation operand the quantizers by bit-width: one operand for a layer with a weight,
-            two for an attention product.
+        operands: For each of `Layer.activations` the quantizers by bit-width.
         token_weights: For error compensation, how much an error counts at each token of an image's output; None
             where the recipe does not know.
     """
@@ -95,17 +95,16 @@ class Calibration:
     )
 
     def quantizers(self, layer: Layer, bits: Bits) -> tuple[Quantizer | None, ...]:
-        """Return the quantizer of each activation operand at these bits, None where it stays in full precision.
+        """Return the quantizers of `Layer.activations` at these bits, None where they stay in full precision.
 
         Raises:
             CalibrationError: The recipe was calibrated for other bits.
         """
         operands = self.layers[layer.name].operands
-        widths = bits if layer.is_matmul else bits[1:]
         if self.bits is not None and not layer.is_matmul and bits[0] not in (self.bits[0], FULL_PRECISION):
             raise self._wrong_bits(layer, bits)
         chosen: list[Quantizer | None] = []
-        for quantizers, width in zip(operands, widths, strict=True):
+        for quantizers, width in zip(operands, layer.activation_bits(bits), strict=True):
             if width == FULL_PRECISION:
                 chosen.append(None)
             elif width in quantizers:
@@ -197,29 +196,27 @@ def _calibrated(
     finished: Mapping[str, LayerCalibration],
 ) -> Iterator[LayerCalibration]:
     operations: dict[str, QuantizedOperation] = {}
-    layers = {layer.node: layer for layer in graph.layers}
     fisher: Mapping[str, Fisher] = {}
-    for node, values in _paused(graph, pixels, list(layers), operations):
-        layer = layers[node]
+    for layer, operands in _paused(graph, pixels, operations):
         piece = finished.get(layer.name)
         if piece is None:
-            operands = graph.operands(layer, values)
             _check_finite(layer, operands)
             if recipe.needs_fisher and not fisher:
                 fisher = fisher_diagonals(graph, pixels)
             with torch.no_grad():
                 piece = _fitted(graph, layer, operands, len(pixels), recipe, bits, bit_widths, fisher.get(layer.name))
         if recipe.one_setting:
-            operations[node] = _initialisation_operation(graph, layer, piece, recipe, bits)
+            # Of a layer that is called several times the earlier calls have run already, in full precision.
+            operations |= _initialisation_operations(graph, layer, piece, recipe, bits)
         if layer.name not in finished:
             yield piece
 
 
 def _paused(
-    graph: Graph, pixels: Tensor, stops: Sequence[str], operations: Mapping[str, QuantizedOperation]
-) -> Iterator[tuple[str, Values]]:
+    graph: Graph, pixels: Tensor, operations: Mapping[str, QuantizedOperation]
+) -> Iterator[tuple[Layer, tuple[Tensor, ...]]]:
     """Walk without gradients, and only while walking: a generator must not leave them off for its caller."""
-    walk = graph.walk(pixels, stops, operations)
+    walk = layer_operands(graph, pixels, replace=operations)
     while True:
         with torch.no_grad():
             stop = next(walk, None)
@@ -266,18 +263,21 @@ def _checked_recipe(recipe: str, bits: Bits | None) -> Recipe:
     return chosen
 
 
-def _initialisation_operation(
+def _initialisation_operations(
     graph: Graph, layer: Layer, piece: LayerCalibration, recipe: Recipe, bits: Bits
-) -> QuantizedOperation:
+) -> dict[str, QuantizedOperation]:
     """How the published code runs a layer while later ones are calibrated: quantized, but not yet reparameterized."""
     quantizers = [next(iter(by_bits.values())) for by_bits in piece.operands]
     if layer.is_matmul:
-        return QuantizedMatmul(*quantizers)
-    (quantizer,) = quantizers
+        return {layer.node: QuantizedMatmul(*quantizers)}
     weight = graph.weight(layer)
     fitted = recipe.fit_weight(weight, bits[0])
     prepared = PreparedWeight(fitted(weight), graph.bias(layer), fitted)
-    return QuantizedLayer(prepared, quantizer.unmoved, convolution_arguments(graph, layer))
+    convolution = convolution_arguments(graph, layer)
+    return {
+        node: QuantizedLayer(prepared, own.unmoved, convolution)
+        for node, own in zip(layer.nodes, quantizers, strict=True)
+    }
 
 
 def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> PreparedWeight:
@@ -288,7 +288,7 @@ def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> Prepar
         layer: A layer with a weight.
         bits: (weight bits, activation bits).
     """
-    (quantizer,) = calibration.quantizers(layer, bits)
+    quantizer, *_ = calibration.quantizers(layer, bits)
     moves_input = quantizer is not None and quantizer.moves_input
     key = (layer.name, bits[0], bits[1] if moves_input else None)
 
@@ -305,13 +305,14 @@ def prepare_weight(calibration: Calibration, layer: Layer, bits: Bits) -> Prepar
     return calibration._prepared.get(key, make)
 
 
-def layer_operation(calibration: Calibration, layer: Layer, bits: Bits) -> QuantizedOperation | None:
-    """Return what to run instead of the layer at these bits, None where all its operands stay in full precision."""
+def layer_operations(calibration: Calibration, layer: Layer, bits: Bits) -> dict[str, QuantizedOperation]:
+    """Return what to run instead of the layer at these bits by node; nothing where all operands stay as they are."""
     if bits == (FULL_PRECISION, FULL_PRECISION):
-        return None
+        return {}
     quantizers = calibration.quantizers(layer, bits)
     if layer.is_matmul:
-        return QuantizedMatmul(*quantizers)
+        return {layer.node: QuantizedMatmul(*quantizers)}
     with torch.no_grad():
         prepared = prepare_weight(calibration, layer, bits)
-    return QuantizedLayer(prepared, quantizers[0], convolution_arguments(calibration.graph, layer))
+    convolution = convolution_arguments(calibration.graph, layer)
+    return {n: QuantizedLayer(prepared, q, convolution) for n, q in zip(layer.nodes, quantizers, strict=True)}

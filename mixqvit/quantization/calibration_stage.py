@@ -1,9 +1,8 @@
-"""The stage that fits quantizers, a layer at a time, and what carries them to the workers of an engine."""
+"""The stage that fits quantizers, a layer at a time, and what carries them to other processes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from mixqvit.network.bits import BIT_WIDTHS, Bits
@@ -16,7 +15,7 @@ from mixqvit.stages.forms import TENSORS, Tensors
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
 
-__all__ = ["Calibrated", "Rebuilt", "device_calibration", "own_calibration", "worker_calibration"]
+__all__ = ["Calibrated", "Rebuilt", "own_calibration"]
 
 
 @registered
@@ -69,22 +68,6 @@ class Calibrated(Stage[LayerCalibration, Calibration]):
 def own_calibration(study: Context) -> Calibrated:
     """Return the calibration that a study computes with."""
     return Calibrated(study.recipe)
-
-
-def device_calibration(study: Context) -> Calibration:
-    """Return the study's calibration on its device, for what only runs forward."""
-    calibration = study.result(own_calibration(study))
-    return study.remembered("device calibration", lambda: calibration.on(study.device))
-
-
-def worker_calibration(study: Context) -> Callable[[], Calibration]:
-    """Return what gives a worker the calibration: the one in memory here, in other processes one built anew."""
-    if study.engine.is_here:
-        return lambda: device_calibration(study)
-    calibration = study.result(own_calibration(study)).on(torch.device("cpu"))
-    pixels = study.sent(calibration.pixels)
-    example = study.sent(study.calibration_images.pixels[:1])
-    return Rebuilt(study.module, example, calibration.recipe, calibration.layers, pixels)
 
 
 @dataclass(frozen=True, eq=False)

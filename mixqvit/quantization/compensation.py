@@ -14,17 +14,17 @@ from torch.nn import functional
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.network.graph import Graph, Values, operation_name
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.checkpoints import (
-    Checkpoint,
-    Checkpoints,
-    checkpoint_key,
-    checkpoint_nodes,
-    latest_checkpoint,
-    layers_before,
-    walk_from_checkpoint,
-)
 from mixqvit.quantization.operands import balanced
 from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedOperation
+from mixqvit.quantization.paused_runs import (
+    PausedRun,
+    PausedRuns,
+    latest_paused_run,
+    layers_before,
+    pause_key,
+    pause_nodes,
+    walk_from_paused,
+)
 from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 from mixqvit.quantization.recipes import Compensation
 
@@ -48,9 +48,11 @@ def compensate(
     token_weights: Mapping[str, Tensor | None],
     fit_weight: Callable[[Tensor, int], UniformQuantizer],
     chosen: Compensation,
-    checkpoints: Checkpoints | None = None,
+    paused_runs: PausedRuns | None = None,
 ) -> dict[str, QuantizedOperation]:
     """Return the operations with compensated weights and biases.
+
+    Layers that are called several times keep theirs: an earlier call changes what a later one reads.
 
     Args:
         graph: The traced model.
@@ -60,12 +62,12 @@ def compensate(
         token_weights: How much each token of an image counts, by layer; None for layers that are left alone.
         fit_weight: From a weight and a bit-width to its quantizer.
         chosen: Which corrections to make.
-        checkpoints: Paused runs of earlier calls with the same arguments but other bits: what comes before the first
+        paused_runs: Paused runs of earlier calls with the same arguments but other bits: what comes before the first
             layer that changed is taken from there.
     """
     done = dict(operations)
     residuals = _residuals(graph)
-    for layer, exact, quantized in _side_by_side(graph, pixels, operations, bits, done, checkpoints):
+    for layer, exact, quantized in _side_by_side(graph, pixels, operations, bits, done, paused_runs):
         operation = operations[layer.node]
         (inputs,), (own_inputs,) = graph.operands(layer, exact), graph.operands(layer, quantized)
         target = graph.operation(layer).forward(inputs)
@@ -107,32 +109,36 @@ def _side_by_side(
     operations: Mapping[str, QuantizedOperation],
     bits: BitsPerLayer,
     done: dict[str, QuantizedOperation],
-    checkpoints: Checkpoints | None,
+    paused_runs: PausedRuns | None,
 ) -> Iterator[tuple[Layer, Values, Values]]:
     """Pause before every quantized layer with a weight, with the values of the exact and of the quantized run.
 
-    Starts from the latest checkpoint there is, with what it had compensated put into `done`, and keeps new ones.
+    Starts from the latest paused run there is, with what it had compensated put into `done`, and keeps new ones.
     """
-    layers = {layer.node: layer for layer in graph.layers if layer.node in operations and not layer.is_matmul}
+    layers = {
+        layer.node: layer
+        for layer in graph.layers
+        if layer.node in operations and not layer.is_matmul and not layer.more_nodes
+    }
     start = exact_start = None
     nodes: tuple[str, ...] = ()
-    if checkpoints is not None:
-        nodes = checkpoint_nodes(graph)
-        start = latest_checkpoint(checkpoints, _COMPENSATED, graph, bits)
-        exact_start = start and checkpoints.get(checkpoint_key(_EXACT, graph, start.node, None))
+    if paused_runs is not None:
+        nodes = pause_nodes(graph)
+        start = latest_paused_run(paused_runs, _COMPENSATED, graph, bits)
+        exact_start = start and paused_runs.get(pause_key(_EXACT, graph, start.node, None))
         start = exact_start and start
         done.update({} if start is None else start.operations)
     stops = {*layers, *nodes}
     runs = zip(
-        walk_from_checkpoint(graph, pixels, stops, {}, exact_start),
-        walk_from_checkpoint(graph, pixels, stops, done, start),
+        walk_from_paused(graph, pixels, stops, {}, exact_start),
+        walk_from_paused(graph, pixels, stops, done, start),
         strict=True,
     )
     for (node, exact), (_, quantized) in runs:
         if node in nodes:
-            checkpoints.put(checkpoint_key(_EXACT, graph, node, None), Checkpoint(node, exact, {}))
+            paused_runs.put(pause_key(_EXACT, graph, node, None), PausedRun(node, exact, {}))
             before = {other.node: done[other.node] for other in layers_before(graph, node) if other.node in layers}
-            checkpoints.put(checkpoint_key(_COMPENSATED, graph, node, bits), Checkpoint(node, quantized, before))
+            paused_runs.put(pause_key(_COMPENSATED, graph, node, bits), PausedRun(node, quantized, before))
         if node in layers:
             yield layers[node], exact, quantized
 

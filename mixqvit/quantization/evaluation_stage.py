@@ -12,45 +12,34 @@ from mixqvit.engines.base import Work
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.quantization.calibration import Calibration
-from mixqvit.quantization.calibration_stage import Calibrated, own_calibration, worker_calibration
-from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
+from mixqvit.quantization.calibration_stage import Calibrated
+from mixqvit.quantization.evaluation import BATCH_SIZE, Predictor, answer_steps
+from mixqvit.quantization.fidelity_stage import checked_calibration, trusted_calibration, worker_calibration
 from mixqvit.quantization.model import QuantizedModel, quantize
+from mixqvit.quantization.paused_runs import PausedRuns, run_from_paused
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import TENSORS, Tensors
 from mixqvit.stages.items import ImageRanges, Named
 from mixqvit.stages.stage import Stage, Step, registered
-from mixqvit.tasks.evaluation import (
-    BATCH_SIZE,
-    Evaluation,
-    ReferenceAnswers,
-    evaluate_steps,
-    extended,
-    kl_divergence,
-    reference_answers,
-    top1,
-)
+from mixqvit.tasks.evaluation import Evaluation, ReferenceAnswers
+from mixqvit.tasks.task import Answers, Task, joined
 
 __all__ = [
     "Evaluated",
     "EvaluationPart",
     "FullPrecision",
-    "Measured",
     "evaluation_of",
     "evaluator",
     "measured",
     "most_images",
     "own_reference_answers",
-    "reference_predictions",
 ]
-
-Predictor = Callable[[Tensor], Tensor]
-"""From images `[B, C, H, W]` to logits `[B, classes]`."""
 
 PART_IMAGES = 512
 """Images that a worker of an engine measures at once, and that are lost with it."""
 
-CHECKPOINT_BYTES = 512 * 2**20
+PAUSED_RUNS_BYTES = 512 * 2**20
 """Memory for paused runs, so that a setting is measured from the first layer that changed."""
 
 
@@ -99,22 +88,9 @@ class FullPrecision(Stage[Tensor, Tensor]):
         return pieces["logits"]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured on some images.
-
-    Attributes:
-        predicted: Top-1 class of every image.
-        image_kl: KL of every image, in nats.
-    """
-
-    predicted: Sequence[int]
-    image_kl: Sequence[float]
-
-
 @registered
 @dataclass(frozen=True)
-class Evaluated(Stage[Measured, Evaluation]):
+class Evaluated(Stage[Answers, Evaluation]):
     """What a quantized model measures on the evaluation images.
 
     Attributes:
@@ -140,18 +116,21 @@ class Evaluated(Stage[Measured, Evaluation]):
         return {name: (weights, activations) for name, weights, activations in self.layers}
 
     def needs(self, study: Context) -> tuple[Stage, ...]:
-        """Return full precision, and the calibration unless nothing is quantized."""
-        return (FullPrecision(), *([] if self._is_full else [self._calibration(study)]))
+        """Return full precision, and the calibration, the study's own with its check, unless nothing is quantized."""
+        if self._is_full:
+            return (FullPrecision(),)
+        own = self.recipe == study.recipe
+        return (FullPrecision(), *(checked_calibration(study) if own else [self._calibration(study)]))
 
     def depends_on(self, study: Context) -> Sequence[Any]:
-        """Return which images, and which classes top-1 looks at."""
-        return _images_and_classes(study)
+        """Return which images, and what decisions are among."""
+        return [study.evaluation_images.fingerprint, study.task.scope]
 
     def items(self, study: Context) -> ImageRanges:
         """Return the evaluation images."""
         return ImageRanges(len(study.evaluation_images))
 
-    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, Measured]]:
+    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, Answers]]:
         """Yield batches of images; an engine serves the study's own recipe."""
         if study.engine.is_here or self.recipe != study.recipe:
             return measured(study, self._predictor(study), missing)
@@ -171,20 +150,12 @@ class Evaluated(Stage[Measured, Evaluation]):
                 part,
                 study.sent(pixels[part.start : part.stop]),
                 study.sent(reference[part.start : part.stop]),
-                study.class_subset,
+                study.task,
             )
             for part in parts
         ]
 
-    def read(self, name: str, written: Mapping[str, Any]) -> Measured:
-        """Return what was measured."""
-        return Measured(**written)
-
-    def written(self, piece: Measured) -> dict[str, Any]:
-        """Return the numbers, image by image."""
-        return {"predicted": list(piece.predicted), "image_kl": list(piece.image_kl)}
-
-    def join(self, study: Context, pieces: Mapping[str, Measured]) -> Evaluation | None:
+    def join(self, study: Context, pieces: Mapping[str, Answers]) -> Evaluation | None:
         """Return the evaluation of the images from the first one on; None where that is missing."""
         return evaluation_of(study, pieces)
 
@@ -197,8 +168,7 @@ class Evaluated(Stage[Measured, Evaluation]):
         return all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in self.bits.values())
 
     def _calibration(self, study: Context) -> Calibrated:
-        if self.recipe == study.recipe:
-            return own_calibration(study)
+        """Return what fits the quantizers of another recipe than the study's."""
         bits = self.bits
         setting = bits[study.layers[-1].name] if find_recipe(self.recipe).one_setting else None
         widths = sorted({width for pair in bits.values() for width in pair} - {FULL_PRECISION})
@@ -207,63 +177,40 @@ class Evaluated(Stage[Measured, Evaluation]):
     def _predictor(self, study: Context) -> Predictor:
         if self._is_full:
             return study.device_graph
-        calibration = study.result(self._calibration(study))
         if self.recipe != study.recipe:
-            return quantize(calibration, self.bits).on(study.device)
-        checkpoints = study.remembered("checkpoints", lambda: Checkpoints(CHECKPOINT_BYTES))
-        quantized = quantize(calibration, self.bits, checkpoints=checkpoints).on(study.device)
-        return partial(_run_on_evaluation_images, quantized, checkpoints)
+            return quantize(study.result(self._calibration(study)), self.bits).on(study.device)
+        calibration = trusted_calibration(study)
+        paused_runs = study.remembered("paused runs", lambda: PausedRuns(PAUSED_RUNS_BYTES))
+        quantized = quantize(calibration, self.bits, paused_runs=paused_runs).on(study.device)
+        return partial(_run_on_evaluation_images, quantized, paused_runs)
 
 
-def measured(study: Context, predict: Predictor, missing: Sequence[range]) -> Iterator[tuple[range, Measured]]:
+def measured(study: Context, predict: Predictor, missing: Sequence[range]) -> Iterator[tuple[range, Answers]]:
     """Measure a model on ranges of the evaluation images, batch by batch."""
-    images, reference = study.evaluation_images, study.result(FullPrecision())
+    pixels, reference = study.evaluation_images.pixels, study.result(FullPrecision())
     for gap in missing:
         part = slice(gap.start, gap.stop)
-        labels = None if images.labels is None else images.labels[part]
-        start = 0
-        for found in evaluate_steps(
-            predict,
-            images.pixels[part],
-            labels,
-            reference[part],
-            most_images(study),
-            among=study.class_subset,
-            device=study.device,
+        for batch, found in answer_steps(
+            study.task, predict, pixels[part], reference[part], most_images(study), study.device
         ):
-            yield gap[start : found.images], Measured(found.predicted[start:], found.image_kl[start:])
-            start = found.images
+            yield gap[batch.start : batch.stop], found
 
 
-def evaluation_of(study: Context, pieces: Mapping[str, Measured]) -> Evaluation | None:
+def evaluation_of(study: Context, pieces: Mapping[str, Answers]) -> Evaluation | None:
     """Return the evaluation of the images from the first one on; None where that is missing."""
-    images, predicted, image_kl = study.evaluation_images, [], []
-    for part in ImageRanges(len(images)).covered(pieces):
-        if part.start != len(predicted):
+    items, found, stop = ImageRanges(len(study.evaluation_images)), [], 0
+    for part in items.covered(pieces):
+        if part.start != stop:
             break
-        found = pieces[ImageRanges(len(images)).name(part)]
-        predicted += found.predicted
-        image_kl += found.image_kl
-    if not predicted:
-        return None
-    count = len(predicted)
-    labels = None if images.labels is None else images.labels[:count].tolist()
-    answers = own_reference_answers(study)
-    begun = Evaluation(0, len(images), None if labels is None else 0, 0, 0.0, reference=answers)
-    return extended(begun, predicted, image_kl, reference_predictions(study)[:count], labels)
-
-
-def reference_predictions(study: Context) -> list[int]:
-    """Return the top-1 class of every evaluation image in full precision, among the classes that the study looks at."""
-    logits = study.result(FullPrecision())
-    return study.remembered("reference predictions", lambda: top1(logits, study.class_subset))
+        found.append(pieces[items.name(part)])
+        stop = part.stop
+    return study.task.evaluation(joined(found), own_reference_answers(study)) if found else None
 
 
 def own_reference_answers(study: Context) -> ReferenceAnswers:
     """Return what full precision answers on the evaluation images."""
-    logits = study.result(FullPrecision())
-    labels, among = study.evaluation_images.labels, study.class_subset
-    return study.remembered("reference answers", lambda: reference_answers(logits, labels, among))
+    outputs, labels = study.result(FullPrecision()), study.evaluation_images.labels
+    return study.remembered("reference answers", lambda: study.task.reference_answers(outputs, labels))
 
 
 def most_images(study: Context) -> int:
@@ -271,19 +218,15 @@ def most_images(study: Context) -> int:
     return images_at_once(study.device_graph, BATCH_SIZE)
 
 
-def _images_and_classes(study: Context) -> list[Any]:
-    return [study.evaluation_images.fingerprint, study.class_subset and list(study.class_subset)]
-
-
-def _run_on_evaluation_images(quantized: QuantizedModel, checkpoints: Checkpoints, pixels: Tensor) -> Tensor:
+def _run_on_evaluation_images(quantized: QuantizedModel, paused_runs: PausedRuns, pixels: Tensor) -> Tensor:
     """Return logits `[B, classes]`; batches are parts of one tensor, so their place in it says which one it is."""
     with torch.no_grad():
-        return run_from_checkpoint(
+        return run_from_paused(
             quantized.graph,
             pixels,
             quantized.operations,
             quantized.bits,
-            checkpoints,
+            paused_runs,
             ("evaluation", pixels.storage_offset(), len(pixels)),
         )
 
@@ -296,39 +239,34 @@ class EvaluationPart:
         bits: (weight bits, activation bits) per layer.
         images: Which they are.
         pixels: The images `[n, C, H, W]`.
-        reference: Their full-precision logits `[n, classes]`.
-        among: Classes that the top-1 class is looked for among; None for all.
+        reference: Their full-precision outputs `[n, …]`.
+        task: What outputs mean.
     """
 
     bits: BitsPerLayer
     images: range
     pixels: Tensor
     reference: Tensor
-    among: Sequence[int] | None
+    task: Task
 
 
 def evaluator(
     calibration: Callable[[], Calibration],
-) -> Callable[[EvaluationPart], Iterator[tuple[range, Measured]]]:
+) -> Callable[[EvaluationPart], Iterator[tuple[range, Answers]]]:
     """Return what measures a part of an evaluation; parts of the same bits in a row quantize the model once."""
     found = calibration()
     graph, device = found.graph, found.graph.device
     bits: BitsPerLayer | None = None
     predict: Predictor = graph
 
-    def measured_part(part: EvaluationPart) -> Iterator[tuple[range, Measured]]:
+    def measured_part(part: EvaluationPart) -> Iterator[tuple[range, Answers]]:
         nonlocal bits, predict
         if part.bits != bits:
             full = all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in part.bits.values())
             predict = graph if full else quantize(found, part.bits)
             bits = part.bits
-
-        def run(images: slice) -> Tensor:
-            with torch.no_grad():
-                return predict(part.pixels[images]).cpu()
-
         most = images_at_once(graph, BATCH_SIZE)
-        logits = torch.cat(list(in_parts(run, len(part.pixels), most, device, "evaluation")))
-        yield part.images, Measured(top1(logits, part.among), kl_divergence(part.reference, logits).tolist())
+        steps = answer_steps(part.task, predict, part.pixels, part.reference, most, device)
+        yield part.images, joined([found for _, found in steps])
 
     return measured_part

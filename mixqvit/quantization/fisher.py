@@ -31,7 +31,8 @@ class Fisher:
 
     Attributes:
         operands: For each activation operand, shaped like one image's part of it.
-        tokens: For a Linear the mean over channels of its output's, one number per token of an image; None otherwise.
+        tokens: For a Linear the mean over channels of its output's, one number per token of an image; None otherwise,
+            and where it is called several times.
     """
 
     operands: tuple[Tensor, ...]
@@ -54,9 +55,10 @@ def fisher_diagonals(graph: Graph, pixels: Tensor) -> Mapping[str, Fisher]:
                     total += square
     found = {}
     for layer in graph.layers:
-        *operands, output = (total / len(pixels) for total in sums[layer.name])
-        is_linear = not layer.is_matmul and graph.weight(layer).dim() == 2
-        found[layer.name] = Fisher(tuple(operands), output.mean(dim=-1).flatten() if is_linear else None)
+        calls = [[total / len(pixels) for total in sums[node]] for node in layer.nodes]
+        is_linear = not layer.is_matmul and not layer.more_nodes and graph.weight(layer).dim() == 2
+        tokens = calls[0][-1].mean(dim=-1).flatten() if is_linear else None
+        found[layer.name] = Fisher(tuple(operand for *operands, _ in calls for operand in operands), tokens)
     return found
 
 
@@ -65,7 +67,7 @@ def _of_part(graph: Graph, pixels: Tensor, signs: Sequence[Tensor], part: slice)
 
 
 def _squared_gradients(graph: Graph, pixels: Tensor, signs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """Return the squared gradients of every operand and of the output of each layer, summed over the images.
+    """Return the squared gradients of every operand and of the output of each layer by node, summed over the images.
 
     Args:
         graph: The traced model.
@@ -74,18 +76,15 @@ def _squared_gradients(graph: Graph, pixels: Tensor, signs: Sequence[Tensor]) ->
     """
     seen: dict[str, tuple[Tensor, ...]] = {}
     with torch.enable_grad():
-        operations = {layer.node: _recorded(graph, layer, seen) for layer in graph.layers}
+        operations = {node: _recorded(graph, layer, node, seen) for node, layer in graph.layer_of().items()}
         logits = graph.run(pixels.clone().requires_grad_(), operations)[0]
-        probabilities = logits.detach().double().softmax(dim=1)
-        roots = probabilities.sqrt()
+        root = graph.task.curvature_root(logits)
         names = list(seen)
         tensors = [tensor for name in names for tensor in seen[name]]
         sums: list[Tensor | None] = [None] * len(tensors)
         for probe, own in enumerate(signs):
-            signed = roots * (own.to(roots) * 2 - 1)
-            direction = signed - probabilities * signed.sum(dim=1, keepdim=True)
             gradients = torch.autograd.grad(
-                logits, tensors, direction.to(logits), retain_graph=probe < len(signs) - 1, allow_unused=True
+                logits, tensors, root(own * 2 - 1), retain_graph=probe < len(signs) - 1, allow_unused=True
             )
             for index, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
                 square = torch.zeros_like(tensor) if gradient is None else gradient.square()
@@ -96,15 +95,15 @@ def _squared_gradients(graph: Graph, pixels: Tensor, signs: Sequence[Tensor]) ->
     return {name: [next(remaining).detach() for _ in seen[name]] for name in names}
 
 
-def _recorded(graph: Graph, layer: Layer, seen: dict[str, tuple[Tensor, ...]]) -> Callable[..., Tensor]:
-    """Return the layer's operation that also remembers its operands and its output."""
+def _recorded(graph: Graph, layer: Layer, node: str, seen: dict[str, tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    """Return one of a layer's operations that also remembers its operands and its output."""
 
     def operation(*operands: Tensor) -> Tensor:
         # A factor that no image changes, such as the query of attention pooling, has gradients of its own.
         # A view of its own tells what flows back through this layer from what flows back through other readers.
         operands = tuple(o.view_as(o) if o.requires_grad else o.detach().requires_grad_() for o in operands)
         output = torch.matmul(*operands) if layer.is_matmul else graph.operation(layer).forward(*operands)
-        seen[layer.name] = (*operands, output)
+        seen[node] = (*operands, output)
         return output
 
     return operation

@@ -11,10 +11,10 @@ from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
 from mixqvit.network.devices import moved, named_out_of_memory
 from mixqvit.network.graph import Graph
-from mixqvit.quantization.calibration import Calibration, layer_operation
-from mixqvit.quantization.checkpoints import Checkpoints
+from mixqvit.quantization.calibration import Calibration, layer_operations
 from mixqvit.quantization.compensation import compensate
 from mixqvit.quantization.operations import QuantizedOperation
+from mixqvit.quantization.paused_runs import PausedRuns
 from mixqvit.quantization.recipes import Compensation, find_recipe
 
 __all__ = ["QuantizedModel", "quantize"]
@@ -56,7 +56,7 @@ def quantize(
     calibration: Calibration,
     bits: int | Mapping[str, int | Bits],
     compensation: Compensation | Literal["recipe"] | None = "recipe",
-    checkpoints: Checkpoints | None = None,
+    paused_runs: PausedRuns | None = None,
 ) -> QuantizedModel:
     """Return the model at the given bits.
 
@@ -67,7 +67,7 @@ def quantize(
             precision, as does an operand with 32.
         compensation: Which errors to compensate on the calibration images; None for none. `recipe` does what the
             recipe says: `mix-qvit` compensates, the others do not.
-        checkpoints: Paused runs of earlier calls with this calibration and compensation; the result is the same, only
+        paused_runs: Paused runs of earlier calls with this calibration and compensation; the result is the same, only
             faster where the first layers keep their bits.
 
     Raises:
@@ -78,11 +78,9 @@ def quantize(
     graph = calibration.graph
     resolved = resolve_bits(graph.layers, bits)
     recipe = find_recipe(calibration.recipe)
-    operations = {}
+    operations: dict[str, QuantizedOperation] = {}
     for layer in graph.layers:
-        operation = layer_operation(calibration, layer, resolved[layer.name])
-        if operation is not None:
-            operations[layer.node] = operation
+        operations |= layer_operations(calibration, layer, resolved[layer.name])
     if compensation == "recipe":
         compensation = recipe.compensation
     if compensation is not None and operations:
@@ -99,6 +97,6 @@ def quantize(
                 token_weights,
                 recipe.fit_weight,
                 compensation,
-                checkpoints,
+                paused_runs,
             )
     return QuantizedModel(graph, resolved, calibration.recipe, operations)

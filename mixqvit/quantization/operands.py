@@ -77,7 +77,7 @@ def operands_of(
     graph: Graph, layer: Layer, values: tuple[Tensor, ...], images: int, fisher: Fisher | None = None
 ) -> tuple[Operand, ...]:
     """Return the operands of a layer with its values on `images` images."""
-    partners = values[::-1] if layer.is_matmul else (graph.weight(layer),)
+    partners = values[::-1] if layer.is_matmul else (graph.weight(layer),) * len(values)
     gradients = fisher.operands if fisher else (None,) * len(values)
     pieces = zip(roles(layer), values, partners, gradients, strict=True)
     return tuple(Operand(layer, role, own, partner, graph.bias(layer), images, g) for role, own, partner, g in pieces)

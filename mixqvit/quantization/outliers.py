@@ -36,7 +36,6 @@ from mixqvit.quantization.ranges import (
     uniform_quantizer,
 )
 from mixqvit.quantization.reparameterization import clip_ranges, reparameterized_quantizer
-from mixqvit.tasks.evaluation import kl_divergence
 
 __all__ = [
     "LayerInput",
@@ -285,7 +284,7 @@ def clip_harm_steps(
             logits = graph.resume(
                 values, layer.node, {layer.node: _linear(quantizer, fit_weight(weight, bits)(weight), bias)}
             )
-            yield clip, float(kl_divergence(reference, logits).mean())
+            yield clip, float(graph.task.divergence(reference, logits).mean())
 
 
 def _linear(quantizer: ReparameterizedQuantizer, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:

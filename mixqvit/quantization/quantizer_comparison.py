@@ -12,9 +12,11 @@ from mixqvit.errors import CalibrationError, MixQViTError
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
+from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.fisher import Fisher
 from mixqvit.quantization.operands import operands_of, sampled_rows
-from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedMatmul, convolution_arguments
+from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedMatmul
 from mixqvit.quantization.quantizers.base import Described, Quantizer
 from mixqvit.quantization.recipes import MENU, RECIPES
 
@@ -102,7 +104,7 @@ def compare_quantizers(
     Args:
         graph: The traced model.
         layer: The layer that reads the operand.
-        place: Which of its operands: 0, or 1 for the second factor of an attention product.
+        place: Which of `Layer.activations`: 0, or 1 for the second factor of an attention product.
         pixels: Calibration images `[N, C, H, W]`.
         fisher: Squared gradients at this layer, for the quantizers that weigh errors by them.
         bit_widths: Bit-widths to fit.
@@ -113,8 +115,7 @@ def compare_quantizers(
         ImageError: The images do not fit the model.
     """
     with torch.no_grad():
-        _, values = next(graph.walk(pixels, [layer.node]))
-        factors = graph.operands(layer, values)
+        _, factors = next(layer_operands(graph, pixels, (layer,)))
         if not 0 <= place < len(factors):
             raise MixQViTError(f"{layer.name} has no operand {place}; it has {len(factors)}.")
         if not all(torch.isfinite(factor).all() for factor in factors):
@@ -185,7 +186,7 @@ def _output_error(graph: Graph, layer: Layer, place: int, factors: tuple[Tensor,
         exact = torch.matmul(*sample)
     else:
         weight, bias, convolution = graph.weight(layer), graph.bias(layer), convolution_arguments(graph, layer)
-        (inputs,) = factors
+        inputs = factors[place]
         if convolution is None:
             inputs = sampled_rows(inputs.flatten(0, -2), _SAMPLED_ROWS)
 

@@ -42,10 +42,14 @@ class ChannelParameters:
 
 
 def roles(layer: Layer) -> tuple[str, ...]:
-    """Return the role of each activation operand of a layer."""
+    """Return the role of each of `Layer.activations`."""
     if layer.is_matmul:
         return _MATMUL_ROLES[layer.kind]
-    return ("post_layer_norm",) if layer.is_reparameterized else (_INPUT_ROLES.get(layer.kind, "input"),)
+    role = "post_layer_norm" if layer.is_reparameterized else _INPUT_ROLES.get(layer.kind, "input")
+    # Channels may move into the weight, which can be done for one input of it only.
+    if layer.more_nodes and role == "attention_output":
+        role = "input"
+    return (role,) * len(layer.nodes)
 
 
 def operand_channels(layer: Layer, place: int) -> int:

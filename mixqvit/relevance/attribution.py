@@ -152,7 +152,7 @@ def attention_gradients(graph: Graph, pixels: Tensor, targets: Tensor) -> dict[s
     names = attention_nodes(graph)
     with torch.inference_mode(False), torch.enable_grad():
         logits, attentions = graph.run(pixels.detach().clone().requires_grad_(), keep=names)
-        explained = logits.gather(1, targets.clone().to(logits.device)[:, None]).sum()
+        explained = graph.task.score(logits, targets).sum()
         gradients = torch.autograd.grad(explained, [attentions[name] for name in names])
     return dict(zip(names, gradients, strict=True))
 

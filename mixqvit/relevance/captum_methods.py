@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixqvit.errors import MixQViTError
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.graph import Graph, Layer
-from mixqvit.relevance.propagation import explained_classes, in_precision, propagate_steps
+from mixqvit.relevance.propagation import in_precision, propagate_steps, refuse_repeated_layers
 from mixqvit.relevance.result import MEASURES, LayerTotals
 
 # Captum is imported where it is called: it loads matplotlib, which nothing else here needs.
@@ -79,12 +79,14 @@ def layer_attribution_steps(
         An iterator over the totals of the finished images, in order.
 
     Raises:
-        UnsupportedOperationError: The model contains an operation that has no relevance rule (`gradient x relevance`).
+        UnsupportedOperationError: The model calls a layer several times, or contains an operation that has no relevance
+            rule (`gradient x relevance`).
         ImageError: The images do not have the shape the model was traced with.
         MixQViTError: An argument is outside what it can be.
     """
     if method not in LAYER_METHODS:
         raise MixQViTError(f"There is no layer method {method!r}; choose one of {', '.join(LAYER_METHODS)}.")
+    refuse_repeated_layers(graph)
     if method == "gradient x relevance":
         return _gradient_x_relevance(graph, pixels, targets, measure, batch_size)
     if measure not in MEASURES:
@@ -94,7 +96,7 @@ def layer_attribution_steps(
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
     next(graph.walk(pixels[:1], [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     return _batches(graph, pixels, classes, method, measure, batch_size)
 
 
@@ -114,23 +116,23 @@ class _Layer(nn.Module):
 
 
 class _Reader(nn.Module):
-    """Reads the outputs of all layers on the way to the logits: hooked, it serves all layers with one pass."""
+    """Reads the outputs of all layers on the way to the end: hooked, it serves all layers with one pass."""
 
     __call__ = nn.Module._call_impl
 
-    def forward(self, *outputs: Tensor, logits: Tensor) -> Tensor:
-        return logits
+    def forward(self, *outputs: Tensor, end: Tensor) -> Tensor:
+        return end
 
 
 class _Model:
-    """The network with private modules as its layers, for one call."""
+    """The network with private modules as its layers, for one call; what it returns are the explained scores."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self.layers = {layer.node: _Layer(graph, layer) for layer in graph.layers}
         self.reader = _Reader()
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor, targets: Tensor) -> Tensor:
         outputs: list[Tensor] = []
 
         def run(layer: _Layer, *operands: Tensor) -> Tensor:
@@ -138,17 +140,20 @@ class _Model:
             return outputs[-1].flatten(0, 1)
 
         replace = {node: partial(run, layer) for node, layer in self.layers.items()}
-        return self.reader(*outputs, logits=self._graph.run(pixels, replace)[0])
+        end = self._graph.run(pixels, replace)[0]
+        return self._graph.task.score(self.reader(*outputs, end=end), targets)
 
 
-# Of every method: the images `[n, C, H, W]`, their classes `[n]`, and how many images Captum may hold at once.
+# Of every method: the images `[n, C, H, W]`, their targets `[n]`, and how many images Captum may hold at once. The
+# targets are arguments of the model, so that the task reads its outputs, and not Captum.
 
 
 def _gradient_x_activation(model: _Model, pixels: Tensor, targets: Tensor, at_once: int) -> Iterator[Tensor]:
     from captum.attr import LayerGradientXActivation
 
     captum = LayerGradientXActivation(model, model.reader)
-    yield from _each(captum.attribute(pixels.requires_grad_(), targets, attribute_to_layer_input=True))
+    images = pixels.requires_grad_()
+    yield from _each(captum.attribute(images, additional_forward_args=targets, attribute_to_layer_input=True))
 
 
 def _conductance(model: _Model, pixels: Tensor, targets: Tensor, at_once: int) -> Iterator[Tensor]:
@@ -157,7 +162,7 @@ def _conductance(model: _Model, pixels: Tensor, targets: Tensor, at_once: int) -
     found = LayerConductance(model, model.reader).attribute(
         pixels,
         0.0,
-        targets,
+        additional_forward_args=targets,
         n_steps=STEPS["conductance"],
         method="riemann_trapezoid",  # equal steps that include both ends, so that the changes add up to o − o′
         internal_batch_size=max(2 * len(pixels), at_once),  # a change takes two points
@@ -173,7 +178,7 @@ def _integrated_gradients(model: _Model, pixels: Tensor, targets: Tensor, at_onc
         yield LayerIntegratedGradients(model, layer).attribute(
             pixels,
             0.0,
-            targets,
+            additional_forward_args=targets,
             n_steps=STEPS["integrated gradients"],
             internal_batch_size=max(len(pixels), at_once),
         )
@@ -219,7 +224,7 @@ def _batch(
 ) -> LayerTotals:
     with torch.inference_mode(False), torch.no_grad():
         images = pixels.detach().clone().to(next(graph.module.parameters()))
-        classes = graph(images).argmax(1) if targets is None else targets.clone().to(images.device)
+        classes = graph.task.explained(graph(images), targets)
         attributions = _CAPTUM[method](_Model(graph), images, classes, at_once)
         return _totals(graph, attributions, len(images), measure)
 
@@ -229,7 +234,7 @@ def _gradient_x_relevance(
 ) -> Iterator[LayerTotals]:
     double = in_precision(graph, torch.float64)
     propagate_steps(double, pixels, targets, measure=measure, batch_size=batch_size)  # checks the arguments now
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     return _gradient_x_relevance_batches(double, pixels, classes, measure, batch_size)
 
 
@@ -263,7 +268,7 @@ def _gradients(graph: Graph, pixels: Tensor, targets: Tensor) -> tuple[Tensor, .
     with torch.inference_mode(False), torch.enable_grad():
         images = pixels.detach().clone().to(next(graph.module.parameters())).requires_grad_()
         logits, outputs = graph.run(images, keep=nodes)
-        explained = logits.gather(1, targets[:, None]).sum()
+        explained = graph.task.score(logits, targets).sum()
         return torch.autograd.grad(explained, [outputs[node] for node in nodes])
 
 

@@ -16,7 +16,14 @@ from mixqvit.relevance.rules import RULE_SETS, RuleSet
 from mixqvit.relevance.rules.shared import Item, Layout, Product
 from mixqvit.relevance.step import Parts, Rule, Step
 
-__all__ = ["BATCH_SIZE", "explained_classes", "in_precision", "propagate", "propagate_steps", "token_grid"]
+__all__ = [
+    "BATCH_SIZE",
+    "in_precision",
+    "propagate",
+    "propagate_steps",
+    "refuse_repeated_layers",
+    "token_grid",
+]
 
 BATCH_SIZE = 8
 """Images propagated at once, where memory allows: one of DeiT-Tiny at 224 needs about 80 MB in double precision."""
@@ -114,7 +121,7 @@ def propagate_steps(
     if not torch.isfinite(pixels).all():
         raise ImageError("An image has pixels that are not finite numbers; load it again.")
     plan = _plan(graph, RULE_SETS[rules], keep)
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     converted = in_precision(graph, precision)
     return _batches(converted, pixels, classes, plan, measure, stabilizer, batch_size)
 
@@ -138,7 +145,22 @@ class _Plan:
     residuals: Mapping[str, Residual]  # by the node that adds the branch
 
 
+def refuse_repeated_layers(graph: Graph) -> None:
+    """Make sure that every layer has one output, whose relevance is its own.
+
+    Raises:
+        UnsupportedOperationError: A layer is called several times.
+    """
+    repeated = next((layer for layer in graph.layers if layer.more_nodes), None)
+    if repeated is not None:
+        raise UnsupportedOperationError(
+            f"The layer {repeated.name} is called {len(repeated.nodes)} times, and relevance is defined for one output "
+            "of each layer. Allocate by sensitivity."
+        )
+
+
 def _plan(graph: Graph, rule_set: RuleSet, keep: Collection[str] | None) -> _Plan:
+    refuse_repeated_layers(graph)
     image_nodes = depends_on_images(graph)
     nodes = [node for node in graph.nodes if node.name in image_nodes and node.op != "placeholder"]
     chosen, refused = {}, {}
@@ -208,26 +230,6 @@ def _block_outputs(graph: Graph, nodes: Sequence[fx.Node]) -> dict[str, int]:
     return {name: block for block, name in sorted(last.items())}
 
 
-def explained_classes(targets: Tensor | int | None, images: int, classes: int) -> Tensor | None:
-    """Return one class per image `[N]` from what a caller asked for; None for the predicted classes.
-
-    Raises:
-        MixQViTError: They are no classes of the model, or not one per image.
-    """
-    if targets is None:
-        return None
-    chosen = torch.as_tensor(targets).detach()
-    if chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise MixQViTError(f"Explained classes are whole numbers, not {chosen.dtype}.")
-    if chosen.ndim == 0:
-        chosen = chosen.expand(images)
-    if chosen.shape != (images,):
-        raise MixQViTError(f"{images} images need {images} explained classes, not {list(chosen.shape)}.")
-    if chosen.min() < 0 or chosen.max() >= classes:
-        raise MixQViTError(f"Explained classes must lie between 0 and {classes - 1}, the model's last class.")
-    return chosen.long()
-
-
 def _batches(
     graph: Graph,
     pixels: Tensor,
@@ -252,8 +254,8 @@ def _propagate_batch(
     with torch.inference_mode(False), torch.no_grad():
         parameter = next(graph.module.parameters())
         values, shapes, logits = _forward(graph, pixels.detach().clone().to(parameter), plan)
-        chosen = logits.argmax(1) if targets is None else targets.clone().to(logits.device)
-        start = torch.zeros_like(logits).scatter_(1, chosen[:, None], 1)
+        chosen = graph.task.explained(logits, targets)
+        start = graph.task.start(logits, chosen)
         return _backward(graph, values, shapes, start, chosen, plan, measure, stabilizer)
 
 

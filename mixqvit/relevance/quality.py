@@ -1,6 +1,6 @@
 """How good is an attribution of the pixels? Captum's infidelity and maximum sensitivity (Yeh et al. 2019)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from mixqvit.errors import MixQViTError
 from mixqvit.network.devices import in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.relevance.methods import METHODS, find_method
-from mixqvit.relevance.propagation import BATCH_SIZE, explained_classes, in_precision, propagate
+from mixqvit.relevance.propagation import BATCH_SIZE, in_precision, propagate
 from mixqvit.relevance.rules import RULE_SETS
 
 # Captum is imported where it is called: it loads matplotlib, which nothing else here needs.
@@ -97,7 +97,7 @@ def attribution_quality_steps(
     if len(pixels) == 0:
         raise MixQViTError("There is no image to explain; give at least one.")
     next(graph.walk(pixels[:1], [graph.nodes[0].name]))  # stops before the first operation: only checks the shape
-    classes = explained_classes(targets, len(pixels), graph.classes)
+    classes = graph.task.question(targets, len(pixels))
     if find_method(method).double_precision:
         graph = in_precision(graph, torch.float64)
     squares, shifts = _perturbations(graph.input_shape, seed)
@@ -134,9 +134,17 @@ def pixel_attribution(graph: Graph, pixels: Tensor, targets: Tensor, *, method: 
     with torch.inference_mode(False):
         images, classes = pixels.detach().clone().requires_grad_(), targets.clone()
         if method == "gradient x activation":
-            return InputXGradient(graph).attribute(images, classes).detach()
-        captum = IntegratedGradients(graph)
-        return captum.attribute(images, 0.0, classes, n_steps=STEPS, internal_batch_size=max(len(images), BATCH_SIZE))
+            return InputXGradient(_scores(graph)).attribute(images, additional_forward_args=classes).detach()
+        at_once = max(len(images), BATCH_SIZE)
+        captum = IntegratedGradients(_scores(graph))
+        return captum.attribute(
+            images, 0.0, additional_forward_args=classes, n_steps=STEPS, internal_batch_size=at_once
+        )
+
+
+def _scores(graph: Graph) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what computes the explained scores `[N]` of images for targets `[N]`: Captum knows nothing of outputs."""
+    return lambda images, targets: graph.task.score(graph(images), targets)
 
 
 def _quality(
@@ -159,15 +167,15 @@ def _quality(
 
     with torch.inference_mode(False), torch.no_grad():
         image = pixels.detach().clone().to(next(graph.module.parameters()))
-        target = graph(image).argmax(1) if targets is None else targets.clone().to(image.device)
+        target = graph.task.explained(graph(image), targets)
         remaining = iter(squares)  # Captum asks for some of them at a time
         return AttributionQuality(
             infidelity(
-                graph,
+                _scores(graph),
                 remove,
                 image,
                 explain(image, target),
-                target=target,
+                additional_forward_args=target,
                 n_perturb_samples=REMOVALS,
                 max_examples_per_batch=BATCH_SIZE,
                 normalize=True,

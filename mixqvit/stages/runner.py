@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +16,7 @@ import timm
 import torch
 
 from mixqvit.engines.base import Task, Work
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.stages.context import Context
 from mixqvit.stages.stage import Stage, Step
 from mixqvit.stages.store import Store, fingerprint
@@ -52,11 +53,14 @@ def key(study: Context, stage: Stage) -> str:
 
 
 def _digest(study: Context, stage: Stage) -> str:
-    libraries = LIBRARIES | {name: version(name) for name in stage.libraries}
+    libraries = LIBRARIES | {name: _version(name) for name in stage.libraries}
     sources = (study.graph.fingerprint, study.calibration_images.fingerprint)
     needs = [_digest(study, need) for need in stage.needs(study)]
     own = (stage.name, stage.version, asdict(stage), list(stage.depends_on(study)))
     return fingerprint(libraries, sources, own, needs)
+
+
+_version = cache(version)  # which reads a file
 
 
 def progress(study: Context, stage: Stage) -> Progress:

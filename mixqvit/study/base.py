@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mixqvit.allocation.costs import Storage
-from mixqvit.criteria.sensitivity.metrics import find_metric
 from mixqvit.engines.base import Engine
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import BitWidthError, CalibrationError, ImageError, MixQViTError
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.images import Images
-from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.loading import load_image_sets
 from mixqvit.images.sampling import Sampling
 from mixqvit.models.loading import load_model
 from mixqvit.models.model import Model
@@ -30,6 +30,7 @@ from mixqvit.network.tracing import trace
 from mixqvit.notes import Note
 from mixqvit.packing.model import storage
 from mixqvit.quantization.evaluation_stage import FullPrecision, own_reference_answers
+from mixqvit.quantization.fidelity_stage import Checked
 from mixqvit.quantization.outliers import amplify_outliers
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.relevance.methods import find_method
@@ -40,6 +41,7 @@ from mixqvit.stages.stage import Stage, versions
 from mixqvit.stages.store import Store, fingerprint
 from mixqvit.study.notes import study_notes
 from mixqvit.study.settings import Settings
+from mixqvit.tasks.task import Task
 
 __all__ = ["StudyBase"]
 
@@ -89,9 +91,7 @@ class StudyBase:
         self.device = choose_device()
         self.engine: Engine = ThisProcess()
         find_method(self.settings.importance)
-        metric = find_metric(self.settings.metric)
-        if metric.needs_labels and self.calibration_images.labels is None:
-            raise ImageError(f"The metric {metric.name} compares with labels, and these images have none.")
+        self.task.metric(self.settings.metric, self.calibration_images.labels is not None)
         if self.settings.baseline != FULL_PRECISION and self.settings.baseline not in BIT_WIDTHS:
             raise BitWidthError(
                 f"The baseline of a sweep is {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]} bits, or {FULL_PRECISION} for full "
@@ -145,7 +145,7 @@ class StudyBase:
     @property
     def graph(self) -> Graph:
         """The traced model, on the CPU, with amplified outliers if the settings ask for them."""
-        return self.remembered("graph", lambda: trace(self.module, self.calibration_images.pixels[:1]))
+        return self.remembered("graph", lambda: trace(self.module, self.calibration_images.pixels))
 
     @property
     def module(self) -> nn.Module:
@@ -171,11 +171,14 @@ class StudyBase:
     def notes(self) -> tuple[Note, ...]:
         """What to know beside every number of this study: what was assumed, left out or measured on too little.
 
-        What the answers in full precision tell is among them once the evaluation images have been run.
+        What the answers in full precision tell is among them once the evaluation images have been run, and what the
+        check of the calibration could not tell once that was made.
         """
+        checked = self.memory.get(runner.key(self, Checked(self.recipe)))
+        unchecked = () if checked is None or checked.note is None else (Note(checked.note),)
         is_known = runner.key(self, FullPrecision()) in self.memory
         answers = own_reference_answers(self).notes if is_known else ()
-        return (*self.remembered("notes", lambda: study_notes(self)), *answers)
+        return (*self.remembered("notes", lambda: study_notes(self, self.settings)), *unchecked, *answers)
 
     @property
     def double_precision_graph(self) -> Graph:
@@ -208,12 +211,12 @@ class StudyBase:
         return self.calibration_images.subset(self.settings.analysis_images)
 
     @cached_property
-    def class_subset(self) -> tuple[int, ...] | None:
-        """The classes that top-1 looks at, by index: those of the images if the settings say so; None for all."""
+    def task(self) -> Task:
+        """What outputs mean; its decisions are among the classes of the images if the settings say so."""
         labels = [images.labels for images in (self.calibration_images, self.evaluation_images)]
         if not self.settings.within_classes or any(values is None for values in labels):
-            return None
-        return tuple(sorted({index for values in labels for index in values.tolist()}))
+            return self.model.task
+        return self.model.task.within(*labels)
 
     @cached_property
     def identity(self) -> str:

@@ -6,11 +6,11 @@ from functools import cached_property, lru_cache
 
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import ImageError, MixQViTError
 from mixqvit.images.images import Images
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
-from mixqvit.progress import Progress
 from mixqvit.quantization import outliers
 from mixqvit.quantization.channels import (
     CLIPS,

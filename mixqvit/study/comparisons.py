@@ -5,7 +5,7 @@ from typing import Any
 
 from mixqvit.allocation.request import Request, as_request
 from mixqvit.criteria.registry import CRITERIA
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.study.estimate import Estimate, estimate
 from mixqvit.study.method_comparison import compare_methods_steps
 from mixqvit.study.part import Part

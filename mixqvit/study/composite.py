@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 
 __all__ = ["PART", "Composite", "awaited", "without_results"]
 

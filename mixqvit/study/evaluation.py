@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from mixqvit.allocation.budget import Allocation
+from mixqvit.engines.progress import Progress
 from mixqvit.engines.this_process import ThisProcess
 from mixqvit.errors import CalibrationError
 from mixqvit.network.bits import Bits, BitsPerLayer, resolve_bits
-from mixqvit.progress import Progress
-from mixqvit.quantization.calibration_stage import own_calibration
-from mixqvit.quantization.evaluation_stage import Evaluated, reference_predictions
+from mixqvit.quantization.evaluation_stage import Evaluated, own_reference_answers
+from mixqvit.quantization.fidelity_stage import checked_calibration
 from mixqvit.quantization.recipes import find_recipe
 from mixqvit.stages import runner
 from mixqvit.study.part import Part
 from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.tasks.task import Example
 
 __all__ = ["AnyBits", "Evaluations"]
 
@@ -52,7 +51,7 @@ class Evaluations(Part):
         if self.by_itself():
             study = study.with_engine(ThisProcess())
         elif not study.engine.is_here and stage.recipe == study.recipe:
-            yield from runner.ready(study, [own_calibration(study)])  # which its workers are sent
+            yield from runner.ready(study, checked_calibration(study))  # which its workers are sent
         yield from runner.steps(study, stage)
 
     def many_steps(self, many: Sequence[AnyBits]) -> Iterator[Progress]:
@@ -66,7 +65,7 @@ class Evaluations(Part):
             EngineError: The engine cannot be used.
         """
         if not self.study.engine.is_here:
-            yield from runner.ready(self.study, [own_calibration(self.study)])
+            yield from runner.ready(self.study, checked_calibration(self.study))
         yield from runner.steps_together(self.study, [self.stage(bits) for bits in many])
 
     def progress(self, bits: AnyBits, recipe: str | None = None) -> Progress:
@@ -103,8 +102,8 @@ class Evaluations(Part):
 
     def reference(self) -> list[int]:
         """Return the top-1 class of every evaluation image in full precision, among the classes of the settings."""
-        return reference_predictions(self.study)
+        return list(own_reference_answers(self.study).predicted)
 
-    def picture(self, index: int) -> np.ndarray:
-        """Return an evaluation image as a screen shows it, `[H, W, C]`, 0 to 1."""
-        return self.study.evaluation_images.display(index, index + 1)[0].numpy()
+    def example(self, index: int) -> Example:
+        """Return an evaluation image as a person sees it, with its label."""
+        return self.study.task.example(self.study.evaluation_images, index)

@@ -2,6 +2,7 @@
 
 import operator
 import threading
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -38,22 +39,22 @@ class Explanations:
             raise MixQViTError(f"Images and classes are whole numbers, not {index!r} and {target!r}.") from error
         if not 0 <= index < len(self._images):
             raise ImageError(f"There is no evaluation image {index}; they are numbered 0 to {len(self._images) - 1}.")
-        if target is not None and not 0 <= target < self._graph.classes:
-            raise MixQViTError(f"There is no class {target}; they are numbered 0 to {self._graph.classes - 1}.")
+        self._graph.task.question(target, 1)  # refuses what there is not
         if rules not in RULE_SETS:
             raise MixQViTError(f"There is no rule set {rules!r}; choose one of {', '.join(RULE_SETS)}.")
         with self._lock:
             return self._explained(index, target, rules)
 
     @cached_property
-    def _explained(self):
+    def _explained(self) -> Callable[[int, int | None, str], ImageRelevance]:
         return lru_cache(REMEMBERED)(self._explain)
 
     def _explain(self, index: int, target: int | None, rules: str) -> ImageRelevance:
         pixels = self._images.pixels[index : index + 1].double()
         with torch.no_grad():
             logits = self._graph(pixels)
-        predicted = int(logits.argmax())
+        task = self._graph.task
+        predicted = int(task.explained(logits, None))
         if target is None:
             return self._explained(index, predicted, rules)
         found = explain(self._graph, pixels, target, rules=rules)
@@ -75,7 +76,7 @@ class Explanations:
             predicted=predicted,
             target=target,
             rules=rules,
-            probabilities=_own(logits.softmax(dim=1)[0]),
+            probabilities=_own(task.probabilities(logits)[0]),
             pixels=_own(relevance.pixels[0]),
             tokens={stage: _own(tokens[0]) for stage, tokens in grids.items()},
             heads={block: _own(heads[0]) for block, heads in found.heads.items()},

@@ -7,15 +7,17 @@ of its own.
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from mixqvit.errors import ModelError, StoreError
+from mixqvit.images.sources.factory import short_name
 from mixqvit.models.cards import EMBEDDED
+from mixqvit.models.sources.factory import find_source
+from mixqvit.models.sources.source import ModelSource
 from mixqvit.stages.store import KEPT, Store, fingerprint
 
 __all__ = [
-    "LOCAL_FOLDER",
     "LONGEST_NAME",
     "StudyDescription",
     "default_name",
@@ -31,9 +33,6 @@ __all__ = [
 
 LONGEST_NAME = 80
 
-LOCAL_FOLDER = "local-dir:"
-"""How the name of a model begins that is a folder in timm's format."""
-
 _KEY = KEPT + "studies"
 
 
@@ -42,8 +41,7 @@ class StudyDescription:
     """What a study is made of.
 
     Attributes:
-        model: What `load_model` is called with: an embedded model, a timm name, `local-dir:FOLDER`; None to guess the
-            architecture from the checkpoint.
+        model: What `load_model` is called with; None where the checkpoint says its architecture.
         checkpoint: A file of weights, None for the published or embedded ones.
         images: What `load_image_sets` is called with; None for the images that belong to the model.
         preprocessing: Values that differ from the model's own, see `Preprocessing.overridden`.
@@ -62,6 +60,16 @@ class StudyDescription:
     study_file: str | None = None
     follow_links: bool = False
 
+    @property
+    def source(self) -> ModelSource | None:
+        """Where the model comes from; None where it is in an imported file."""
+        return find_source(self.model, self.checkpoint) if self.study_file is None else None
+
+    @property
+    def model_files(self) -> tuple[Path, ...]:
+        """What on this machine the model is read from and a person can change."""
+        return self.source.files if self.source is not None else ()
+
 
 def embedded_description(name: str) -> StudyDescription:
     """Return the study of an embedded model on its own images."""
@@ -73,7 +81,7 @@ def default_name(description: StudyDescription, model: str) -> str:
     images = description.images
     if images is None:
         return model
-    return f"{model} on {images if images.startswith('hf:') else PurePath(images).name}"[:LONGEST_NAME]
+    return f"{model} on {short_name(images)}"[:LONGEST_NAME]
 
 
 def trained_folder(store: Store) -> Path:
@@ -152,14 +160,8 @@ def forget_study(store: Store, name: str) -> None:
 
 def _trained(description: StudyDescription, store: Store) -> Path | None:
     """Return the folder of the trained weights that a study reads, None where it reads none."""
-    model = description.model or ""
-    if model.startswith(LOCAL_FOLDER):
-        folder = Path(model.removeprefix(LOCAL_FOLDER))
-    elif description.checkpoint:
-        folder = Path(description.checkpoint).parent
-    else:
-        return None
-    return folder if folder.parent == trained_folder(store) else None
+    folders = (folder for path in description.model_files for folder in (path, path.parent))
+    return next((folder for folder in folders if folder.parent == trained_folder(store)), None)
 
 
 def _read(row: Mapping[str, Any]) -> StudyDescription:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import PackingError
 from mixqvit.packing.model import Packed, load_packed, packed, packed_source
-from mixqvit.progress import Progress
+from mixqvit.quantization.evaluation import evaluate_steps
 from mixqvit.quantization.evaluation_stage import FullPrecision, most_images
 from mixqvit.quantization.model import QuantizedModel, quantize
 from mixqvit.stages import runner
-from mixqvit.study.evaluation import AnyBits
+from mixqvit.study.evaluation import AnyBits, Evaluations
 from mixqvit.study.part import Part
-from mixqvit.tasks.evaluation import evaluate_steps
+from mixqvit.study.sensitivity import Sensitivities
 
 __all__ = ["Packing"]
 
@@ -24,7 +25,8 @@ class Packing(Part):
 
     def quantized(self, bits: AnyBits) -> QuantizedModel:
         """Return the quantized model, on the CPU."""
-        return quantize(self.study.calibration(), self.study.resolved(bits)).on(torch.device("cpu"))
+        calibration, resolved = Sensitivities(self.study).calibration(), Evaluations(self.study).resolved(bits)
+        return quantize(calibration, resolved).on(torch.device("cpu"))
 
     def packed(self, bits: AnyBits) -> Packed:
         """Return the quantized model as the content of one file, of the very size that its cost says.
@@ -62,14 +64,7 @@ class Packing(Part):
         yield from runner.ready(study, [FullPrecision()])
         images, reference = study.evaluation_images, study.result(FullPrecision())
         steps = evaluate_steps(
-            predict,
-            images.pixels,
-            images.labels,
-            reference,
-            most_images(study),
-            None,
-            study.class_subset,
-            study.device,
+            study.task, predict, images.pixels, images.labels, reference, most_images(study), study.device
         )
         for so_far in steps:
             words = f"{so_far.images} of {len(images)} images"

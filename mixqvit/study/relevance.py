@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.relevance.methods import METHODS, find_method
 from mixqvit.relevance.records import ImageRelevance, Importance
 from mixqvit.relevance.rules import RULE_SETS

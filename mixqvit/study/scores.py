@@ -5,7 +5,7 @@ from typing import Any
 
 from mixqvit.allocation.request import Request, as_request
 from mixqvit.criteria.sensitivity.harms import sweeps
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.stages import runner
 from mixqvit.stages.stage import Stage
 from mixqvit.study.part import Part

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mixqvit.criteria.sensitivity.harms import layer_harms
-from mixqvit.criteria.sensitivity.metrics import METRICS, find_metric, intervals
 from mixqvit.criteria.sensitivity.stage import Effects, Sweep, own_sweep
 from mixqvit.criteria.sensitivity.sweep import SensitivityCell
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.quantization.calibration import Calibration
 from mixqvit.quantization.calibration_stage import own_calibration
+from mixqvit.quantization.fidelity_stage import checked_calibration, trusted_calibration
 from mixqvit.stages import runner
 from mixqvit.study.part import Part
 
@@ -20,8 +20,10 @@ class Sensitivities(Part):
     """Fitted quantizers, and the harm of each layer's."""
 
     def calibration_steps(self) -> Iterator[Progress]:
-        """Fit the quantizers, a layer at a time; the last result is the `Calibration`."""
-        return runner.steps(self.study, own_calibration(self.study))
+        """Fit the quantizers, a layer at a time, and check them at 8 bits; the last result is the `Calibration`."""
+        yield from runner.ready(self.study, checked_calibration(self.study))
+        trusted_calibration(self.study)
+        yield from runner.steps(self.study, own_calibration(self.study))
 
     def calibration_progress(self) -> Progress:
         """Return how many layers have their quantizers fitted and saved."""
@@ -29,12 +31,12 @@ class Sensitivities(Part):
 
     def calibration(self) -> Calibration:
         """Return the calibration, computing what is missing."""
-        return self.study.result(own_calibration(self.study))
+        return trusted_calibration(self.study)
 
     def metrics(self) -> dict[str, str]:
         """Return descriptions of the metrics of sensitivity by name, those that these images have labels for."""
-        has_labels = self.study.calibration_images.labels is not None
-        return {name: metric.description for name, metric in METRICS.items() if has_labels or not metric.needs_labels}
+        metrics = self.study.task.metrics_for(self.study.calibration_images.labels is not None)
+        return {name: metric.description for name, metric in metrics.items()}
 
     def steps(self, operands: str = "both", baseline: int | None = None) -> Iterator[Progress]:
         """Measure the sensitivity of every layer at every bit-width, a cell at a time.
@@ -75,13 +77,15 @@ class Sensitivities(Part):
 
         Empty where there is one image, which cannot be drawn again in another way.
         """
-        chosen, sweep = find_metric(metric or self.study.settings.metric), self.stage(operands, baseline)
+        has_labels = self.study.analysis_images.labels is not None
+        chosen = self.study.task.metric(metric or self.study.settings.metric, has_labels)
+        sweep = self.stage(operands, baseline)
         effects: Effects = self.study.result(sweep)
         if len(self.study.analysis_images) == 1:
             return {}
 
         def compute() -> dict[str, dict[int, tuple[float, float]]]:
-            found = iter(intervals(chosen, [cell for row in effects.values() for cell in row.values()]))
+            found = iter(chosen.intervals([cell for row in effects.values() for cell in row.values()]))
             return {name: {bits: next(found) for bits in row} for name, row in effects.items()}
 
         return self.study.remembered(("intervals", chosen.name, sweep), compute)

@@ -14,7 +14,7 @@ class Settings:
         importance: How layer importance is computed, one of the study's `importance_methods`.
         measure: How what is attributed to a layer becomes one number: `share` |Σ R|, `absolute` Σ |R| or `positive`
             Σ max(R, 0) (METHOD.md, "Layer importance Ω"); None for the one that suits the method.
-        metric: How harm is measured, one of `sensitivity.METRICS`; the allocation minimises it.
+        metric: How harm is measured, one of the task's metrics (`Study.metrics`); the allocation minimises it.
         baseline: Bit-width of all other layers while one is swept; 32 is full precision. With another baseline every
             Λ contains the harm of the baseline itself, and so does a predicted harm once for every layer; which
             allocation is best does not depend on it (γ = 0).

@@ -1,16 +1,15 @@
 """A trained model as a study of its own, so that every page can look at it: channels, layers, quantizers."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mixqvit.errors import StoreError, TrainingError
 from mixqvit.network.bits import Bits
 from mixqvit.stages.store import fingerprint
-from mixqvit.study.library import LOCAL_FOLDER, StudyDescription, free_name, keep_study, trained_folder
+from mixqvit.study.library import StudyDescription, free_name, keep_study, trained_folder
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
@@ -38,7 +37,7 @@ def keep_trained(
         bits: As it was trained.
         settings: As it was trained.
         source: As it was trained.
-        name: What to call it; by default after the model, the recipe and the bits.
+        name: What to call it; by default after the model, the training method and the bits.
 
     Raises:
         TrainingError: The training is not finished, or its weights do not fit the model's architecture.
@@ -60,15 +59,10 @@ def keep_trained(
         temporary = folder / f"model.{os.getpid()}.tmp"
         save_file({own: tensor.contiguous() for own, tensor in weights.items()}, temporary)
         temporary.replace(folder / "model.safetensors")
-        if (description.model or "").startswith(LOCAL_FOLDER):
-            # timm's format: a folder of its own with the same architecture, classes and preprocessing.
-            shutil.copy(Path(description.model.partition(LOCAL_FOLDER)[2]) / "config.json", folder)
-            kept = replace(description, model=f"{LOCAL_FOLDER}{folder}")
-        else:
-            model = description.model or study.model.name
-            kept = replace(description, model=model, checkpoint=str(folder / "model.safetensors"))
+        model, checkpoint = description.source.with_weights(folder / "model.safetensors", study.model.name)
+        kept = replace(description, model=model, checkpoint=checkpoint)
     except OSError as error:
         raise StoreError(f"The trained weights cannot be written to {folder} ({error.strerror}).") from error
     average = study.training.inner_average_bits(study.resolved(bits))
-    wanted = f"{PurePath(study.model.name).name[-40:]} {settings.recipe} {average:.3g} bits"
+    wanted = f"{PurePath(study.model.name).name[-40:]} {settings.method} {average:.3g} bits"
     return keep_study(study.store, name or free_name(study.store, wanted, kept), kept)

@@ -1,1 +1,1 @@
-"""What a model's output is, and how good it is."""
+"""Tasks: what a model's outputs mean, how good they are, and what can be asked of them."""

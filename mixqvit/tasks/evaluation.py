@@ -1,33 +1,66 @@
-"""Measuring a model: top-1 accuracy with its interval, agreement with full precision, KL divergence."""
+"""What a classifier measures: top-1 accuracy with its interval, agreement with full precision, KL divergence."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from math import fsum, nan, sqrt
+from dataclasses import dataclass, field
+from math import nan, sqrt
 
-import torch
-from torch import Tensor
-from torch.nn.functional import log_softmax
-
-from mixqvit.errors import ImageError
-from mixqvit.network.devices import in_parts
 from mixqvit.notes import Note
 
-__all__ = [
-    "Evaluation",
-    "ReferenceAnswers",
-    "evaluate",
-    "evaluate_steps",
-    "extended",
-    "kl_divergence",
-    "reference_answers",
-    "top1",
-    "wilson_interval",
-]
-
-BATCH_SIZE = 64
-"""Images at once, where memory allows."""
+__all__ = ["AGREEMENT", "TOP1", "Accuracy", "Evaluation", "ReferenceAnswers", "wilson_interval"]
 
 _Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The fraction of images that stands for accuracy.
+
+    Attributes:
+        title: Its name where there is room, as the title of an axis.
+        short: Its name where there is little room, as a heading.
+        help_text: What it is, in one sentence.
+        field: Its name in an `Evaluation`; that of its 95 % interval is `interval_field`.
+        interval_field: See `field`.
+    """
+
+    title: str
+    short: str
+    help_text: str
+    field: str
+    interval_field: str
+
+    @property
+    def word(self) -> str:
+        """Its short name inside a sentence."""
+        return _lower(self.short)
+
+    @property
+    def in_sentence(self) -> str:
+        """Its title inside a sentence."""
+        return _lower(self.title)
+
+    def value(self, evaluation: "Evaluation") -> float | None:
+        """Return the fraction, 0 to 1; None where the evaluation has no such number."""
+        return getattr(evaluation, self.field)
+
+    def interval(self, evaluation: "Evaluation") -> tuple[float, float] | None:
+        """Return its 95 % interval (Wilson)."""
+        return getattr(evaluation, self.interval_field)
+
+
+def _lower(title: str) -> str:
+    return title[0].lower() + title[1:]
+
+
+TOP1 = Accuracy(
+    "Top-1 accuracy", "Top-1", "Top-1 accuracy: the fraction of images classified as labelled.", "top1", "interval"
+)
+AGREEMENT = Accuracy(
+    "Agreement with full precision",
+    "Agreement",
+    "The fraction of images that get the same top-1 class as in full precision.",
+    "agreement",
+    "agreement_interval",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +74,8 @@ class ReferenceAnswers:
         labels: Classes that occur among the labels; 0 without labels.
         correct: Images whose top-1 class is the label; None without labels.
         confidence: Probability of the top-1 class among the choices, mean over the images.
+        predicted: Top-1 class of every image, among the choices.
+        truth: Label of every image; None without labels.
     """
 
     images: int
@@ -49,6 +84,8 @@ class ReferenceAnswers:
     labels: int
     correct: int | None
     confidence: float
+    predicted: tuple[int, ...] = field(default=(), repr=False)
+    truth: tuple[int, ...] | None = field(default=None, repr=False)
 
     @property
     def labels_look_shifted(self) -> bool:
@@ -112,6 +149,11 @@ class Evaluation:
         return self.reference is None or self.reference.choices > 1
 
     @property
+    def accuracy(self) -> Accuracy:
+        """What stands for accuracy: top-1 where images have labels, agreement where they have none."""
+        return AGREEMENT if self.correct is None else TOP1
+
+    @property
     def top1(self) -> float | None:
         """Fraction of images classified as labelled; None without labels, NaN without a choice of classes."""
         return None if self.correct is None else self._fraction(self.correct)
@@ -149,147 +191,3 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     centre = (fraction + z2 / (2 * trials)) / (1 + z2 / trials)
     half = _Z_95 * sqrt(fraction * (1 - fraction) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def kl_divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(reference ‖ logits) of the class probabilities per image, in nats.
-
-    Args:
-        reference: Full-precision logits `[B, classes]`.
-        logits: Logits of the other model `[B, classes]`.
-    """
-    # On the CPU: not every device has double precision, and the numbers end there.
-    expected, actual = (log_softmax(values.cpu().double(), dim=1) for values in (reference, logits))
-    return (expected.exp() * (expected - actual)).sum(dim=1).clamp(min=0)
-
-
-def top1(logits: Tensor, among: Sequence[int] | None = None) -> list[int]:
-    """Return the most probable class of every row of logits `[B, classes]`.
-
-    Args:
-        logits: Of all classes.
-        among: Classes to choose from; None for all.
-    """
-    if among is None:
-        return logits.argmax(dim=1).tolist()
-    classes = torch.tensor(among, device=logits.device)
-    return classes[logits[:, classes].argmax(dim=1)].tolist()
-
-
-def reference_answers(logits: Tensor, labels: Tensor | None, among: Sequence[int] | None = None) -> ReferenceAnswers:
-    """Return what full-precision logits `[N, classes]` say of the images.
-
-    Args:
-        logits: Of all evaluation images.
-        labels: Class per image `[N]`, or None.
-        among: Classes that the top-1 class is looked for among; None for all.
-    """
-    chosen = logits if among is None else logits[:, list(among)]
-    truth = None if labels is None else labels.tolist()
-    return ReferenceAnswers(
-        images=len(logits),
-        classes=logits.shape[1],
-        choices=chosen.shape[1],
-        labels=len(set(truth or ())),
-        correct=None if truth is None else _equal(top1(logits, among), truth),
-        confidence=float(chosen.cpu().double().softmax(dim=1).amax(dim=1).mean()),
-    )
-
-
-def _equal(first: Sequence[int], second: Sequence[int]) -> int:
-    return sum(one == other for one, other in zip(first, second, strict=True))
-
-
-def evaluate_steps(
-    predict: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    labels: Tensor | None,
-    reference: Tensor,
-    batch_size: int = BATCH_SIZE,
-    finished: Evaluation | None = None,
-    among: Sequence[int] | None = None,
-    device: torch.device | None = None,
-) -> Iterator[Evaluation]:
-    """Run a model over evaluation images batch by batch; where memory runs out, in smaller ones.
-
-    Args:
-        predict: From images `[B, C, H, W]` to logits `[B, classes]`.
-        pixels: Evaluation images `[N, C, H, W]`.
-        labels: Class per image `[N]`, or None.
-        reference: Full-precision logits `[N, classes]`.
-        batch_size: Images per batch.
-        finished: What is known from an earlier run; its images are not run again.
-        among: Classes that the top-1 class is looked for among, here and in full precision; None for all. KL stays that
-            of all classes.
-        device: Where the model runs, for the message when not even one image fits; the CPU by default.
-
-    Yields:
-        What is known after each batch; the last one covers all images.
-
-    Raises:
-        ImageError: There are no images.
-        MixQViTError: Memory does not suffice for a single image.
-    """
-    if not len(pixels):
-        raise ImageError("There are no evaluation images.")
-    answers = reference_answers(reference, labels, among)
-    so_far = finished or Evaluation(0, len(pixels), None if labels is None else 0, 0, 0.0, reference=answers)
-    first = so_far.images
-
-    def run(part: slice) -> tuple[slice, Tensor]:
-        batch = slice(first + part.start, first + part.stop)
-        with torch.no_grad():
-            return batch, predict(pixels[batch])
-
-    place = device or torch.device("cpu")
-    for batch, logits in in_parts(run, len(pixels) - first, batch_size, place, "evaluation"):
-        so_far = extended(
-            so_far,
-            top1(logits, among),
-            kl_divergence(reference[batch], logits).tolist(),
-            top1(reference[batch], among),
-            None if labels is None else labels[batch].tolist(),
-        )
-        yield so_far
-
-
-def extended(
-    so_far: Evaluation,
-    predicted: Sequence[int],
-    image_kl: Sequence[float],
-    expected: Sequence[int],
-    labels: Sequence[int] | None,
-) -> Evaluation:
-    """Return an evaluation with more images.
-
-    Args:
-        so_far: What is known.
-        predicted: Top-1 class of each further image.
-        image_kl: KL of each, in nats.
-        expected: Top-1 class of each in full precision.
-        labels: Class of each, or None.
-    """
-    all_kl = (*so_far.image_kl, *image_kl)
-    hits = None if labels is None else _equal(predicted, labels)
-    has_divergence = so_far.reference is None or so_far.reference.classes > 1
-    return replace(
-        so_far,
-        images=so_far.images + len(predicted),
-        correct=None if so_far.correct is None or hits is None else so_far.correct + hits,
-        agreeing=so_far.agreeing + _equal(predicted, expected),
-        kl=fsum(all_kl) / len(all_kl) if has_divergence else nan,
-        predicted=(*so_far.predicted, *predicted),
-        image_kl=all_kl,
-    )
-
-
-def evaluate(
-    predict: Callable[[Tensor], Tensor],
-    pixels: Tensor,
-    labels: Tensor | None,
-    reference: Tensor,
-    among: Sequence[int] | None = None,
-) -> Evaluation:
-    """Return the finished evaluation; arguments and errors as in `evaluate_steps`."""
-    *_, finished = evaluate_steps(predict, pixels, labels, reference, among=among)
-    return finished

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,16 +14,15 @@ from mixqvit.images.training_images import TrainingBatch, TrainingImages
 from mixqvit.network.bits import BitsPerLayer
 from mixqvit.network.devices import images_at_once, in_parts, named_out_of_memory
 from mixqvit.network.graph import Graph
+from mixqvit.quantization.learning import learning_rate_factor
 from mixqvit.quantization.model import QuantizedModel
-from mixqvit.tasks.evaluation import top1
-from mixqvit.training.distillation import distillation_loss
+from mixqvit.tasks.task import Task
 from mixqvit.training.machine import Machine
-from mixqvit.training.schedule import learning_rate_factor
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
 from mixqvit.training.statistics import near_threshold
 from mixqvit.training.trainable import TrainableModel
 
-__all__ = ["Checkpoint", "Step", "TrainingData", "restored", "run_of", "train_steps"]
+__all__ = ["SavedEpoch", "Step", "TrainingData", "restored", "train_steps"]
 
 WEIGHT_DECAY = 0.05
 STEP_RATE = 10
@@ -45,8 +44,8 @@ class TrainingData:
         calibration: What quantizers are fitted to, and what decides which epoch's weights are kept, `[N, C, H, W]`.
         calibration_images: So many of the calibration images fit the quantizers.
         evaluation: For showing how far it is; nothing is chosen by them.
-        reference: Logits of the full-precision model on the evaluation images, `[N, classes]`.
-        among: Classes that top-1 looks at; None for all.
+        reference: Outputs of the full-precision model on the evaluation images, `[N, …]`.
+        task: What outputs mean, with what decisions on the evaluation images are among.
     """
 
     training: TrainingImages
@@ -54,7 +53,7 @@ class TrainingData:
     calibration_images: int
     evaluation: Images
     reference: Tensor
-    among: tuple[int, ...] | None = None
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavedEpoch:
     """All that training goes on from, after a finished epoch.
 
     Attributes:
@@ -104,12 +103,12 @@ def train_steps(
     data: TrainingData,
     settings: TrainingSettings,
     machine: Machine,
-    checkpoint: Checkpoint | None = None,
-) -> Iterator[Step | Checkpoint]:
+    saved_epoch: SavedEpoch | None = None,
+) -> Iterator[Step | SavedEpoch]:
     """Train a copy of a model at the given bits by distillation from the model itself.
 
     AdamW with a linear warm-up and a cosine decay; weight decay for matrices only, none for step sizes. Everything
-    random follows from the seed, the epoch and the image, so that a run that goes on from a checkpoint gives the same
+    random follows from the seed, the epoch and the image, so that a run that goes on from a saved epoch gives the same
     weights, bit for bit, as one that was never stopped, on the same machine and number of threads.
 
     Args:
@@ -118,27 +117,27 @@ def train_steps(
         data: The images.
         settings: How to train.
         machine: The processes that train together; each gets its share of every batch.
-        checkpoint: Where an earlier run of the same arguments stopped.
+        saved_epoch: Where an earlier run of the same arguments stopped.
 
     Yields:
-        Every step, and after every epoch a checkpoint. To save it is up to the caller.
+        Every step, and after every epoch what the next one goes on from. To save it is up to the caller.
 
     Raises:
         TrainingError: The loss is no longer a number.
-        UnsupportedOperationError: The recipe cannot serve the model.
+        UnsupportedOperationError: The method cannot serve the model.
         ImageError: Training images cannot be read.
     """
     teacher = graph.on(machine.device)
-    model = TrainableModel(teacher, bits, settings.recipe, data.calibration[: data.calibration_images])
+    model = TrainableModel(teacher, bits, settings.method, data.calibration[: data.calibration_images])
     optimizer = _optimizer(model, _peak(graph, settings))
     run = TrainingRun(settings, (), len(data.training))
     best: dict[str, Tensor] = {}
-    if checkpoint is not None:
-        run, best = checkpoint.run, _restore(model, optimizer, checkpoint.tensors)
+    if saved_epoch is not None:
+        run, best = saved_epoch.run, _restore(model, optimizer, saved_epoch.tensors)
     latest = _as_best(_tensors(model, _MODEL))
     parallel = machine.prepared(model)
     schedule = _Schedule(settings, math.ceil(len(data.training) / settings.batch))
-    references = _Reference(_logits(teacher, data.calibration, teacher), data)
+    references = _Reference(_outputs(teacher, data.calibration, teacher), data)
     while not run.finished:
         epoch = len(run.epochs) + 1
         started = time.perf_counter()
@@ -168,28 +167,21 @@ def train_steps(
         elif run.best == epoch - 1:
             best = latest
         latest = _as_best(state)
-        yield Checkpoint(run, state | best | _optimizer_tensors(optimizer))
+        yield SavedEpoch(run, state | best | _optimizer_tensors(optimizer))
 
 
-def restored(graph: Graph, bits: BitsPerLayer, pixels: Tensor, checkpoint: Checkpoint) -> TrainableModel:
+def restored(graph: Graph, bits: BitsPerLayer, pixels: Tensor, saved_epoch: SavedEpoch) -> TrainableModel:
     """Return the trained model with the weights that are kept: those of the epoch with the least validation loss.
 
     Args:
         graph: The full-precision model that training began with.
         bits: As in `train_steps`.
         pixels: The calibration images that quantizers were fitted to.
-        checkpoint: The last one.
+        saved_epoch: The last one.
     """
-    model = TrainableModel(graph, bits, checkpoint.run.settings.recipe, pixels)
-    _load(model, checkpoint.kept, _MODEL)
+    model = TrainableModel(graph, bits, saved_epoch.run.settings.method, pixels)
+    _load(model, saved_epoch.kept, _MODEL)
     return model
-
-
-def run_of(document: Mapping) -> TrainingRun:
-    """Return a run from what `dataclasses.asdict` made of it."""
-    epochs = tuple(TrainingEpoch(**epoch) for epoch in document["epochs"])
-    settings = TrainingSettings(**document["settings"])
-    return TrainingRun(settings, epochs, document["images"], document["stopped_early"])
 
 
 def _epoch(
@@ -245,13 +237,13 @@ def _step(
     with machine.mixed_precision():
         with torch.no_grad():
             wanted = teacher.run(pixels)[0]
-        logits = parallel(pixels)
-    losses = distillation_loss(logits, wanted)
+        outputs = parallel(pixels)
+    losses = teacher.task.distillation_loss(outputs, wanted)
     optimizer.zero_grad()
     # Gradients are averaged over processes, so that the mean over all images is a sum times their number.
     (losses.sum() * (machine.processes / batch.images)).backward()
     nn.utils.clip_grad_norm_(model.module.parameters(), LARGEST_GRADIENT)
-    agreeing = (logits.argmax(dim=1) == wanted.argmax(dim=1)).sum()
+    agreeing = teacher.task.agreeing(outputs, wanted)
     sums = machine.total(torch.stack([losses.detach().sum().double(), agreeing.double()])).cpu()
     return float(sums[0]) / batch.images, sums
 
@@ -286,26 +278,22 @@ class _Schedule:
 class _Reference:
     """What full precision says of the images that are measured after every epoch."""
 
-    def __init__(self, calibration_logits: Tensor, data: TrainingData) -> None:
-        self._calibration_logits, self._data = calibration_logits, data
-        self._expected = top1(data.reference, data.among)
+    def __init__(self, calibration_outputs: Tensor, data: TrainingData) -> None:
+        self._calibration_outputs, self._data = calibration_outputs, data
+        self._answers = data.task.reference_answers(data.reference, data.evaluation.labels)
 
     def measured(self, quantized: QuantizedModel) -> tuple[float, float | None, float]:
         """Return the loss on the calibration images, and top-1 and agreement on the evaluation images."""
         data = self._data
-        own = _logits(quantized, data.calibration, quantized.graph)
-        validation = float(distillation_loss(own, self._calibration_logits).mean())
-        predicted = top1(_logits(quantized, data.evaluation.pixels, quantized.graph), data.among)
-        labels = data.evaluation.labels
-        right = None if labels is None else _share(predicted, labels.tolist())
-        return validation, right, _share(predicted, self._expected)
+        own = _outputs(quantized, data.calibration, quantized.graph)
+        validation = float(data.task.distillation_loss(own, self._calibration_outputs).mean())
+        outputs = _outputs(quantized, data.evaluation.pixels, quantized.graph)
+        found = data.task.evaluation(data.task.answers(outputs, data.reference), self._answers)
+        right = None if found.correct is None else found.correct / found.images
+        return validation, right, found.agreeing / found.images
 
 
-def _share(found: list[int], expected: list[int]) -> float:
-    return sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
-
-
-def _logits(predict, pixels: Tensor, graph: Graph) -> Tensor:
+def _outputs(predict: Callable[[Tensor], Tensor], pixels: Tensor, graph: Graph) -> Tensor:
     def run(part: slice) -> Tensor:
         with torch.no_grad():
             return predict(pixels[part]).cpu()
@@ -362,7 +350,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def _restore(
     model: TrainableModel, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Put a checkpoint into model and optimizer; returns the weights of the best epoch, if that is another one."""
+    """Put a saved epoch into model and optimizer; returns the weights of the best epoch, if that is another one."""
     _load(model, tensors, _MODEL)
     document = optimizer.state_dict()
     document["state"] = {}

@@ -6,19 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
+from mixqvit.engines.progress import Progress
 from mixqvit.errors import TrainingError
 from mixqvit.images.training_images import TrainingImages
 from mixqvit.images.training_sources import load_training_images_steps
 from mixqvit.network.bits import BitsPerLayer
-from mixqvit.progress import Progress
-from mixqvit.quantization.evaluation_stage import FullPrecision, Measured, evaluation_of, measured
+from mixqvit.quantization.evaluation_stage import FullPrecision, evaluation_of, measured
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import STATE, State
 from mixqvit.stages.items import ImageRanges
 from mixqvit.stages.stage import Stage, Step, registered
 from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.tasks.task import Answers
 from mixqvit.training.machine import launched, open_machine
-from mixqvit.training.quantization_aware import Checkpoint, TrainingData, restored, train_steps
+from mixqvit.training.quantization_aware import SavedEpoch, TrainingData, restored, train_steps
 from mixqvit.training.quantization_aware import Step as TrainingStep
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
 from mixqvit.training.trainable import TrainableModel
@@ -107,8 +108,7 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
 
     def depends_on(self, study: Context) -> Sequence[Any]:
         """Return how many images fit the quantizers, and which ones show how far it is."""
-        among = study.class_subset and list(study.class_subset)
-        return [len(study.calibration_pixels), study.evaluation_images.fingerprint, among]
+        return [len(study.calibration_pixels), study.evaluation_images.fingerprint, study.task.scope]
 
     def items(self, study: Context) -> Epochs:
         """Return the epochs."""
@@ -121,14 +121,14 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
 
         Raises:
             TrainingError: The loss is no longer a number, or the training images are not those it began with.
-            UnsupportedOperationError: The recipe cannot serve this model.
+            UnsupportedOperationError: The method cannot serve this model.
             ImageError: There are no images to train on.
         """
         for step in training_images_steps(study, self.source):
             yield Step(0.0, f"training images: {step.doing}")
         images: TrainingImages = step.result
-        checkpoint = self._checkpoint(study)
-        if checkpoint is not None and _images_of(study.saved(self)) != images.fingerprint:
+        saved_epoch = self._saved_epoch(study)
+        if saved_epoch is not None and _images_of(study.saved(self)) != images.fingerprint:
             raise TrainingError(
                 f"The training images in {images.source} are not those that this training began with. Train again from "
                 "the start."
@@ -139,11 +139,11 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
             len(study.calibration_pixels),
             study.evaluation_images,
             study.result(FullPrecision()),
-            study.class_subset,
+            study.task,
         )
         epochs = self.settings.epochs
         with open_machine(study.device) as machine:
-            for piece in train_steps(study.graph, self.bits, data, self.settings, machine, checkpoint):
+            for piece in train_steps(study.graph, self.bits, data, self.settings, machine, saved_epoch):
                 if isinstance(piece, TrainingStep):
                     part = piece.done * epochs / piece.total - (piece.epoch - 1)
                     yield Step(part, f"epoch {piece.epoch} of {epochs}, loss {piece.loss:.3f}")
@@ -182,19 +182,19 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
         Raises:
             TrainingError: The training is not finished.
         """
-        checkpoint = self._checkpoint(study)
-        if checkpoint is None or not checkpoint.run.finished:
+        saved_epoch = self._saved_epoch(study)
+        if saved_epoch is None or not saved_epoch.run.finished:
             raise TrainingError("This training is not finished; go on with it first.")
-        return restored(study.graph, self.bits, study.calibration_pixels, checkpoint)
+        return restored(study.graph, self.bits, study.calibration_pixels, saved_epoch)
 
-    def _checkpoint(self, study: Context) -> Checkpoint | None:
+    def _saved_epoch(self, study: Context) -> SavedEpoch | None:
         pieces, tensors = study.saved(self), study.state(self)
-        return Checkpoint(self.join(study, pieces), tensors) if pieces and tensors is not None else None
+        return SavedEpoch(self.join(study, pieces), tensors) if pieces and tensors is not None else None
 
 
 @registered
 @dataclass(frozen=True)
-class TrainedEvaluation(Stage[Measured, Evaluation]):
+class TrainedEvaluation(Stage[Answers, Evaluation]):
     """What a trained model measures on the evaluation images."""
 
     name = "evaluation of the trained model"
@@ -211,19 +211,11 @@ class TrainedEvaluation(Stage[Measured, Evaluation]):
         """Return the evaluation images."""
         return ImageRanges(len(study.evaluation_images))
 
-    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, Measured]]:
+    def compute(self, study: Context, missing: Sequence[range]) -> Iterator[tuple[range, Answers]]:
         """Yield batches of images."""
         return measured(study, self.training.model(study).quantized().on(study.device), missing)
 
-    def written(self, piece: Measured) -> dict[str, Any]:
-        """Return the numbers, image by image."""
-        return {"predicted": list(piece.predicted), "image_kl": list(piece.image_kl)}
-
-    def read(self, name: str, written: Mapping[str, Any]) -> Measured:
-        """Return what was measured."""
-        return Measured(**written)
-
-    def join(self, study: Context, pieces: Mapping[str, Measured]) -> Evaluation | None:
+    def join(self, study: Context, pieces: Mapping[str, Answers]) -> Evaluation | None:
         """Return the evaluation of the images from the first one on; None where that is missing."""
         return evaluation_of(study, pieces)
 

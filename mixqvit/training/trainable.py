@@ -9,18 +9,19 @@ from torch.nn import functional
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.network.query_key import merge_query_key, original_layer
+from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.model import QuantizedModel
 from mixqvit.quantization.operations import (
     PreparedWeight,
     QuantizedLayer,
     QuantizedMatmul,
     QuantizedOperation,
-    convolution_arguments,
 )
-from mixqvit.training.settings import TRAINING_RECIPES, StepSizes
+from mixqvit.quantization.step_sizes import LearnedStep
+from mixqvit.training.settings import TRAINING_METHODS, StepSizes
 from mixqvit.training.statistics import StatisticalStep
-from mixqvit.training.step_sizes import LearnedStep
 
 __all__ = ["TrainableModel"]
 
@@ -33,34 +34,35 @@ class TrainableModel(nn.Module):
     Attributes:
         graph: The copy.
         bits: (weight bits, activation bits) of its layers.
-        recipe: One of `TRAINING_RECIPES`.
+        method: One of `TRAINING_METHODS`.
     """
 
-    def __init__(self, graph: Graph, bits: BitsPerLayer, recipe: str, pixels: Tensor) -> None:
+    def __init__(self, graph: Graph, bits: BitsPerLayer, method: str, pixels: Tensor) -> None:
         """Copy a model and fit its quantizers to calibration images.
 
         Args:
             graph: The full-precision model, on the device to train on.
             bits: (weight bits, activation bits) for every layer of it.
-            recipe: One of `TRAINING_RECIPES`.
+            method: One of `TRAINING_METHODS`.
             pixels: Calibration images `[N, C, H, W]`.
 
         Raises:
             UnsupportedOperationError: `ofq` cannot merge query and key of this model.
         """
         super().__init__()
-        self.source, self.recipe = graph.fingerprint, recipe
-        merges = TRAINING_RECIPES[recipe].merges_query_key
+        self.source, self.method = graph.fingerprint, method
+        merges = TRAINING_METHODS[method].merges_query_key
         self.graph = merge_query_key(graph) if merges else graph.copied(graph.device)
         self.bits = {layer.name: bits[original_layer(layer.name, graph.by_name)] for layer in self.graph.layers}
         self.module = self.graph.module
         self.quantizers = nn.ModuleDict()
-        layers = {layer.node: layer for layer in self.graph.layers}
         with torch.no_grad():
-            for node, values in self.graph.walk(pixels, list(layers)):
-                self._fit(layers[node], self.graph.operands(layers[node], values), len(pixels))
+            for layer, operands in layer_operands(self.graph, pixels):
+                self._fit(layer, operands, len(pixels))
         self.module.requires_grad_(True)
-        self._operations = {layer.node: self._operation(layer) for layer in self.graph.layers}
+        self._operations = {
+            node: self._operation(layer, call) for layer in self.graph.layers for call, node in enumerate(layer.nodes)
+        }
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits `[B, classes]` of images `[B, C, H, W]`, with gradients."""
@@ -94,48 +96,48 @@ class TrainableModel(nn.Module):
             graph = self.graph.copied(self.graph.device)
             operations: dict[str, QuantizedOperation] = {}
             for layer in graph.layers:
-                operation = self._frozen(graph, layer)
-                if operation is not None:
-                    operations[layer.node] = operation
-            return QuantizedModel(graph, self.bits, self.recipe, operations, self.source)
+                operations |= self._frozen(graph, layer)
+            return QuantizedModel(graph, self.bits, self.method, operations, self.source)
 
-    def _frozen(self, graph: Graph, layer: Layer) -> QuantizedOperation | None:
+    def _frozen(self, graph: Graph, layer: Layer) -> dict[str, QuantizedOperation]:
         found = [self._quantizer(layer, operand) for operand in _operands(layer)]
         if all(quantizer is None for quantizer in found):
-            return None
+            return {}
+        of_inputs = found if layer.is_matmul else found[1:]
+        inputs = [None if quantizer is None else quantizer.quantizer() for quantizer in of_inputs]
         if layer.is_matmul:
-            return QuantizedMatmul(*(None if quantizer is None else quantizer.quantizer() for quantizer in found))
-        of_weight, of_input = found
+            return {layer.node: QuantizedMatmul(*inputs)}
+        of_weight = found[0]
         weight, bias, quantizer = graph.weight(layer), graph.bias(layer), None
         if of_weight is not None:
             quantizer = of_weight.quantizer(weight)
             weight.copy_(of_weight.values(weight))  # what the codes stand for, as in a packed model that is loaded
         prepared = PreparedWeight(weight.detach().clone(), None if bias is None else bias.detach().clone(), quantizer)
-        input_quantizer = None if of_input is None else of_input.quantizer()
-        return QuantizedLayer(prepared, input_quantizer, convolution_arguments(graph, layer))
+        convolution = convolution_arguments(graph, layer)
+        return {n: QuantizedLayer(prepared, own, convolution) for n, own in zip(layer.nodes, inputs, strict=True)}
 
     def _fit(self, layer: Layer, values: tuple[Tensor, ...], images: int) -> None:
         bits = self.bits[layer.name]
-        widths = bits if layer.is_matmul else bits[1:]
-        for operand, operand_values, width in zip(_activations(layer), values, widths, strict=True):
+        widths = layer.activation_bits(bits)
+        for operand, operand_values, width in zip(layer.activations, values, widths, strict=True):
             if width != FULL_PRECISION:
                 self.quantizers[_key(layer, operand)] = LearnedStep.of_activation(operand_values, width, images)
         if not layer.is_matmul and bits[0] != FULL_PRECISION:
-            is_statistical = TRAINING_RECIPES[self.recipe].has_statistical_weights
+            is_statistical = TRAINING_METHODS[self.method].has_statistical_weights
             make = StatisticalStep if is_statistical else LearnedStep.of_weight
             self.quantizers[_key(layer, "weight")] = make(self.graph.weight(layer), bits[0])
 
     def _quantizer(self, layer: Layer, operand: str) -> LearnedStep | StatisticalStep | None:
         return dict(self.quantizers).get(_key(layer, operand))
 
-    def _operation(self, layer: Layer) -> Callable[..., Tensor]:
+    def _operation(self, layer: Layer, call: int) -> Callable[..., Tensor]:
         def applied(operand: str) -> Callable[[Tensor], Tensor]:
             return self._quantizer(layer, operand) or _as_it_is
 
         if layer.is_matmul:
             first, second = applied("first"), applied("second")
             return lambda left, right: torch.matmul(first(left), second(right))
-        graph, weight_of, input_of = self.graph, applied("weight"), applied("input")
+        graph, weight_of, input_of = self.graph, applied("weight"), applied(layer.activations[call])
         convolution = convolution_arguments(graph, layer)
         if convolution is None:
             return lambda values: functional.linear(input_of(values), weight_of(graph.weight(layer)), graph.bias(layer))
@@ -144,12 +146,8 @@ class TrainableModel(nn.Module):
         )
 
 
-def _activations(layer: Layer) -> tuple[str, ...]:
-    return ("first", "second") if layer.is_matmul else ("input",)
-
-
 def _operands(layer: Layer) -> tuple[str, ...]:
-    return ("first", "second") if layer.is_matmul else ("weight", "input")
+    return layer.activations if layer.is_matmul else ("weight", *layer.activations)
 
 
 def _key(layer: Layer, operand: str) -> str:

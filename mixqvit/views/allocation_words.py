@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from mixqvit.network.bits import UNQUANTIZED, Bits, is_tied, resolve_pair, written_bits
 from mixqvit.network.layers import Layer
-from mixqvit.views.overview import percent
-from mixqvit.views.sensitivity import in_words
+from mixqvit.tasks.metrics import Metric
+from mixqvit.views.numbers import millions, percent
 
 __all__ = ["LayerFacts", "bits_text", "changes", "mark"]
 
@@ -22,20 +22,20 @@ class LayerFacts:
         previous: Those before, None for the first.
         importance: Ω by layer name, None where it is not known.
         sensitivity: Λ by layer name and bit-width, as measured.
+        metric: What Λ is measured as.
         pinned: Bits fixed by hand, by layer name.
         at_least: Least bits that were demanded, by layer name.
         at_most: Most bits that were allowed, by layer name.
-        metric: What Λ is measured as.
     """
 
     bits: Mapping[str, Bits]
     previous: Mapping[str, Bits] | None
     importance: Mapping[str, float] | None
     sensitivity: Mapping[str, Mapping[int, float]]
+    metric: Metric
     pinned: Mapping[str, int | Bits] = field(default_factory=dict)
     at_least: Mapping[str, int] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
-    metric: str = "kl"
 
     def is_held(self, layer: Layer) -> bool:
         """Return whether the layer has the bits that it was pinned to; one of a budget too small may not."""
@@ -64,11 +64,11 @@ class LayerFacts:
             lines.append(f"at least {self.at_least[name]} bits by hand")
         if name in self.at_most:
             lines.append(f"at most {self.at_most[name]} bits by hand")
-        lines.append(f"{layer.parameters:,} parameters, {layer.macs / 1e6:.3f} M MACs")
+        lines.append(f"{layer.parameters:,} parameters, {millions(layer.macs)} MACs")
         if self.importance is not None:
             lines.append(f"importance Ω = {percent(self.importance[name], 2)}")
         if harm is not None:
-            lines.append(f"sensitivity Λ = {in_words(harm, self.metric)}")
+            lines.append(f"sensitivity Λ = {self.metric.in_words(harm)}")
         elif (first, second) == UNQUANTIZED:
             lines.append("full precision: no harm")
         return "<br>".join(lines) + "<br>"

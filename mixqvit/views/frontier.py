@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,12 +11,9 @@ from plotly.subplots import make_subplots
 
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.views.accuracy import AGREEMENT, TOP1
-from mixqvit.views.overview import megabytes, nats, percent
+from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Evaluation
+from mixqvit.views.numbers import billions, megabytes, nats, percent
 from mixqvit.views.style import finish
-
-if TYPE_CHECKING:
-    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = ["MEASURES", "Measure", "Point", "frontier_figure", "frontier_frame", "frontier_words", "measures"]
 
@@ -71,7 +68,7 @@ class Point:
     name: str
     cost: Cost
     harm: float
-    evaluation: "Evaluation | None" = None
+    evaluation: Evaluation | None = None
     budget: float | None = None
 
 
@@ -79,7 +76,7 @@ def frontier_figure(
     frontier: Sequence[Point],
     points: Sequence[Point],
     current: Point,
-    full: "Evaluation | None",
+    full: Evaluation | None,
     measure: str,
 ) -> go.Figure:
     """Draw predicted harm above what was measured, both against the average bits that a setting spends.
@@ -174,7 +171,7 @@ def _ring(average_bits: float, height: float, first: bool) -> go.Scatter:
     )
 
 
-def _add_full_precision(figure: go.Figure, full: "Evaluation | None", measure: Measure) -> None:
+def _add_full_precision(figure: go.Figure, full: Evaluation | None, measure: Measure) -> None:
     level = None if full is None or measure.interval is None else getattr(full, measure.value)
     if level is None or isnan(level):
         return
@@ -214,7 +211,7 @@ def _error_bars(points: Sequence[Point], measure: Measure, colour: str) -> dict[
 def _cost_words(point: Point) -> str:
     return (
         f"<b>{_title(point.name)}, {point.cost.average_bits:.2f} on average</b><br>"
-        f"{megabytes(point.cost.size_bytes)}, {point.cost.bitops / 1e9:.3f} G BitOps<br>"
+        f"{megabytes(point.cost.size_bytes)}, {billions(point.cost.bitops)} BitOps<br>"
     )
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from mixqvit.network.layers import Layer
-from mixqvit.views.accuracy import Accuracy, accuracy_columns, accuracy_of
+from mixqvit.tasks.evaluation import Accuracy, Evaluation
+from mixqvit.views.accuracy import accuracy_columns
 from mixqvit.views.grid import layer_frame
 from mixqvit.views.maps import STAYS
 from mixqvit.views.sensitivity import FLOOR, brief
@@ -16,7 +17,6 @@ from mixqvit.views.style import DIVERGING, KIND_COLOURS, KIND_SYMBOLS, finish
 
 if TYPE_CHECKING:
     from mixqvit.study.records import MethodComparison
-    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = [
     "agreement_figure",
@@ -76,8 +76,8 @@ def methods_frame(comparison: "MethodComparison", bits: int) -> pd.DataFrame:
     return frame.astype({"images": "Int64"}) if "images" in frame else frame
 
 
-def _measured(how: str, evaluation: "Evaluation") -> dict[str, float | None]:
-    accuracy = accuracy_of(evaluation)
+def _measured(how: str, evaluation: Evaluation) -> dict[str, float | None]:
+    accuracy = evaluation.accuracy
     return {f"{accuracy.word}, {how} (%)": 100 * accuracy.value(evaluation), f"KL, {how} (nats)": evaluation.kl}
 
 
@@ -108,7 +108,7 @@ def outcome_frame(comparison: "MethodComparison") -> pd.DataFrame:
 
 def _accuracy_in(comparison: "MethodComparison") -> Accuracy:
     results = [*comparison.references.values(), *(found.importance_only for found in comparison.methods.values())]
-    return accuracy_of(results[0][1])
+    return results[0][1].accuracy
 
 
 def outcome_figure(comparison: "MethodComparison") -> go.Figure:

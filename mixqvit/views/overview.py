@@ -1,38 +1,29 @@
 """What the Overview page shows: the table of layers, sample images, and the results of three cards in words."""
 
 from collections.abc import Mapping, Sequence
-from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from mixqvit.network.layers import Layer
-from mixqvit.views.accuracy import accuracy_of
 from mixqvit.views.class_names import first_synonym
 from mixqvit.views.grid import layer_frame
+from mixqvit.views.numbers import NOTHING, interval_text, megabytes, percent
 
 if TYPE_CHECKING:
     from mixqvit.allocation.budget import Allocation
-    from mixqvit.images.images import Images
     from mixqvit.tasks.evaluation import Evaluation
+    from mixqvit.tasks.task import Example
 
 __all__ = [
-    "NOTHING",
     "accuracy",
     "breaks_first",
+    "caption",
     "four_bits_give",
-    "interval_text",
     "layer_table",
     "matters_most",
-    "megabytes",
-    "nats",
-    "percent",
-    "sample_images",
 ]
-
-NOTHING = "–"
-"""What is shown in place of a number that means nothing."""
 
 
 def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
@@ -48,41 +39,14 @@ def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
     )
 
 
-def sample_images(images: "Images", count: int) -> tuple[list[np.ndarray], list[str], list[str]]:
-    """Return the first images as `[H, W, C]` or, of one channel, `[H, W]` arrays of 0 to 1, captions and alt texts."""
-    first = images.subset(count)
-    pictures = [picture.squeeze(-1) if picture.shape[-1] == 1 else picture for picture in first.display().numpy()]
-    if first.labels is None:
-        return pictures, list(first.names), [f"Evaluation image {name}" for name in first.names]
-    labels = [first.class_names[label] for label in first.labels.tolist()]
-    alts = [f"Evaluation image {name}, labelled {label}" for name, label in zip(first.names, labels, strict=True)]
-    return pictures, [first_synonym(label) for label in labels], alts
-
-
-def megabytes(size_bytes: float) -> str:
-    """Write a size in decimal megabytes, small ones in kilobytes."""
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 or not size_bytes else f"{size_bytes / 1e3:.1f} kB"
-
-
-def percent(fraction: float, digits: int = 1) -> str:
-    """Write a fraction in percent, with the space that the unit takes; one that means nothing, NaN, as a dash."""
-    return NOTHING if isnan(fraction) else f"{100 * fraction:.{digits}f}\u00a0%"
-
-
-def interval_text(ends: tuple[float, float]) -> str:
-    """Write the ends of an interval of fractions in percent; one that means nothing, NaN, as a dash."""
-    low, high = ends
-    return NOTHING if isnan(low) else f"{100 * low:.1f} to {percent(high)}"
-
-
-def nats(divergence: float, digits: int = 3) -> str:
-    """Write a KL divergence; one that means nothing, NaN, as a dash."""
-    return NOTHING if isnan(divergence) else f"{divergence:.{digits}g} nats"
+def caption(example: "Example") -> str:
+    """Return what stands below a small picture: its label in short or, without one, its name."""
+    return example.name if example.label is None else first_synonym(example.label)
 
 
 def accuracy(evaluation: "Evaluation") -> tuple[str, str]:
     """Return top-1 accuracy and its 95 % interval in words; agreement with full precision where there are no labels."""
-    chosen = accuracy_of(evaluation)
+    chosen = evaluation.accuracy
     if not evaluation.has_choice:
         return NOTHING, "one class: any bits are right"
     return percent(chosen.value(evaluation)), f"95 % interval {interval_text(chosen.interval(evaluation))}"
@@ -126,7 +90,7 @@ def four_bits_give(
 ) -> str:
     """Say in Markdown what the mixed allocation measures and costs, beside uniform bits and full precision."""
     value, interval = accuracy(mixed_evaluation)
-    measure = accuracy_of(mixed_evaluation).in_sentence
+    measure = mixed_evaluation.accuracy.in_sentence
     fraction = mixed.cost.size_bytes / full_bytes
     text = (
         f"**Mixed bits: {value}** {measure} ({interval}) at {megabytes(mixed.cost.size_bytes)}, "

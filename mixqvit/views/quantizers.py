@@ -10,12 +10,13 @@ from plotly.subplots import make_subplots
 
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.roles import ROLES
-from mixqvit.views.accuracy import AGREEMENT, TOP1, accuracy_columns, accuracy_of
+from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Evaluation
+from mixqvit.views.accuracy import accuracy_columns
+from mixqvit.views.numbers import relative_error
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
     from mixqvit.quantization.quantizer_comparison import FittedQuantizer, OperandComparison
-    from mixqvit.tasks.evaluation import Evaluation
 
 __all__ = [
     "by_error",
@@ -25,7 +26,6 @@ __all__ = [
     "error_words",
     "grid_figure",
     "grid_frame",
-    "percent",
     "recipe_figure",
     "recipe_frame",
     "recipe_words",
@@ -59,12 +59,6 @@ def by_error(comparison: "OperandComparison", bits: int) -> list["FittedQuantize
     return sorted(comparison.quantizers, key=lambda quantizer: quantizer.errors[bits])
 
 
-def percent(error: float) -> str:
-    """Write a relative squared error in percent, with three digits."""
-    value = 100 * error
-    return f"{value:.0f} %" if value >= 100 else f"{value:.3g} %" if value >= 0.001 or value == 0 else f"{value:.1e} %"
-
-
 def error_bars(comparison: "OperandComparison", bits: int, default: str) -> go.Figure:
     """Draw the error of every quantizer at these bits, the least on top.
 
@@ -85,13 +79,13 @@ def error_bars(comparison: "OperandComparison", bits: int, default: str) -> go.F
             "pattern": {"shape": ["/" if marked else "" for marked in is_default], "fgcolor": "white", "size": 6},
         },
         text=[
-            percent(quantizer.errors[bits]) + ("  ◀ default" if marked else "")
+            relative_error(quantizer.errors[bits]) + ("  ◀ default" if marked else "")
             for quantizer, marked in zip(ordered, is_default, strict=True)
         ],
         textposition="outside",
         cliponaxis=False,
         customdata=[
-            (percent(quantizer.errors[bits]), quantizer.described.source, ", ".join(quantizer.recipes) or "none")
+            (relative_error(quantizer.errors[bits]), quantizer.described.source, ", ".join(quantizer.recipes) or "none")
             for quantizer in ordered
         ],
         hovertemplate="<b>%{y}</b>: %{customdata[0]}<br>%{customdata[1]}<br>recipes that use it here: %{customdata[2]}"
@@ -150,7 +144,8 @@ def error_words(comparison: "OperandComparison", bits: int, default: str) -> str
     ordered = by_error(comparison, bits)
     best = ordered[0]
     plainest = comparison.quantizers[0]
-    words = f"At {bits} bits **{best.name}** changes the layer's output least: by {percent(best.errors[bits])} of it"
+    least = relative_error(best.errors[bits])
+    words = f"At {bits} bits **{best.name}** changes the layer's output least: by {least} of it"
     if best.errors[bits] < plainest.errors[bits] < float("inf") and best.errors[bits] > 0:
         words += f"; {plainest.name} by {plainest.errors[bits] / best.errors[bits]:.1f} times as much"
     chosen = next((quantizer for quantizer in ordered if default in quantizer.recipes), None)
@@ -159,8 +154,8 @@ def error_words(comparison: "OperandComparison", bits: int, default: str) -> str
     if chosen is best:
         return f"{words}. The default recipe, {default}, uses it."
     return (
-        f"{words}. The default recipe, {default}, uses {chosen.name} ({percent(chosen.errors[bits])}): one choice for "
-        "all layers and bits, made for the network's accuracy, not for this layer's error."
+        f"{words}. The default recipe, {default}, uses {chosen.name} ({relative_error(chosen.errors[bits])}): one "
+        "choice for all layers and bits, made for the network's accuracy, not for this layer's error."
     )
 
 
@@ -174,7 +169,7 @@ def grid_figure(comparison: "OperandComparison", bits: int, names: Collection[st
     """
     drawn = [quantizer for quantizer in by_error(comparison, bits) if quantizer.name in names]
     titles = [
-        f"<b>{quantizer.name}</b>  {percent(quantizer.errors[bits])}"
+        f"<b>{quantizer.name}</b>  {relative_error(quantizer.errors[bits])}"
         + (f", channel {comparison.channel}" if quantizer.is_per_channel else "")
         for quantizer in drawn
     ]
@@ -248,7 +243,7 @@ def grid_frame(comparison: "OperandComparison", bits: int, names: Collection[str
     return pd.concat([table.astype({"values": "Int64"}) for table in tables], ignore_index=True)
 
 
-def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits: int, default: str) -> go.Figure:
+def recipe_figure(found: Mapping[str, Evaluation], names: Sequence[str], bits: int, default: str) -> go.Figure:
     """Draw top-1 accuracy and agreement of every measured recipe with their 95 % intervals.
 
     Args:
@@ -296,7 +291,7 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
             annotation={"text": "full precision", "yanchor": "bottom"},
             annotation_position="top left",
         )
-    lowest = min([100.0, *(100 * accuracy_of(one).interval(one)[0] for one in found.values())])
+    lowest = min([100.0, *(100 * one.accuracy.interval(one)[0] for one in found.values())])
     figure.update_xaxes(
         title=f"of the evaluation images (%), W{bits}A{bits}", range=[max(0, lowest - 2), 100 + (102 - lowest) / 50]
     )
@@ -306,7 +301,7 @@ def recipe_figure(found: Mapping[str, "Evaluation"], names: Sequence[str], bits:
     return finish(figure, _RECIPE_HEIGHT, scattermode="group", showlegend=True, margin=margin)
 
 
-def recipe_frame(found: Mapping[str, "Evaluation"], descriptions: Mapping[str, str]) -> pd.DataFrame:
+def recipe_frame(found: Mapping[str, Evaluation], descriptions: Mapping[str, str]) -> pd.DataFrame:
     """Return one row per measured recipe, full precision first."""
     rows = []
     for name in ("full precision", *descriptions):
@@ -317,7 +312,7 @@ def recipe_frame(found: Mapping[str, "Evaluation"], descriptions: Mapping[str, s
     return frame.assign(what=frame["recipe"].map(dict(descriptions)).fillna("the model as it is"))
 
 
-def recipe_words(found: Mapping[str, "Evaluation"], bits: int, default: str) -> str:
+def recipe_words(found: Mapping[str, Evaluation], bits: int, default: str) -> str:
     """Say which measured recipe is nearest to full precision, and whether intervals tell it from the next."""
     measured = {name: one for name, one in found.items() if name != "full precision"}
     if len(measured) < 2 or not all(one.has_choice for one in measured.values()):

@@ -12,8 +12,10 @@ from plotly.colors import sample_colorscale
 
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.layers import Layer
+from mixqvit.tasks.metrics import Metric
 from mixqvit.views.grid import blocks_by_kinds, layer_frame
 from mixqvit.views.labels import short_labels
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import KIND_COLOURS, KIND_SYMBOLS, SEQUENTIAL, finish, row_label
 
 if TYPE_CHECKING:
@@ -22,15 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "FLOOR",
     "GROUPS",
-    "WORDS",
-    "MetricWords",
     "brief",
     "complete",
     "first_to_break",
     "harm_curves",
     "harm_frame",
     "harm_grid",
-    "in_words",
     "long_frame",
     "rising",
     "selected",
@@ -58,36 +57,11 @@ _BAND_OPACITY = 0.4
 _ENDS = (0.22, 0.9)  # the part of the scale that is seen on light and on dark ground
 
 
-@dataclass(frozen=True)
-class MetricWords:
-    """How numbers of a metric are written.
-
-    Attributes:
-        title: What is measured, in two or three words.
-        unit: Behind a number; empty for none.
-        is_coarse: Whether it counts images, so that few images give few values.
-    """
-
-    title: str
-    unit: str = ""
-    is_coarse: bool = False
-
-
-WORDS = {
-    "kl": MetricWords("KL divergence", "nats"),
-    "cross-entropy": MetricWords("cross-entropy increase", "nats"),
-    "top1-drop": MetricWords("top-1 drop", "fraction of images", is_coarse=True),
-    "mse": MetricWords("logit mean-squared error", "squared logits"),
-    "sqnr": MetricWords("noise to signal, 1 / SQNR"),
-}
-"""The metrics of a study by name."""
-
-
-def table(cells: Iterable["SensitivityCell"], metric: str = "kl") -> dict[str, dict[int, float]]:
+def table(cells: Iterable["SensitivityCell"], metric: Metric) -> dict[str, dict[int, float]]:
     """Return measured cells as Λ by layer name and bit-width, by one metric."""
     harms: dict[str, dict[int, float]] = {}
     for cell in cells:
-        harms.setdefault(cell.layer, {})[cell.bits] = cell.harm(metric)
+        harms.setdefault(cell.layer, {})[cell.bits] = metric.harm(cell.effect)
     return harms
 
 
@@ -100,14 +74,6 @@ def complete(layers: Sequence[Layer], harms: Harms, operands: str) -> bool:
 def selected(layers: Sequence[Layer], kinds: Collection[str], blocks: Collection[int]) -> list[Layer]:
     """Return the layers of these kinds and blocks; an empty collection leaves all in."""
     return [layer for layer in layers if (not kinds or layer.kind in kinds) and (not blocks or layer.block in blocks)]
-
-
-def in_words(harm: float, metric: str, digits: int = 3) -> str:
-    """Write a harm with its unit; noise to signal also as SQNR in decibels."""
-    if metric == "top1-drop":
-        return f"{100 * harm:.{digits}g}\u00a0% of the images"
-    unit = f"\u00a0{WORDS[metric].unit}" if WORDS[metric].unit else ""
-    return f"{harm:.{digits}g}{unit}" + (f" (SQNR {_decibels(harm):.1f}\u00a0dB)" if metric == "sqnr" else "")
 
 
 def setting_words(baseline: int) -> str:
@@ -123,7 +89,7 @@ def undrawable(layers: Sequence[Layer], harms: Harms) -> int:
 def harm_curves(
     layers: Sequence[Layer],
     harms: Harms,
-    metric: str,
+    metric: Metric,
     *,
     logarithmic: bool,
     by: str = "kind",
@@ -135,7 +101,7 @@ def harm_curves(
     Args:
         layers: The layers to draw.
         harms: Λ, complete or as far as measured.
-        metric: What harm is, a key of `WORDS`.
+        metric: How harm is measured.
         logarithmic: Scale of the harm; what it cannot place is drawn on its lowest line.
         by: What colour says, one of `GROUPS`.
         highlighted: Name of a layer to draw against all others in grey, with its monotone envelope and its interval.
@@ -158,10 +124,8 @@ def harm_curves(
     if logarithmic:
         figure.update_yaxes(type="log", range=_decades(values, lowest), exponentformat="power", dtick=1)
     else:
-        figure.update_yaxes(rangemode="tozero", tickformat=".0%" if metric == "top1-drop" else None)
-    words = WORDS[metric]
-    unit = f" ({words.unit})" if words.unit else ""
-    figure.update_yaxes(title=f"harm Λ: {words.title}{unit}", showgrid=True)
+        figure.update_yaxes(rangemode="tozero", tickformat=".0%" if metric.counts_images else None)
+    figure.update_yaxes(title=f"harm Λ: {metric.heading}", showgrid=True)
     figure.update_xaxes(
         title="bit-width of the swept layer", tickvals=BIT_WIDTHS, range=[BIT_WIDTHS[0] - 0.3, BIT_WIDTHS[-1] + 0.3]
     )
@@ -174,7 +138,7 @@ class _Drawing:
 
     harms: Harms
     intervals: Intervals
-    metric: str
+    metric: Metric
     lowest: float | None
 
     def place(self, value: float) -> float:
@@ -182,7 +146,7 @@ class _Drawing:
 
     def hover(self, name: str, bits: int) -> str:
         interval = self.intervals.get(name, {}).get(bits)
-        words = f"<b>{name}</b><br>{bits} bits: Λ = {in_words(self.harms[name][bits], self.metric, 4)}"
+        words = f"<b>{name}</b><br>{bits} bits: Λ = {self.metric.in_words(self.harms[name][bits], 4)}"
         if interval is None:
             return words
         return words + f"<br>95 % interval {interval[0]:.3g} to {interval[1]:.3g}"
@@ -235,7 +199,7 @@ class _Drawing:
             go.Scatter(
                 x=list(envelope),
                 y=[self.place(value) for value in envelope.values()],
-                text=[in_words(value, self.metric) for value in envelope.values()],
+                text=[self.metric.in_words(value) for value in envelope.values()],
                 name="envelope",
                 line={"color": _MUTED, "dash": "dot", "width": 2},
                 mode="lines",
@@ -278,7 +242,7 @@ def _envelope(harms: Mapping[int, float]) -> dict[int, float]:
 def harm_grid(
     layers: Sequence[Layer],
     harms: Harms,
-    metric: str,
+    metric: Metric,
     bits: int,
     logarithmic: bool,
     intervals: Intervals | None = None,
@@ -288,7 +252,7 @@ def harm_grid(
     lowest = _lowest(list(at_bits.values()))
     values = {name: log10(max(value, lowest)) for name, value in at_bits.items()} if logarithmic else at_bits
     draw = _Drawing(harms, intervals or {}, metric, None)
-    unit = f" ({WORDS[metric].unit})" if WORDS[metric].unit else ""
+    unit = f" ({metric.unit})" if metric.unit else ""
     return blocks_by_kinds(
         layers,
         values,
@@ -316,7 +280,7 @@ def harm_frame(layers: Sequence[Layer], harms: Harms) -> pd.DataFrame:
 
 
 def long_frame(
-    layers: Sequence[Layer], harms: Harms, metric: str, intervals: Intervals | None = None, bits: int | None = None
+    layers: Sequence[Layer], harms: Harms, metric: Metric, intervals: Intervals | None = None, bits: int | None = None
 ) -> pd.DataFrame:
     """Return Λ with its interval, one row per layer and bit-width; all bit-widths unless one is given."""
     places = [
@@ -331,13 +295,9 @@ def long_frame(
     if intervals:
         frame["interval from"] = [intervals[layer.name][width][0] for layer, width in places]
         frame["interval to"] = [intervals[layer.name][width][1] for layer, width in places]
-    if metric == "sqnr":
-        frame["SQNR (dB)"] = [_decibels(harms[layer.name][width]) for layer, width in places]
+    if metric.relative_to is not None:
+        frame["SQNR (dB)"] = [metric.decibels(harms[layer.name][width]) for layer, width in places]
     return frame
-
-
-def _decibels(noise_to_signal: float) -> float:
-    return -10 * log10(noise_to_signal) if noise_to_signal > 0 else float("inf")
 
 
 def worst(harms: Harms, bits: int, count: int) -> list[tuple[str, float]]:
@@ -346,7 +306,7 @@ def worst(harms: Harms, bits: int, count: int) -> list[tuple[str, float]]:
     return sorted(at_bits, key=lambda item: item[1], reverse=True)[:count]
 
 
-def first_to_break(layers: Sequence[Layer], harms: Harms, metric: str, bits: int, count: int) -> str:
+def first_to_break(layers: Sequence[Layer], harms: Harms, metric: Metric, bits: int, count: int) -> str:
     """Say in words which layers break first at a bit-width; negative harm counts as none in the sum."""
     labels = short_labels(layers)
     broken = worst(harms, bits, count)
@@ -357,10 +317,10 @@ def first_to_break(layers: Sequence[Layer], harms: Harms, metric: str, bits: int
     if not total:
         return f"At {bits} bits none of the {measured} measured layers does harm by this metric."
     share = sum(max(harm, 0.0) for _, harm in broken) / total
-    named = ", ".join(f"**{labels[name]}** ({in_words(harm, metric, 2)})" for name, harm in broken)
+    named = ", ".join(f"**{labels[name]}** ({metric.in_words(harm, 2)})" for name, harm in broken)
     return (
-        f"At {bits} bits these break first, each quantized alone (Λ is the {WORDS[metric].title}): {named}. "
-        f"Together they make up {share:.0%} of the harm summed over the {measured} measured layers."
+        f"At {bits} bits these break first, each quantized alone (Λ is the {metric.title}): {named}. "
+        f"Together they make up {percent(share, 0)} of the harm summed over the {measured} measured layers."
     )
 
 

@@ -1,11 +1,18 @@
 """What the Budget page explains: the method, and the guided tour."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.allocation.request import request_schema
+from mixqvit.criteria.inverse import Inverse
 from mixqvit.files.allocation_document import document_schema
-from mixqvit.views.sensitivity import rising
+from mixqvit.views.sensitivity import Harms, rising
 from pages.parts import budget_compare, budget_controls
+from pages.parts.memory import Controls, Memory
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 STEPS = (
     (
@@ -30,8 +37,8 @@ STEPS = (
     ),
     (
         "Does the criterion matter?",
-        "Choose the strategy **inverse**, which gives the fewest bits to the layers that break, at the same model "
-        "size: accuracy falls. *Does the criterion matter?* compares all strategies side by side.",
+        f"Choose the strategy **{Inverse.name}**, which gives the fewest bits to the layers that break, at the same "
+        "model size: accuracy falls. *Does the criterion matter?* compares all strategies side by side.",
     ),
 )
 ACTIONS = (
@@ -39,11 +46,11 @@ ACTIONS = (
     ("Set 2.5 bits", {"average_bits": 2.5}, False),
     ("Set 3.5 bits", {"average_bits": 3.5}, False),
     ("Hold as A and set 2.5 bits", {"average_bits": 2.5}, True),
-    ("Choose inverse at 3 bits", {"average_bits": 3.0, "strategy": "inverse"}, False),
+    (f"Choose {Inverse.name} at 3 bits", {"average_bits": 3.0, "strategy": Inverse.name}, False),
 )
 
 
-def act(model: str, remembered, controls: dict, holds: bool) -> None:
+def act(model: str, remembered: Memory, controls: Controls, holds: bool) -> None:
     if holds:
         budget_compare.hold(remembered)
     budget_controls.set_controls(model, controls)
@@ -53,7 +60,7 @@ def go_to(step: int | None) -> None:
     st.session_state["tour"] = step
 
 
-def tour(study, remembered) -> None:
+def tour(study: "Study", remembered: Memory) -> None:
     """Show the tour's step, if it is on."""
     step = st.session_state.get("tour")
     if not step:
@@ -83,7 +90,7 @@ def tour(study, remembered) -> None:
             st.button("End the tour", icon=":material/close:", type="tertiary", on_click=go_to, args=(None,))
 
 
-def method(sensitivity) -> None:
+def method(sensitivity: Harms) -> None:
     risen = len(rising(sensitivity))
     with st.expander("How this is computed", icon=":material/functions:"):
         st.latex(

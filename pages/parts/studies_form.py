@@ -1,24 +1,38 @@
 """The form that describes a study: which model, which images, how they are prepared and drawn."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from mixqvit.errors import ImageError, ModelError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 from mixqvit.files.uploads import keep_upload
 from mixqvit.images.labels import LABEL_ORDERS
+from mixqvit.images.sources.digits import Digits
+from mixqvit.images.sources.factory import details, forms, is_path, uploads
+from mixqvit.images.sources.huggingface import HubDataset
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.models.catalogue import CATALOGUE
+from mixqvit.models.layouts import SUFFIXES
 from mixqvit.models.preprocessing import CROP_MODES, INTERPOLATIONS
+from mixqvit.models.sources.checkpoint_file import CheckpointFile
+from mixqvit.models.sources.factory import find_source
+from mixqvit.models.sources.factory import forms as model_forms
+from mixqvit.models.sources.local_folder import LocalFolder
 from mixqvit.study.library import StudyDescription
+from mixqvit.views.numbers import megabytes, millions, percent
 
 MODEL_SOURCES = {"timm": "From timm", "file": "A checkpoint", "embedded": "Embedded"}
 IMAGE_SOURCES = {"path": "On this machine", "upload": "Upload", "hub": "Hugging Face", "digits": "Digits"}
-CHECKPOINTS = ["safetensors", "pth", "pt", "bin"]
-IMAGE_FILES = ["zip", "tar", "gz", "tgz", "bz2", "xz", "parquet"]
 AS_MODEL = "as the model says"
 FEATURES_ONLY = "no classifier: needs a checkpoint of your own"
+
+
+Source = str | UploadedFile
+"""Where something is from: what was typed, or an uploaded file."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +48,10 @@ class Filled:
     """
 
     model: str
-    checkpoint: object
-    images: object
-    preprocessing: dict
-    settings: dict
+    checkpoint: Source | None
+    images: Source | None
+    preprocessing: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
     def description(self) -> StudyDescription:
         """Return the description, with every path checked and every upload kept.
@@ -51,20 +65,19 @@ class Filled:
                 raise ModelError(
                     "A folder in timm's format says its architecture itself: leave the architecture empty."
                 )
-            model, checkpoint = f"local-dir:{checkpoint}", None
-        elif model and model.startswith("local-dir:"):
-            model = f"local-dir:{allowed_path(model.removeprefix('local-dir:'))}"
+            model, checkpoint = f"{LocalFolder.prefix}{checkpoint}", None
         if model is None and checkpoint is None:
             raise ModelError("Choose a model, or give a checkpoint.")
+        source = find_source(model, checkpoint).located(allowed_path)
         images = self.images
         if images is None or images == "":
             raise ImageError("Say which images to use: a folder, a file or a data set.")
-        if not (isinstance(images, str) and (images == "digits" or images.startswith("hf:"))):
+        if not isinstance(images, str) or is_path(images):
             images = _path(images)
-        return StudyDescription(model, checkpoint, images, _numbers(self.preprocessing), self.settings)
+        return StudyDescription(source.model, source.checkpoint, images, _numbers(self.preprocessing), self.settings)
 
 
-def _path(source) -> str | None:
+def _path(source: Source | None) -> str | None:
     """Return the checked path of what was named or uploaded."""
     if source is None or source == "":
         return None
@@ -74,7 +87,7 @@ def _path(source) -> str | None:
     return str(keep_upload(source.name, source))
 
 
-def _numbers(preprocessing: dict) -> dict:
+def _numbers(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in preprocessing.items():
         if name not in ("mean", "std"):
@@ -110,7 +123,7 @@ def _choice(label: str, titles: dict[str, str], key: str) -> str:
     )
 
 
-def _model() -> tuple[str, object]:
+def _model() -> tuple[str, Source | None]:
     source = _choice("Where the model comes from", MODEL_SOURCES, "model source")
     if source == "embedded":
         return st.selectbox("Embedded model", EMBEDDED, key="embedded model"), None
@@ -121,8 +134,8 @@ def _model() -> tuple[str, object]:
             key="timm model",
             accept_new_options=True,
             format_func=_timm_title,
-            help="These were tested. Any other vision transformer of timm works if its operations are known: type its "
-            "name.",
+            help="These were tested. Any other vision transformer works if its operations are known: type its name. "
+            f"Names are: {model_forms()}.",
         )
         st.caption(_timm_words(name))
         return name or "", None
@@ -130,15 +143,15 @@ def _model() -> tuple[str, object]:
         "Checkpoint on this machine",
         key="checkpoint path",
         placeholder="deit_tiny.safetensors",
-        help=f"A .safetensors, .pth or .pt file, or a folder that timm or the hub wrote (config.json beside the "
-        f"weights). {_roots()}",
+        help=f"{CheckpointFile.file_words.capitalize()}, or a folder that timm or the hub wrote (config.json beside "
+        f"the weights). {_roots()}",
     )
-    uploaded = st.file_uploader("or upload it", CHECKPOINTS, key="checkpoint upload")
+    uploaded = st.file_uploader("or upload it", SUFFIXES, key="checkpoint upload")
     name = st.text_input(
         "Architecture",
         key="architecture",
-        placeholder="guessed from the shapes",
-        help="timm's name, such as deit_tiny_patch16_224. Left empty it is guessed from the shapes of the weights.",
+        placeholder="as the file says, or guessed from the shapes",
+        help=f"timm's name, such as deit_tiny_patch16_224. {CheckpointFile.architecture_words}",
     )
     return name, uploaded or path
 
@@ -147,8 +160,8 @@ def _timm_title(name: str) -> str:
     entry = next((entry for entry in CATALOGUE if entry.name == name), None)
     if entry is None:
         return name
-    published = f" · {100 * entry.published_top1:.1f} %" if entry.published_top1 else ""
-    return f"{entry.name} · {entry.family} · {entry.parameters / 1e6:.1f} M{published}"
+    published = f" · {percent(entry.published_top1)}" if entry.published_top1 else ""
+    return f"{entry.name} · {entry.family} · {millions(entry.parameters, 1)}{published}"
 
 
 def _timm_words(name: str | None) -> str:
@@ -156,35 +169,34 @@ def _timm_words(name: str | None) -> str:
     if entry is None:
         return "Not among the tested ones."
     classes = f"{entry.classes:,} classes" if entry.classes else FEATURES_ONLY
-    published = f", published top-1 {100 * entry.published_top1:.2f} %" if entry.published_top1 else ""
-    size = f"{entry.parameters / 1e6:.1f} M parameters, {entry.parameters * 4 / 1e6:,.0f} MB to download"
+    published = f", published top-1 {percent(entry.published_top1, 2)}" if entry.published_top1 else ""
+    size = f"{millions(entry.parameters, 1)} parameters, {megabytes(4 * entry.parameters)} to download"
     return f"{entry.family}, {size}, {entry.input_size[1]} pixels, {classes}{published}."
 
 
-def _images() -> object:
+def _images() -> Source | None:
     source = _choice("Where the images come from", IMAGE_SOURCES, "image source")
     if source == "digits":
-        st.caption("The embedded handwritten digits: one channel, 32×32 pixels, ten classes.")
-        return "digits"
+        st.caption(Digits.details)
+        return Digits.kind
     if source == "path":
         return st.text_input(
             "Folder or file on this machine",
             key="images path",
             placeholder="photos",
-            help="A folder with one sub-folder per class (WordNet ids or names of classes), a folder of unlabelled "
-            "images, a .zip or .tar, a .csv of file,label, or .parquet. " + _roots(),
+            help=f"What can be named: {forms()}. {details()} {_roots()}",
         )
     if source == "upload":
         return st.file_uploader(
             "Archive of images",
-            IMAGE_FILES,
+            uploads(),
             key="images upload",
             help="Read in place, never unpacked, and kept for a day. One folder per class inside, or no folders: "
             "then there are no labels.",
         )
-    name = st.text_input("Name of the data set", key="data set", placeholder="owner/name").strip().removeprefix("hf:")
+    name = st.text_input("Name of the data set", key="data set", placeholder="owner/name").strip()
     split = st.text_input("Split", key="data set split", placeholder="validation or test where there is one").strip()
-    return name and f"hf:{name}" + (f"@{split}" if split else "")
+    return name and HubDataset.written(name, split)
 
 
 def _roots() -> str:
@@ -192,7 +204,7 @@ def _roots() -> str:
     return f"It must lie below {folders}; `{ROOTS_VARIABLE}` allows others."
 
 
-def _preprocessing() -> dict:
+def _preprocessing() -> dict[str, Any]:
     st.caption("The model's own preprocessing is used for what is left as it is.")
     with st.grid(5, min_column_width=150):
         values = {
@@ -209,7 +221,7 @@ def _preprocessing() -> dict:
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 
-def _sampling() -> dict:
+def _sampling() -> dict[str, Any]:
     with st.grid(4, min_column_width=190):
         values = {
             "evaluation_images": st.number_input(

@@ -13,7 +13,7 @@ import torch
 import mixqvit
 from mixqvit.files.export.onnx_check import check_onnx
 from mixqvit.files.export.onnx_model import exported_full_precision, exported_onnx
-from mixqvit.images.loading import ImageSets
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.models.model import Model
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "real"

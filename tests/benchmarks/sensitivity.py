@@ -15,10 +15,10 @@ import torch
 
 import mixqvit
 from mixqvit.criteria.sensitivity import sweep
-from mixqvit.criteria.sensitivity.metrics import effect
 from mixqvit.criteria.sensitivity.sweep import cell_bits, sensitivity_steps
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.calibration import Calibration, layer_operations
+from mixqvit.tasks.classification import METRICS
 
 IMAGES = 8
 
@@ -57,9 +57,8 @@ def _print(model: mixqvit.Model, pixels: torch.Tensor, every: int) -> None:
         cells = list(sensitivity_steps(calibration, pixels, wanted=wanted))
         speeds.append(seconds / (time.perf_counter() - started))
         sweep.SHARED_MACS = chosen
-        difference = max(
-            difference, *(abs(cell.harm() / plain[cell.layer, cell.bits] - 1) for cell in cells if cell.harm() > 1e-6)
-        )
+        harms = {(cell.layer, cell.bits): METRICS["kl"].harm(cell.effect) for cell in cells}
+        difference = max(difference, *(abs(harm / plain[cell] - 1) for cell, harm in harms.items() if harm > 1e-6))
     remaining, executed = graph.macs, 0
     for layer in graph.layers:
         executed += remaining if layer.name in names else 0
@@ -79,9 +78,9 @@ def _full_passes(calibration: Calibration, pixels: torch.Tensor, names: set[str]
         reference = graph(pixels)
         for layer in graph.layers:
             for bits in BIT_WIDTHS if layer.name in names else ():
-                operation = layer_operation(calibration, layer, cell_bits(layer, "both", bits))
-                logits, _ = graph.run(pixels, {layer.node: operation})
-                harms[layer.name, bits] = float(effect(reference, logits, None).kl.mean())
+                operations = layer_operations(calibration, layer, cell_bits(layer, "both", bits))
+                logits, _ = graph.run(pixels, operations)
+                harms[layer.name, bits] = float(graph.task.divergence(reference, logits).mean())
     return harms
 
 

@@ -15,8 +15,8 @@ import torch
 
 import mixqvit
 from mixqvit.quantization.calibration import Calibration
-from mixqvit.quantization.checkpoints import Checkpoints, run_from_checkpoint
 from mixqvit.quantization.model import quantize
+from mixqvit.quantization.paused_runs import PausedRuns, run_from_paused
 
 POSITIONS = [*range(30, 41), *range(39, 29, -1)]
 LIMIT = 512 * 2**20
@@ -37,13 +37,13 @@ def main() -> None:
 def _print(study: mixqvit.Study) -> None:
     list(study.score_steps("mix-qvit"))
     calibration, pixels = study.calibration(), study.evaluation_images.pixels
-    checkpoints = Checkpoints(LIMIT)
+    paused_runs = PausedRuns(LIMIT)
     solving, anew, resumed = [], [], []
     for position in POSITIONS:
         seconds, allocation = _timed(lambda position=position: study.allocate(position / 10))
         solving.append(seconds)
         plain, expected = _timed(lambda bits=allocation.bits: _logits(calibration, bits, pixels, None))
-        faster, found = _timed(lambda bits=allocation.bits: _logits(calibration, bits, pixels, checkpoints))
+        faster, found = _timed(lambda bits=allocation.bits: _logits(calibration, bits, pixels, paused_runs))
         assert torch.equal(expected, found)
         anew.append(plain)
         resumed.append(faster)
@@ -56,16 +56,14 @@ def _print(study: mixqvit.Study) -> None:
     )
 
 
-def _logits(
-    calibration: Calibration, bits: dict, pixels: torch.Tensor, checkpoints: Checkpoints | None
-) -> torch.Tensor:
-    model = quantize(calibration, bits, checkpoints=checkpoints)
+def _logits(calibration: Calibration, bits: dict, pixels: torch.Tensor, paused_runs: PausedRuns | None) -> torch.Tensor:
+    model = quantize(calibration, bits, paused_runs=paused_runs)
     with torch.no_grad():
         return torch.cat(
             [
                 model(batch)
-                if checkpoints is None
-                else run_from_checkpoint(model.graph, batch, model.operations, model.bits, checkpoints, number)
+                if paused_runs is None
+                else run_from_paused(model.graph, batch, model.operations, model.bits, paused_runs, number)
                 for number, batch in enumerate(pixels.split(64))
             ]
         )

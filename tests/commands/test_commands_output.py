@@ -10,7 +10,7 @@ import pytest
 from mixqvit.commands import NOBODY_READS, main
 from mixqvit.commands.parser import BAD_INPUT, parser
 from mixqvit.commands.studies import finish
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 

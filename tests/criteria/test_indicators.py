@@ -14,7 +14,6 @@ from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.tracing import trace
 from mixqvit.stages import runner
 from mixqvit.study.study import Study
-from mixqvit.training.distillation import distillation_loss
 from tests.small import SMALL
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
@@ -94,7 +93,7 @@ def written_out(graph, pixels, passes):
         for bits in every:
             operations = {layer.node: operation(layer, own) for layer, own in zip(graph.layers, bits, strict=True)}
             logits = module.run(pixels[order], operations)[0]
-            loss = loss + distillation_loss(logits, wanted[order]).mean()
+            loss = loss + graph.task.distillation_loss(logits, wanted[order]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         rate = 0.5 * (1 + cos(pi * number / passes))
         for parameter, own_rate, gradient, moment in zip(parameters, rates, gradients, moments, strict=True):

@@ -10,9 +10,8 @@ from mixqvit.criteria import loss_change, shared
 from mixqvit.criteria.loss_change import loss_change_steps, mean_loss_changes
 from mixqvit.network.bits import FULL_PRECISION, tied_bits
 from mixqvit.network.tracing import trace
-from mixqvit.quantization.calibration import calibrate, layer_operation
+from mixqvit.quantization.calibration import calibrate, layer_operations
 from mixqvit.quantization.model import quantize
-from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import tiny_images, tiny_model
 
 at_two_and_four_bits = partial(tied_bits, bit_widths=(2, 4))
@@ -43,7 +42,7 @@ def written_out(calibration, layer, choices, pixels):
         p = logits(output).softmax(dim=0)
         middle = torch.diag(p) - torch.outer(p, p)
         for bits in choices:
-            change = (layer_operation(calibration, layer, bits)(*operands) - output).flatten()
+            change = (layer_operations(calibration, layer, bits)[layer.node](*operands) - output).flatten()
             harms[bits] += float(0.5 * change @ jacobian.T @ middle @ jacobian @ change) / len(pixels)
     return harms
 
@@ -76,7 +75,7 @@ def test_small_changes_cost_the_divergence_they_predict(calibration):
     reference = graph(pixels)
     for layer in graph.layers:
         logits = quantize(calibration, {layer.name: 8}, compensation=None)(pixels)
-        assert found[layer.name][8, 8] == pytest.approx(float(kl_divergence(reference, logits).mean()), rel=0.2)
+        assert found[layer.name][8, 8] == pytest.approx(float(graph.task.divergence(reference, logits).mean()), rel=0.2)
 
 
 def test_full_precision_costs_nothing(vit):

@@ -8,7 +8,6 @@ from mixqvit.criteria import pairwise
 from mixqvit.criteria.pairwise import all_pairs, block_pairs, pair_cost, pair_steps
 from mixqvit.network.bits import tied_bits
 from mixqvit.quantization.model import quantize
-from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import tiny_images
 
 
@@ -24,7 +23,9 @@ def test_terms_are_what_plain_runs_measure(calibration, at_once, monkeypatch):
     reference = graph(images)
 
     def divergence(bits):
-        return float(kl_divergence(reference, quantize(calibration, bits, compensation=None)(images)).mean())
+        return float(
+            calibration.graph.task.divergence(reference, quantize(calibration, bits, compensation=None)(images)).mean()
+        )
 
     pairs = spread(all_pairs(graph.layers))
     found = list(pair_steps(calibration, images, pairs, (2, 4, 8)))

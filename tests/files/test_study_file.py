@@ -10,11 +10,12 @@ import safetensors.torch
 import torch
 
 from mixqvit.errors import MixQViTError, StudyFileError
-from mixqvit.files.study_file import import_study_file, read_study_file, study_file_content, write_study_file_steps
+from mixqvit.files.open_studies import open_study
+from mixqvit.files.study_file import read_study_file, study_file_content, write_study_file_steps
+from mixqvit.files.study_import import import_study_file
 from mixqvit.stages.stage import STAGES
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
-from mixqvit.study.open_studies import open_study
 from mixqvit.study.study import Study
 from tests.small import SMALL
 
@@ -102,6 +103,24 @@ def test_another_program_version_is_no_obstacle_but_its_results_are_not_used(
     _, imported, _ = import_study_file(Store(tmp_path), file)
     assert imported.saved_evaluation(BITS) is None
     assert any("other versions" in note for note in imported.model.notes)
+
+
+def test_what_an_earlier_program_saved_opens_and_is_computed_again(study: Study, file: Path, tmp_path: Path):
+    def change(document: dict) -> None:
+        key = f"{study.identity}-{'a' * 64}"
+        document["made_with"] = {"torch": "2.0", "timm": "1.0", "mixqvit": "b" * 64}
+        document["rows"] = {
+            key: {"images from 0": 1},
+            f"{key} seconds": {"seconds": 1.5},
+            f"{key}-state": {"passes": 1},
+        }
+        document["tensors"] = []
+
+    _, imported, count = import_study_file(Store(tmp_path / "store"), resealed(file, tmp_path / "file", change))
+    assert count == 3
+    assert any("computed again" in note for note in imported.model.notes)
+    assert imported.relevances.progress().done == imported.evaluations.progress(BITS).done == 0
+    assert list(imported.kept.all()) == ["mine"]
 
 
 def test_a_model_that_is_read_differently_here_opens_without_the_results(file: Path, tmp_path: Path):
@@ -247,7 +266,7 @@ def test_damaged_files_are_noticed(file: Path, tmp_path: Path):
 
 
 def test_a_model_that_nothing_describes_cannot_be_exported(study: Study, tmp_path: Path):
-    nameless = Study(replace(study.model, name="mine", card={}), study.image_sets, SETTINGS)
+    nameless = Study(replace(study.model, name="mine", architecture=None), study.image_sets, SETTINGS)
     with pytest.raises(StudyFileError, match="not a model of timm"):
         list(write_study_file_steps(nameless, "mine", tmp_path / "file"))
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mixqvit.errors import ImageError
-from mixqvit.images import archives, zips
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.listing import MAX_FILE_BYTES
-from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.loading import load_image_sets
+from mixqvit.images.sources import archives, zips
 from tests.images.archive_files import KINDS, write_archive, write_tar, write_zip
 from tests.images.files import ANIMALS, class_files, class_folders, numbers, png, tiny_model, tree
 
@@ -333,7 +334,7 @@ def test_several_compressed_streams_are_one_archive(tmp_path: Path) -> None:
 
 
 def test_xz_that_wants_too_much_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mixqvit.images import tars
+    from mixqvit.images.sources import tars
 
     monkeypatch.setattr(tars, "XZ_MEMORY_BYTES", 2**20)
     with pytest.raises(ImageError, match="damaged or none"):

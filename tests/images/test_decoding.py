@@ -186,6 +186,11 @@ def test_what_cannot_be_read_says_why(data: bytes, message: str) -> None:
         upright(data, "RGB")
 
 
+def test_colours_that_pillow_cannot_convert_say_so() -> None:
+    with pytest.raises(UnreadableImage, match=r"its colours are not read \(conversion from LAB"):
+        upright(encoded(Image.new("LAB", (4, 4)), "TIFF"), "L")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 def test_pixels_are_bit_identical_to_timm(channels: int, crop_mode: str) -> None:

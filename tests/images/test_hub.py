@@ -16,8 +16,9 @@ from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, Revis
 
 from mixqvit.cache import default_folder
 from mixqvit.errors import ImageError
-from mixqvit.images import huggingface
 from mixqvit.images.loading import load_image_sets
+from mixqvit.images.sources import huggingface
+from mixqvit.models import download
 from tests.images.files import ANIMALS, class_folders, numbers, tiny_model
 from tests.images.test_parquet import table, write
 
@@ -61,7 +62,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.hf_hub_download)
     answer = SimpleNamespace(head=lambda url, timeout: None)
-    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: answer)
+    monkeypatch.setattr(download, "get_session", lambda: answer)
     return fake
 
 
@@ -110,7 +111,9 @@ def test_of_many_files_only_so_many_are_downloaded(hub: Hub, monkeypatch: pytest
 
 def test_refusals_are_one_sentence(hub: Hub) -> None:
     model = tiny_model(ANIMALS)
-    with pytest.raises(ImageError, match="has no parquet files"):
+    (hub.revisions["main"] / "README.md").write_text("animals")
+    reasons = r"has no parquet files.*\(main holds 1 other file\(s\), there is no refs/convert/parquet\)"
+    with pytest.raises(ImageError, match=reasons):
         load_image_sets("hf:zoo/animals", model)
     write(hub.revisions["main"] / "big" / "train-0.parquet", table())
     write(hub.revisions["main"] / "small" / "train-0.parquet", table())

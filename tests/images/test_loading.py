@@ -127,10 +127,10 @@ def test_the_models_own_preprocessing_is_used(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_of_more_than_the_limit_is_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mixqvit.images.loading as loading
+    from mixqvit.images import drawing
 
     class_folders(tmp_path)
-    monkeypatch.setattr(loading, "EVALUATION_LIMIT", 9)
+    monkeypatch.setattr(drawing, "EVALUATION_LIMIT", 9)
     assert load_image_sets(tmp_path, tiny_model(3)).evaluation.labels.bincount().tolist() == [3, 3, 3]
     assert len(load_image_sets(tmp_path, tiny_model(3), Sampling(evaluation=20)).evaluation) == 20
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mixqvit.errors import ImageError
-from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.image_sets import ImageSets
+from mixqvit.images.loading import load_image_sets
 from tests.images.archive_files import KINDS, write_archive
 from tests.images.files import ANIMALS, class_files, tiny_model, tree
 

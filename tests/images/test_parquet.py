@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mixqvit.errors import ImageError
-from mixqvit.images import parquet
-from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images import parquet_files
+from mixqvit.images.image_sets import ImageSets
+from mixqvit.images.loading import load_image_sets
 from mixqvit.images.sampling import Sampling
 from tests.images.files import ANIMALS, numbers, png, tiny_model, tree, write_image
 from tests.images.test_mutated_archives import cut_out, flip, splice, truncate, zero
@@ -90,13 +91,13 @@ def test_a_test_split_without_labels_is_asked_about(tmp_path: Path) -> None:
 def test_only_the_rows_of_the_sample_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "animals.parquet", table(900), row_group_size=20)
     read = []
-    original = parquet.Parquet._content
+    original = parquet_files.ParquetFiles._content
 
-    def content(self: parquet.Parquet, value: object, path: Path) -> object:
+    def content(self: parquet_files.ParquetFiles, value: object, path: Path) -> object:
         read.append(value)
         return original(self, value, path)
 
-    monkeypatch.setattr(parquet.Parquet, "_content", content)
+    monkeypatch.setattr(parquet_files.ParquetFiles, "_content", content)
     sets = loaded(path, sampling=Sampling(evaluation=12))
     assert sets.evaluation.labels.bincount().tolist() == [4, 4, 4]
     assert len(sets.calibration) == 64
@@ -177,14 +178,14 @@ def test_files_of_different_kinds_are_refused(tmp_path: Path) -> None:
 
 
 def test_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "MAX_ROWS", 30)
-    monkeypatch.setattr(parquet, "_labels", lambda *_: pytest.fail("a kilobyte may claim a billion rows"))
+    monkeypatch.setattr(parquet_files, "MAX_ROWS", 30)
+    monkeypatch.setattr(parquet_files, "_labels", lambda *_: pytest.fail("a kilobyte may claim a billion rows"))
     with pytest.raises(ImageError, match="more than 30 rows"):
         loaded(write(tmp_path / "animals.parquet", table()))
 
 
 def test_huge_groups_of_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 500)
+    monkeypatch.setattr(parquet_files, "MAX_GROUP_BYTES", 500)
     with pytest.raises(ImageError, match="group of rows"):
         loaded(write(tmp_path / "animals.parquet", table()))
 
@@ -232,7 +233,7 @@ def test_one_large_cell_is_in_memory_at_a_time(tmp_path: Path) -> None:
     before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
     pa.set_memory_pool(pool)
     try:
-        assert [len(value) for _, value in parquet._values(path, "image", [1, 65])] == [size, size]
+        assert [len(value) for _, value in parquet_files._values(path, "image", [1, 65])] == [size, size]
     finally:
         pa.set_memory_pool(before)
     assert size < pool.max_memory() < 10 * size

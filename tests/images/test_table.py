@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from mixqvit.errors import ImageError
-from mixqvit.images import table
+from mixqvit.images import csv_rows
+from mixqvit.images.image_sets import ImageSets
 from mixqvit.images.labels import FILE_COLUMNS, LABEL_COLUMNS
-from mixqvit.images.loading import ImageSets, load_image_sets
+from mixqvit.images.loading import load_image_sets
 from mixqvit.images.sampling import Sampling
 from tests.images.files import (
     ANIMALS,
@@ -183,13 +184,13 @@ def test_what_cannot_be_used_says_why(folder: Path, text: str | bytes, message: 
 
 
 def test_a_table_that_is_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MAX_TABLE_BYTES", 100)
+    monkeypatch.setattr(csv_rows, "MAX_TABLE_BYTES", 100)
     with pytest.raises(ImageError, match="is larger than"):
         loaded(folder, rows())
 
 
 def test_rows_are_counted_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MAX_TABLE_ROWS", 30)
+    monkeypatch.setattr(csv_rows, "MAX_TABLE_ROWS", 30)
     with pytest.raises(ImageError, match="more than 30 rows"):
         loaded(folder, rows())
 

@@ -10,7 +10,7 @@ import timm.data
 import torch
 
 from mixqvit.errors import ImageError
-from mixqvit.images import training_sources
+from mixqvit.images import files, training_choice
 from mixqvit.images.augmentation import augment
 from mixqvit.images.decoding import upright
 from mixqvit.images.loading import load_image_sets, load_images
@@ -247,7 +247,7 @@ def test_archives(kind: str, most: int, tmp_path: Path, monkeypatch: pytest.Monk
     expected = load_training_images(folder, model, load_image_sets(folder, model, Sampling(evaluation=5)))
     path = write_archive(tmp_path, {**class_files(), "dog.png": b""}, kind)
     sets = load_image_sets(path, model, Sampling(evaluation=5))
-    monkeypatch.setattr(training_sources, "MAX_KEPT_BYTES", most)
+    monkeypatch.setattr(files, "MAX_KEPT_BYTES", most)
     if most == 0 and kind not in ("zip", "tar"):
         with pytest.raises(ImageError, match="can be read only from front to back"):
             load_training_images(path, model, sets)
@@ -261,7 +261,7 @@ def test_archives(kind: str, most: int, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("most", [2**31, 0])
 def test_parquet(tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(ANIMALS)
-    monkeypatch.setattr(training_sources, "MAX_KEPT_BYTES", most)
+    monkeypatch.setattr(files, "MAX_KEPT_BYTES", most)
     path = write(tmp_path / "animals.parquet", table(80), row_group_size=15)
     sets = load_image_sets(path, model, Sampling(evaluation=20))
     images = load_training_images(path, model, sets)
@@ -289,11 +289,11 @@ def test_a_table(tmp_path: Path) -> None:
     class_folders(tmp_path)
     rows = [f"{name},{name.split('/')[0]}" for name in class_files()]
     path = tmp_path / "images.csv"
-    path.write_text("\n".join(["file,label", *rows, "ant/gone.png,ant"]))
+    path.write_text("\n".join(["file,label", *rows, "ant/gone.png,ant", "ant/00.png/inside.png,ant"]))
     images = load_training_images(path, tiny_model(ANIMALS))
     assert trained_names(images) == sorted(class_files())
-    assert "33 of the 34 images" in images.how
-    assert "without 1 that cannot be read" in images.how
+    assert "33 of the 35 images" in images.how
+    assert "without 2 that cannot be read (it cannot be read (Not a directory), it does not exist)" in images.how
     for batch in epoch_of(images):
         assert [ANIMALS[label] for label in batch.labels] == [
             images.names[position].split("/")[0] for position in batch.positions
@@ -384,7 +384,7 @@ def test_batches_that_cannot_be(arguments: tuple[object, ...], digits: TrainingI
 
 
 def test_progress_ends_with_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_sources, "_REPORT_EVERY", 10)
+    monkeypatch.setattr(training_choice, "_REPORT_EVERY", 10)
     model = tiny_model(ANIMALS)
     sets = load_image_sets(class_folders(tmp_path), model, Sampling(evaluation=10))
     steps = list(load_training_images_steps(tmp_path, model, sets))

@@ -24,7 +24,7 @@ def test_real_deit_tiny_is_recognized(shared):
     assert model.arguments == {}
     assert model.mean == (0.485, 0.456, 0.406)
     assert "vit_tiny_patch16_224" in str(model.notes)
-    assert "mean=0.5,0.5,0.5 std=0.5,0.5,0.5 (vit_tiny_patch16_224." in model.notes[-1]
+    assert "mean=0.5,0.5,0.5 --preprocessing std=0.5,0.5,0.5" in model.notes[-1], "vit_tiny_patch16_224 has these"
     assert model.fingerprint == load_model("deit_tiny_patch16_224", path).fingerprint
 
 

@@ -20,6 +20,7 @@ from mixqvit.network import devices
 from mixqvit.network.devices import choose_device, describe, free_bytes, moved, precise_device
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate
+from mixqvit.quantization.evaluation import evaluate
 from mixqvit.quantization.model import quantize
 from mixqvit.quantization.recipes import RECIPES
 from mixqvit.relevance.methods import METHODS, importance_steps
@@ -28,7 +29,6 @@ from mixqvit.relevance.quality import attribution_quality
 from mixqvit.relevance.result import merge
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
-from mixqvit.tasks.evaluation import evaluate
 from tests.device import DEVICE, There, second_device
 from tests.network.test_out_of_memory import flat
 from tests.tiny_models import ARCHITECTURES, TRANSFORMERS, small_transformer, tiny_images, tiny_model
@@ -170,7 +170,7 @@ def models():
 
 def sweep(graph, calibration, pixels):
     cells = sensitivity_steps(calibration, pixels, torch.arange(len(pixels)), bit_widths=(4,))
-    return [[cell.effect.kl.tolist(), cell.effect.cross_entropy.tolist()] for cell in cells]
+    return [[cell.effect["kl"].tolist(), cell.effect["cross_entropy"].tolist()] for cell in cells]
 
 
 def quantized(graph, calibration, pixels):

@@ -200,18 +200,16 @@ class Branching(nn.Module):
         return images if images.sum() > 0 else -images
 
 
-class Functional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(5, 256))
+class OfTheImages(nn.Module):
+    """Multiplies the images with themselves: there is no weight to quantize."""
 
     def forward(self, images):
-        return nn.functional.linear(images.flatten(1), self.weight)
+        return nn.functional.linear(images.flatten(1), images.flatten(1)[:1])
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [(Branching(), "cannot be traced"), (Functional(), "operation linear"), (nn.ReLU(), "logits")],
+    [(Branching(), "cannot be traced"), (OfTheImages(), "operation linear"), (nn.ReLU(), "logits")],
 )
 def test_a_model_that_does_not_trace_is_refused_in_words(module, message):
     with pytest.raises(ModelError, match=message):
@@ -267,6 +265,45 @@ def test_images_that_do_not_fit_and_outputs_that_are_no_logits_are_refused():
 
     with pytest.raises(ModelError, match="must return logits"):
         trace(Pair(), torch.randn(1, 1, 4, 4))
+
+
+class Masked(nn.Module):
+    """Looks whether it got a mask before it uses it, as Hiera does."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 5)
+
+    def forward(self, images, mask=None):
+        values = self.stem(images)
+        if mask is not None:
+            values = values * mask.view(1, 1, 4, 4)
+        return self.head(values.mean((2, 3)))
+
+
+def test_an_optional_argument_that_decides_a_branch_is_left_out():
+    images = torch.randn(2, 1, 16, 16)
+    module = Masked()
+    graph = trace(module, images)
+    assert [layer.name for layer in graph.layers] == ["stem", "head"]
+    torch.testing.assert_close(graph(images), module(images))
+
+
+class Failing(nn.Module):
+    """Does something else while it is traced, which fails when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 4, 4)
+
+    def forward(self, images):
+        values = self.stem(images)
+        return values.view(3, -1) if isinstance(values, torch.fx.Proxy) else values.flatten(1)[:, :5]
+
+
+def test_a_graph_that_does_not_run_names_the_operation():
+    with pytest.raises(ModelError, match="the operation view in its forward fails"):
+        trace(Failing(), torch.randn(2, 1, 16, 16))
 
 
 def test_a_model_without_layers_is_refused():

@@ -18,6 +18,7 @@ from mixqvit.network.bits import tied_bits
 from mixqvit.network.devices import halving, images_at_once, in_parts, is_out_of_memory
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate
+from mixqvit.quantization.evaluation import evaluate_steps
 from mixqvit.quantization.fisher import fisher_diagonals
 from mixqvit.quantization.model import quantize
 from mixqvit.relevance.attribution import transformer_attribution
@@ -25,7 +26,6 @@ from mixqvit.relevance.captum_methods import LAYER_METHODS, layer_attribution_st
 from mixqvit.relevance.propagation import propagate
 from mixqvit.relevance.quality import attribution_quality
 from mixqvit.relevance.result import merge
-from mixqvit.tasks.evaluation import evaluate_steps
 from tests.device import limited_memory
 from tests.tiny_models import tiny_images, tiny_model
 
@@ -128,12 +128,12 @@ def parts(request):
 
 def sweep(graph, calibration, pixels):
     cells = sensitivity_steps(calibration, pixels, bit_widths=(3, 8))
-    return {(cell.layer, cell.bits): list(cell.effect.kl) for cell in cells}
+    return {(cell.layer, cell.bits): list(cell.effect["kl"]) for cell in cells}
 
 
 def evaluation(graph, calibration, pixels):
     quantized = quantize(calibration, 3, compensation=None)
-    *_, last = evaluate_steps(quantized, pixels, None, torch.ones(IMAGES, 5))
+    *_, last = evaluate_steps(quantized.graph.task, quantized, pixels, None, torch.ones(IMAGES, 5))
     return list(last.image_kl)
 
 

@@ -6,7 +6,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.allocation.restrictions import Restrictions
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.study.evaluation import Evaluations
+from mixqvit.views.numbers import megabytes, percent
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_another_strategy_allocates_and_is_held_against_the_common_yardstick(pag
 
 
 def test_a_large_model_is_measured_on_a_button(page, study, monkeypatch):
-    monkeypatch.setattr(type(study), "measures_by_itself", False)
+    monkeypatch.setattr(Evaluations, "by_itself", lambda _: False)
     page.slider(key="average_bits").set_value(7.7).run()
     assert not page.exception
     assert numbers(page)["Top-1, mixed bits"] == "…"

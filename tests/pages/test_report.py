@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixqvit.progress import Progress
+from mixqvit.engines.progress import Progress
 from mixqvit.report.files import Report
 
 

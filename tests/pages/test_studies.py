@@ -8,6 +8,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.files.access import ROOTS_VARIABLE
+from mixqvit.models.layouts import SUFFIXES
 from mixqvit.models.loading import load_model
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, find_study, forget_study, keep_study, known_studies
@@ -195,3 +196,9 @@ def test_names_of_files_are_shown_as_they_are(data: Path, open_page):
 )
 def test_messages_are_shown_as_plain_sentences(message: str, shown: str):
     assert as_sentence(message) == shown
+
+
+def test_every_file_of_weights_that_is_read_can_be_sent(page: AppTest):
+    at = choose(page, "file")
+    uploader = next(element for element in at.get("file_uploader") if "upload" in element.proto.label)
+    assert set(SUFFIXES) == set(uploader.proto.type)

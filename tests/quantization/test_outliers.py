@@ -22,7 +22,6 @@ from mixqvit.quantization.outliers import (
 )
 from mixqvit.quantization.ranges import fit_per_channel, fit_weight, uniform_quantizer
 from mixqvit.quantization.reparameterization import clip_ranges, reparameterized_quantizer
-from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import ARCHITECTURES, tiny_images, tiny_model
 
 
@@ -177,7 +176,7 @@ def test_harm_of_clipping_is_that_of_the_layer_quantized_alone():
     weight, bias = quantizer.fold(graph.weight(layer), graph.bias(layer))
     weight = fit_weight(weight, 3)(weight)
     logits, _ = graph.run(pixels, {layer.node: lambda values: quantizer(values) @ weight.T + bias})
-    assert harms[0.1] == pytest.approx(float(kl_divergence(graph(pixels), logits).mean()), rel=1e-6)
+    assert harms[0.1] == pytest.approx(float(graph.task.divergence(graph(pixels), logits).mean()), rel=1e-6)
     assert list(clip_harm_steps(graph, found, pixels, 3, finished=CLIPS)) == []
 
 

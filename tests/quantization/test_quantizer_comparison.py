@@ -26,7 +26,6 @@ from mixqvit.quantization.recipes import MENU, RECIPES
 from mixqvit.quantization.roles import ROLES, roles
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
-from mixqvit.tasks.evaluation import kl_divergence
 from tests.tiny_models import tiny_images, tiny_model
 
 # Of the study's own recipe all bit-widths are calibrated, of the others the one that is measured.
@@ -170,7 +169,9 @@ def test_every_recipe_is_measured_like_its_quantized_model(study, measured):
     for name, bits in (("repq-vit", (3, 3)), ("fq-vit", None)):
         logits = quantize(calibrate(study.graph, pixels, name, bits), 3)(images.pixels)
         assert measured[name].correct == int((logits.argmax(dim=1) == images.labels).sum())
-        assert measured[name].kl == pytest.approx(float(kl_divergence(study.graph(images.pixels), logits).mean()))
+        assert measured[name].kl == pytest.approx(
+            float(study.task.divergence(study.graph(images.pixels), logits).mean())
+        )
     assert measured["min-max"] == study.evaluate(3)
 
 

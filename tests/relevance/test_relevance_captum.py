@@ -218,7 +218,7 @@ def test_arguments_are_checked_before_any_work(build, method: str) -> None:
     _, graph, pixels = build("vit")
     with pytest.raises(MixQViTError, match="no measure 'sum'"):
         layer_attribution_steps(graph, pixels, method=method, measure="sum")
-    with pytest.raises(MixQViTError, match="between 0 and 4"):
+    with pytest.raises(MixQViTError, match="numbered 0 to 4"):
         layer_attribution_steps(graph, pixels, 5, method=method)
     with pytest.raises(MixQViTError, match="batch size"):
         layer_attribution_steps(graph, pixels, method=method, batch_size=0)

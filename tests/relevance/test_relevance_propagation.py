@@ -246,8 +246,8 @@ def test_an_operation_without_a_rule_is_refused_by_name_before_any_work(build, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"targets": 5}, "between 0 and 4"),
-        ({"targets": -1}, "between 0 and 4"),
+        ({"targets": 5}, "numbered 0 to 4"),
+        ({"targets": -1}, "numbered 0 to 4"),
         ({"targets": torch.tensor([1, 2])}, "3 images need 3"),
         ({"targets": torch.tensor([0.5, 1, 2])}, "whole numbers"),
         ({"rules": "lrp"}, "rule set 'lrp'"),

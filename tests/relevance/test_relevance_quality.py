@@ -121,7 +121,7 @@ def test_unfit_arguments_are_refused_before_any_work(build) -> None:
         attribution_quality_steps(graph, pixels, method="lime")
     with pytest.raises(MixQViTError, match="no image"):
         attribution_quality_steps(graph, pixels[:0], method="chefer")
-    with pytest.raises(MixQViTError, match="between 0 and 4"):
+    with pytest.raises(MixQViTError, match="numbered 0 to 4"):
         attribution_quality_steps(graph, pixels, 5, method="chefer")
     with pytest.raises(ImageError):
         attribution_quality_steps(graph, pixels[..., 1:], method="chefer")

@@ -22,6 +22,7 @@ from mixqvit.criteria.perturbation import Perturbations
 from mixqvit.criteria.sensitivity.stage import Sweep
 from mixqvit.quantization.calibration_stage import own_calibration
 from mixqvit.quantization.evaluation_stage import FullPrecision
+from mixqvit.quantization.fidelity_stage import Checked
 from mixqvit.relevance.stages import AttributionScores, LayerImportance
 from mixqvit.stages.stage import STAGES, Stage
 from mixqvit.study.study import Study
@@ -42,6 +43,7 @@ def examples(study: Study) -> dict[str, Stage]:
     found = (
         FullPrecision(),
         own_calibration(study),
+        Checked(study.recipe),
         study.evaluations.stage(4),
         Sweep("both"),
         LayerImportance("chefer", "share"),

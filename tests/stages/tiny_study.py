@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from mixqvit.images.image_sets import ImageSets, Sample
 from mixqvit.images.images import Images
-from mixqvit.images.loading import ImageSets, Sample
 from mixqvit.images.training_images import TrainingDigits
 from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing

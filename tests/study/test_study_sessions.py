@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mixqvit
-from mixqvit.criteria import sensitivity
+from mixqvit.criteria.sensitivity import sweep
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.study.study import Study
 from tests.small import SMALL
@@ -81,7 +81,7 @@ def test_two_sessions_never_compute_the_same_cell_twice(tmp_path, monkeypatch, s
     measured = []
 
     def counted(*arguments):
-        for cell in sensitivity.sensitivity_steps(*arguments):
+        for cell in sweep.sensitivity_steps(*arguments):
             measured.append((cell.layer, cell.bits))
             yield cell
 
@@ -136,7 +136,7 @@ def test_another_metric_computes_nothing_and_another_baseline_only_the_sweep(swi
 
 SWEEP = """
 import mixqvit, sys
-from mixqvit.study import Settings, Study
+from mixqvit import Settings, Study
 settings = Settings(calibration_images=8, analysis_images=8, evaluation_images=100)
 study = Study("digits_swin", settings=settings, store=mixqvit.Store(sys.argv[1]))
 for steps in (study.relevance_steps, study.sensitivity_steps, lambda: study.evaluate_steps(4)):

@@ -10,9 +10,10 @@ import mixqvit
 from mixqvit.allocation.request import as_request
 from mixqvit.errors import ImageError
 from mixqvit.images.loading import load_image_sets
+from mixqvit.quantization.evaluation import evaluate
 from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
-from mixqvit.tasks.evaluation import evaluate, kl_divergence, top1
+from mixqvit.tasks.classification import Classification
 
 SMALL = Settings(calibration_images=2, analysis_images=4, evaluation_images=24, importance="attnlrp")
 
@@ -67,13 +68,6 @@ def test_the_criteria_need_no_labels(unlabelled):
         assert all(np.isfinite(list(row.values())).all() for row in found.values())
 
 
-def test_top1_among_some_classes_is_theirs_only():
-    logits = torch.tensor([[9.0, 1.0, 2.0, 3.0], [0.0, 5.0, 4.0, 9.0], [1.0, 2.0, 0.0, 0.0]])
-    assert top1(logits) == [0, 3, 1]
-    assert top1(logits, (1, 2)) == [2, 1, 1]
-    assert top1(logits, (0, 2)) == [0, 2, 0]
-
-
 def test_what_is_measured_among_some_classes_is_counted_by_hand():
     torch.manual_seed(0)
     pixels, reference = torch.randn(40, 3), torch.randn(40, 6)
@@ -88,8 +82,8 @@ def test_what_is_measured_among_some_classes_is_counted_by_hand():
     assert found.predicted == tuple(predicted.tolist())
     assert found.correct == int((predicted == labels).sum())
     assert found.agreeing == int((predicted == expected).sum())
-    assert found.kl == pytest.approx(float(kl_divergence(reference, other).mean()))  # over all classes
-    assert 40 > found.agreeing != sum(top1(reference)[i] == top1(other)[i] for i in range(40))
+    assert found.kl == pytest.approx(float(Classification(6).divergence(reference, other).mean()))  # over all classes
+    assert 40 > found.agreeing != int(Classification(6).agreeing(reference, other))
 
 
 def test_a_study_within_its_classes(tmp_path):
@@ -97,8 +91,8 @@ def test_a_study_within_its_classes(tmp_path):
     store, images = mixqvit.Store(tmp_path), sets(classes=(2, 5, 7))
     over_all = Study("digits_vit", images, SMALL, store)
     within = Study("digits_vit", images, replace(SMALL, within_classes=True), store)
-    assert over_all.class_subset is None
-    assert within.class_subset == (2, 5, 7)
+    assert over_all.task.scope is None
+    assert within.task.scope == [2, 5, 7]
     measured, restricted = over_all.evaluate(2), within.evaluate(2)
     assert restricted.kl == measured.kl
     assert set(restricted.predicted) <= {2, 5, 7} and not set(measured.predicted) <= {2, 5, 7}

@@ -8,7 +8,11 @@ from timm.models.vision_transformer import VisionTransformer
 from mixqvit.errors import ImageError
 from mixqvit.images.loading import load_images
 from mixqvit.models.loading import load_model
-from mixqvit.tasks.evaluation import evaluate, evaluate_steps, kl_divergence, reference_answers, wilson_interval
+from mixqvit.quantization.evaluation import evaluate, evaluate_steps
+from mixqvit.tasks.classification import Classification
+from mixqvit.tasks.evaluation import wilson_interval
+
+TASK = Classification(4)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (7, 10), (493, 500), (1, 1)])
@@ -25,8 +29,12 @@ def test_kl_is_scipys_per_image():
         entropy(p, q)
         for p, q in zip(first.double().softmax(1).numpy(), second.double().softmax(1).numpy(), strict=True)
     ]
-    torch.testing.assert_close(kl_divergence(first, second).tolist(), [float(value) for value in expected])
-    assert float(kl_divergence(first, first).max()) == 0
+    torch.testing.assert_close(TASK.divergence(first, second).tolist(), [float(value) for value in expected])
+    assert float(TASK.divergence(first, first).max()) == 0
+
+
+def answers_to(logits, labels):
+    return Classification(logits.shape[1]).reference_answers(logits, labels)
 
 
 @pytest.fixture
@@ -48,10 +56,10 @@ def test_what_is_measured_is_counted_by_hand(parts):
     predicted = flipped.argmax(dim=1)
     assert found.correct == int((predicted == labels).sum())
     assert found.agreement == float((predicted == reference.argmax(dim=1)).double().mean())
-    assert found.kl == pytest.approx(float(kl_divergence(reference, flipped).mean()))
+    assert found.kl == pytest.approx(float(TASK.divergence(reference, flipped).mean()))
 
 
-def test_steps_accumulate_and_resume(parts):
+def test_steps_accumulate(parts):
     pixels, labels, reference = parts
     seen = []
 
@@ -59,13 +67,11 @@ def test_steps_accumulate_and_resume(parts):
         seen.append(len(batch))
         return batch @ torch.ones(3, 4) * torch.arange(4)
 
-    steps = list(evaluate_steps(predict, pixels, labels, reference, batch_size=4))
+    steps = list(evaluate_steps(TASK, predict, pixels, labels, reference, batch_size=4))
     assert [step.images for step in steps] == [4, 8, 10]
     assert seen == [4, 4, 2]
-    *_, resumed = evaluate_steps(predict, pixels, labels, reference, batch_size=4, finished=steps[0])
-    assert seen == [4, 4, 2, 4, 2]
-    assert resumed.correct == steps[-1].correct
-    assert resumed.kl == pytest.approx(steps[-1].kl)
+    assert all(step.total == 10 for step in steps)
+    assert steps[-1].predicted[:4] == steps[0].predicted
 
 
 def test_without_labels_there_is_agreement_but_no_accuracy(parts):
@@ -94,21 +100,21 @@ def sure_logits(digits):
 
 
 def test_labels_that_are_shifted_are_told_from_right_ones(sure_logits, digits):
-    right = reference_answers(sure_logits, digits.labels)
+    right = answers_to(sure_logits, digits.labels)
     assert (right.images, right.classes, right.choices, right.labels) == (500, 10, 10, 10)
     assert right.correct > 450
     assert right.confidence > 0.8
     assert right.notes == ()
     for shifted in ((digits.labels + 1) % 10, 9 - digits.labels):
-        (note,) = reference_answers(sure_logits, shifted).notes
+        (note,) = answers_to(sure_logits, shifted).notes
         assert note.is_warning
         assert "the labels look shifted" in note.text
         (beside,) = evaluate(lambda pixels: pixels, sure_logits, shifted, sure_logits).notes
         assert beside == note
-    few = reference_answers(sure_logits[:30], (digits.labels[:30] + 1) % 10)
+    few = answers_to(sure_logits[:30], (digits.labels[:30] + 1) % 10)
     assert few.labels_look_shifted
     two = torch.isin(digits.labels, torch.tensor((3, 5)))
-    swapped = reference_answers(sure_logits[two], 8 - digits.labels[two], (3, 5))
+    swapped = Classification(10, (3, 5)).reference_answers(sure_logits[two], 8 - digits.labels[two])
     assert (swapped.choices, swapped.labels) == (2, 2)
     assert swapped.labels_look_shifted
 
@@ -119,7 +125,7 @@ def test_labels_of_a_thousand_classes_that_are_a_sets_own_numbers():
     logits = torch.zeros(140, 1000)
     predicted = torch.where(torch.arange(140) < 7, labels, 300 + labels)
     logits[torch.arange(140), predicted] = 9.0
-    found = reference_answers(logits, labels)
+    found = answers_to(logits, labels)
     assert found.correct == 7
     assert found.labels_look_shifted
 
@@ -131,7 +137,7 @@ def test_an_untrained_model_does_not_raise_the_alarm(digits, classes):
     untrained = VisionTransformer(num_classes=classes, **shape).eval()
     with torch.no_grad():
         logits = untrained(digits.pixels[:200])
-    assert reference_answers(logits, digits.labels[:200] % classes).notes == ()
+    assert answers_to(logits, digits.labels[:200] % classes).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -143,14 +149,14 @@ def test_a_poor_model_does_not_raise_the_alarm(correct, probability):
     answers = torch.where(torch.arange(100) < correct, labels, (labels + 1 + torch.arange(100) // 10 % 9) % 10)
     logits = torch.full((100, 10), (1 - probability) / 9).log()
     logits[torch.arange(100), answers] = torch.tensor(probability).log()
-    found = reference_answers(logits, labels)
+    found = answers_to(logits, labels)
     assert found.correct == correct
     assert found.confidence == pytest.approx(probability, abs=1e-6)
     assert not found.labels_look_shifted
 
 
 def test_nothing_is_said_of_labels_that_are_not_there(sure_logits):
-    found = reference_answers(sure_logits, None)
+    found = answers_to(sure_logits, None)
     assert (found.labels, found.correct, found.notes) == (0, None, ())
 
 

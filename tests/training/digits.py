@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixqvit.images import digits, training_sources
+from mixqvit.images.sources import digits
 
 FEW = 160
 
@@ -15,4 +15,4 @@ def few_training_digits(monkeypatch: pytest.MonkeyPatch, count: int = FEW) -> No
         images = original(split, model)
         return images.subset(count) if split == "training" else images
 
-    monkeypatch.setattr(training_sources, "load_digits", load)
+    monkeypatch.setattr(digits, "load_digits", load)

@@ -6,6 +6,7 @@ from mixqvit.allocation.budget import Allocation, Budget
 from mixqvit.allocation.costs import Storage, cost
 from mixqvit.network.layers import Layer
 from mixqvit.quantization.roles import ChannelParameters
+from mixqvit.tasks.classification import METRICS
 from mixqvit.tasks.evaluation import Evaluation, ReferenceAnswers
 from mixqvit.views.allocation_words import LayerFacts
 
@@ -23,7 +24,7 @@ SENSITIVITY = {name: {bits: 1.0 / bits for bits in range(2, 9)} for name in BITS
 
 
 def facts(bits=BITS, previous=BEFORE, **restrictions) -> LayerFacts:
-    return LayerFacts(bits, previous, IMPORTANCE, SENSITIVITY, **restrictions)
+    return LayerFacts(bits, previous, IMPORTANCE, SENSITIVITY, METRICS["kl"], **restrictions)
 
 
 def evaluation(correct: int | None = 180, kl: float = 0.25) -> Evaluation:

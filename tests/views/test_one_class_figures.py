@@ -8,7 +8,7 @@ import pytest
 from mixqvit.study.records import MethodComparison, StrategyComparison, StrategyResult
 from mixqvit.training.settings import TrainingSettings
 from mixqvit.views import budget, frontier, importance_methods, overview, quantizers, strategies, training
-from mixqvit.views.accuracy import accuracy_columns, accuracy_of
+from mixqvit.views.accuracy import accuracy_columns
 from tests.views.allocations import allocation, of_one_class
 
 EVALUATIONS = pytest.mark.parametrize("found", [of_one_class(), of_one_class(None)], ids=["labelled", "bare"])
@@ -42,7 +42,7 @@ def test_figures_are_drawn_without_numbers(found):
         *(strategies.strategy_figure(compared, measure, "mix-qvit") for measure in strategies.measures(True)),
         quantizers.recipe_figure(measured, ["min-max", "mix-qvit"], 4, "mix-qvit"),
         training.loss_curves(None, TrainingSettings(), found),
-        training.accuracy_curves(None, TrainingSettings(), accuracy_of(found), found, found),
+        training.accuracy_curves(None, TrainingSettings(), found.accuracy, found, found),
     ]
     for figure in figures:
         assert "nan" not in shown(figure)

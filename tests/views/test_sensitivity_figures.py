@@ -6,7 +6,9 @@ import pytest
 
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.network.layers import Layer
+from mixqvit.tasks.classification import METRICS
 from mixqvit.views import sensitivity as figures
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import KIND_SYMBOLS
 
 
@@ -35,16 +37,7 @@ def trace(figure, name):
 
 
 def curves(**choices):
-    return figures.harm_curves(LAYERS, HARMS, "kl", **{"logarithmic": False, **choices})
-
-
-def test_every_metric_of_a_study_has_words():
-    from mixqvit.criteria.sensitivity.metrics import METRICS
-
-    assert list(figures.WORDS) == list(METRICS)
-    assert {name: words.is_coarse for name, words in figures.WORDS.items()} == {
-        name: metric.is_coarse for name, metric in METRICS.items()
-    }
+    return figures.harm_curves(LAYERS, HARMS, METRICS["kl"], **{"logarithmic": False, **choices})
 
 
 def test_curves_are_shown_as_measured_with_gaps_between_layers():
@@ -81,7 +74,7 @@ def test_what_a_logarithmic_scale_cannot_place_lies_on_its_lowest_line_and_is_ex
 
 
 def test_harms_below_the_resolution_do_not_stretch_the_scale():
-    figure = figures.harm_curves(LAYERS, {"head": {2: 1e-3, 8: 1e-15}}, "kl", logarithmic=True)
+    figure = figures.harm_curves(LAYERS, {"head": {2: 1e-3, 8: 1e-15}}, METRICS["kl"], logarithmic=True)
     assert figure.layout.yaxis.range[0] >= log10(figures.FLOOR) - 0.2
     assert figures.undrawable(LAYERS, {"head": {2: 1e-3, 8: 1e-15}}) == 1
 
@@ -103,7 +96,7 @@ def test_no_band_before_the_intervals_are_known():
 
 
 def test_nothing_measured_yet_still_draws_axes():
-    assert figures.harm_curves(LAYERS, {}, "kl", logarithmic=True).layout.yaxis.range[0] < 0
+    assert figures.harm_curves(LAYERS, {}, METRICS["kl"], logarithmic=True).layout.yaxis.range[0] < 0
 
 
 def test_filters_leave_everything_in_when_empty():
@@ -114,7 +107,7 @@ def test_filters_leave_everything_in_when_empty():
 
 @pytest.mark.parametrize(("logarithmic", "colour"), [(False, 0.1), (True, -1.0)])
 def test_the_grid_prints_the_harm_whatever_colours_it(logarithmic, colour):
-    heatmap = figures.harm_grid(LAYERS, HARMS, "kl", 3, logarithmic, INTERVALS).data[0]
+    heatmap = figures.harm_grid(LAYERS, HARMS, METRICS["kl"], 3, logarithmic, INTERVALS).data[0]
     row, column = list(heatmap.y).index("block 0"), list(heatmap.x).index("qkv")
     assert heatmap.z[row][column] == pytest.approx(colour)
     assert heatmap.text[row][column] == "0.1"
@@ -122,29 +115,16 @@ def test_the_grid_prints_the_harm_whatever_colours_it(logarithmic, colour):
 
 
 def test_words_name_the_worst_measured_layers():
-    sentence = figures.first_to_break(LAYERS, HARMS, "kl", 4, 2)
+    sentence = figures.first_to_break(LAYERS, HARMS, METRICS["kl"], 4, 2)
     assert "**block 0 · qkv** (0.2\u00a0nats), **head** (0.02\u00a0nats)" in sentence
-    assert "100% of the harm summed over the 3 measured layers" in sentence
-    assert "no layer" in figures.first_to_break(LAYERS, HARMS, "kl", 8, 2)
+    assert "100\u00a0% of the harm summed over the 3 measured layers" in sentence
+    assert "no layer" in figures.first_to_break(LAYERS, HARMS, METRICS["kl"], 8, 2)
 
 
 def test_negative_harm_counts_as_none_in_the_sum():
-    sentence = figures.first_to_break(LAYERS, HARMS, "cross-entropy", 3, 1)
-    assert "cross-entropy increase" in sentence and f"{0.2 / 0.32:.0%}" in sentence
-    assert "none of the 1" in figures.first_to_break(LAYERS, {"head": {3: -0.1}}, "top1-drop", 3, 1)
-
-
-@pytest.mark.parametrize(
-    ("metric", "words"),
-    [
-        ("kl", "0.01\u00a0nats"),
-        ("top1-drop", "1\u00a0% of the images"),
-        ("mse", "0.01\u00a0squared logits"),
-        ("sqnr", "0.01 (SQNR 20.0\u00a0dB)"),
-    ],
-)
-def test_a_harm_is_written_with_its_unit(metric, words):
-    assert figures.in_words(0.01, metric) == words
+    sentence = figures.first_to_break(LAYERS, HARMS, METRICS["cross-entropy"], 3, 1)
+    assert "cross-entropy increase" in sentence and percent(0.2 / 0.32, 0) in sentence
+    assert "none of the 1" in figures.first_to_break(LAYERS, {"head": {3: -0.1}}, METRICS["top1-drop"], 3, 1)
 
 
 def test_rising_curves_are_found():
@@ -166,13 +146,13 @@ def test_the_frame_leaves_unmeasured_cells_empty():
 
 
 def test_the_long_frame_has_intervals_and_decibels():
-    frame = figures.long_frame(LAYERS, HARMS, "sqnr", INTERVALS)
+    frame = figures.long_frame(LAYERS, HARMS, METRICS["sqnr"], INTERVALS)
     assert len(frame) == 11
     row = frame[(frame["layer"] == "blocks.0.attn.qkv") & (frame["bits"] == 3)].iloc[0]
     assert row[["harm", "interval from", "interval to", "SQNR (dB)"]].tolist() == pytest.approx([0.1, 0.09, 0.13, 10])
     assert frame.loc[frame["harm"] <= 0, "SQNR (dB)"].tolist() == [float("inf")] * 2
-    assert len(figures.long_frame(LAYERS, HARMS, "kl", None, 4)) == 3
-    assert list(figures.long_frame(LAYERS, HARMS, "kl").columns) == ["layer", "kind", "block", "bits", "harm"]
+    assert len(figures.long_frame(LAYERS, HARMS, METRICS["kl"], None, 4)) == 3
+    assert list(figures.long_frame(LAYERS, HARMS, METRICS["kl"]).columns) == ["layer", "kind", "block", "bits", "harm"]
 
 
 @pytest.mark.parametrize(

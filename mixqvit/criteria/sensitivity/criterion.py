@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mixqvit.criteria.choices import ChoiceHarms
-from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given, registered
+from mixqvit.criteria.criterion import NOTHING, Asked, Criterion, Given
 
 if TYPE_CHECKING:
     from mixqvit.stages.context import Context
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 __all__ = ["Sensitivity"]
 
 
-@registered
 class Sensitivity(Criterion):
     """Σ Λ."""
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from mixqvit.criteria.choices import ChoiceHarms, Harms, independent_choices, tied_choices
-from mixqvit.criteria.sensitivity.metrics import find_metric, harm
 from mixqvit.criteria.sensitivity.stage import Effects, Sweep, own_sweep
 from mixqvit.errors import AllocationError
 from mixqvit.stages.context import Context
@@ -24,18 +23,19 @@ def layer_harms(
     Args:
         study: Whose model.
         operands: `both`, `weights` or `activations`.
-        metric: How harm is measured, one of `METRICS`; the study's own by default.
+        metric: How harm is measured, one of the task's `metrics`; the study's own by default.
         baseline: Bit-width of all other layers; the study's own by default.
 
     Raises:
         MixQViTError: The metric is unknown.
         ImageError: The metric needs labels and there are none.
     """
-    chosen, sweep = find_metric(metric or study.metric), own_sweep(study, operands, baseline)
+    chosen = study.task.metric(metric or study.metric, study.analysis_images.labels is not None)
+    sweep = own_sweep(study, operands, baseline)
     effects: Effects = study.result(sweep)
     return study.remembered(
         ("sensitivity", chosen.name, sweep),
-        lambda: {name: {bits: harm(chosen, found) for bits, found in row.items()} for name, row in effects.items()},
+        lambda: {name: {bits: chosen.harm(found) for bits, found in row.items()} for name, row in effects.items()},
     )
 
 

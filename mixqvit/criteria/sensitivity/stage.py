@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mixqvit.criteria.sensitivity.metrics import Effect
 from mixqvit.criteria.sensitivity.sweep import SensitivityCell, cell_bits, sensitivity_steps
 from mixqvit.engines.in_order import InOrder
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.quantization.calibration import Calibration
-from mixqvit.quantization.calibration_stage import Calibrated, own_calibration, worker_calibration
+from mixqvit.quantization.fidelity_stage import checked_calibration, worker_calibration
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import Named
 from mixqvit.stages.stage import Stage, registered
+from mixqvit.tasks.metrics import Effect
 
 __all__ = ["Effects", "Sweep", "own_sweep"]
 
@@ -40,9 +40,9 @@ class Sweep(Stage[SensitivityCell, Effects]):
     operands: str = "both"
     baseline: int = FULL_PRECISION
 
-    def needs(self, study: Context) -> tuple[Calibrated]:
-        """Return the calibration."""
-        return (own_calibration(study),)
+    def needs(self, study: Context) -> tuple[Stage, ...]:
+        """Return the calibration and its check."""
+        return checked_calibration(study)
 
     def depends_on(self, study: Context) -> Sequence[int]:
         """Return the number of images."""
@@ -74,11 +74,11 @@ class Sweep(Stage[SensitivityCell, Effects]):
 
     def written(self, piece: SensitivityCell) -> dict[str, list[float] | None]:
         """Return the effect, image by image."""
-        return {part: None if values is None else values.tolist() for part, values in vars(piece.effect).items()}
+        return {part: None if values is None else values.tolist() for part, values in piece.effect.items()}
 
     def read(self, name: str, written: Mapping[str, Any]) -> SensitivityCell:
         """Return the cell."""
-        effect = Effect(**{part: None if values is None else np.array(values) for part, values in written.items()})
+        effect = {part: None if values is None else np.array(values) for part, values in written.items()}
         layer, bits = _parsed(name)
         return SensitivityCell(layer, self.operands, bits, effect)
 

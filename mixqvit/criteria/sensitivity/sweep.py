@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.criteria.sensitivity.metrics import Effect, effect, find_metric, harm
-from mixqvit.network.batching import repeat_values
+from mixqvit.network.batching import each_copy, repeat_values
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, input_bits, tied_bits
 from mixqvit.network.devices import halving, images_at_once
 from mixqvit.network.graph import Values
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.calibration import Calibration, layer_operation
+from mixqvit.quantization.calibration import Calibration, layer_operations
 from mixqvit.quantization.operations import QuantizedOperation
+from mixqvit.tasks.metrics import Effect
 
 __all__ = ["OPERANDS", "SensitivityCell", "cell_bits", "sensitivity_steps"]
 
@@ -45,10 +45,6 @@ class SensitivityCell:
     operands: str
     bits: int
     effect: Effect
-
-    def harm(self, metric: str = "kl") -> float:
-        """Return the harm Λ by one of `METRICS`; errors as in `metrics.harm` and `find_metric`."""
-        return harm(find_metric(metric), self.effect)
 
 
 def cell_bits(layer: Layer, operands: str, bits: int, baseline: int = FULL_PRECISION) -> Bits | None:
@@ -137,16 +133,16 @@ def _cells(
         layer = layers[paused[0][0]]
         bits_of = {bits: cell_bits(layer, operands, bits, baseline) for bits in missing(layer.name)}
         for bits, logits in _logits(calibration, layer, bits_of, batches, [values for _, values in paused], rest):
-            yield SensitivityCell(layer.name, operands, bits, effect(reference, logits, labels))
+            yield SensitivityCell(layer.name, operands, bits, graph.task.effect(reference, logits, labels))
 
 
 def _baseline_operations(calibration: Calibration, baseline: int) -> dict[str, QuantizedOperation]:
     if baseline == FULL_PRECISION:
         return {}
-    return {
-        layer.node: layer_operation(calibration, layer, cell_bits(layer, "both", baseline))
-        for layer in calibration.graph.layers
-    }
+    operations: dict[str, QuantizedOperation] = {}
+    for layer in calibration.graph.layers:
+        operations |= layer_operations(calibration, layer, cell_bits(layer, "both", baseline))
+    return operations
 
 
 def _logits(
@@ -162,13 +158,15 @@ def _logits(
     shared = max(1, SHARED_MACS // (graph.macs * len(batches[0])))
     for start in range(0, len(widths), shared):
         together = widths[start : start + shared]
-        operations = [layer_operation(calibration, layer, bits_of[bits]) for bits in together]
+        operations = [layer_operations(calibration, layer, bits_of[bits]) for bits in together]
+        later = {node: each_copy([own[node] for own in operations]) for node in layer.more_nodes}
         parts = []
         for batch, values in zip(batches, paused, strict=True):
             operands = graph.operands(layer, values)
-            outputs = torch.cat([operation(*operands) for operation in operations])
+            outputs = torch.cat([own[layer.node](*operands) for own in operations])
             repeated = repeat_values(graph, values, len(batch), len(together))
-            logits = graph.resume(repeated, layer.node, {**rest, layer.node: lambda *_, outputs=outputs: outputs})
+            replaced = {**rest, layer.node: lambda *_, outputs=outputs: outputs, **later}
+            logits = graph.resume(repeated, layer.node, replaced)
             parts.append(logits.chunk(len(together)))
         for bits, found in zip(together, zip(*parts, strict=True), strict=True):
             yield bits, torch.cat(found)

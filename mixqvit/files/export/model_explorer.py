@@ -17,8 +17,7 @@ from typing import Any
 from torch import nn
 
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, resolve_bits
-from mixqvit.network.graph import Graph
-from mixqvit.network.layer_table import operation_name
+from mixqvit.network.graph import Graph, operation_name
 
 __all__ = ["SENSITIVITY_BITS", "exported_program_nodes", "overlays"]
 
@@ -70,7 +69,7 @@ def exported_program_nodes(graph: Graph) -> dict[str, str]:
     """Return by layer name what `torch.export` calls its operation: Linear layers and convolutions are numbered."""
     counts: dict[str, int] = {}
     found = {}
-    layers = {layer.node: layer.name for layer in graph.layers if not layer.is_matmul}
+    layers = {node: layer.name for node, layer in graph.layer_of().items() if not layer.is_matmul}
     for node in graph.nodes:
         module = graph.module.get_submodule(node.target) if node.op == "call_module" else None
         is_linear = isinstance(module, nn.Linear) or operation_name(node, graph.module) == "linear"

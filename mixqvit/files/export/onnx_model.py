@@ -120,6 +120,11 @@ class _Lowered(nn.Module):
                 continue
             norm = _own_norm(quantized.graph, layer, operation)
             lowered = _lowered(layer, operation, is_moved=norm is not None)
+            for call, node in enumerate(layer.more_nodes, 2):
+                other = _lowered(layer, quantized.operations[node], is_moved=False)
+                if other.dims == lowered.dims:
+                    other.weight = lowered.weight  # stored once
+                self._add(node, other, f"{layer.name}.call{call}")
             if norm is not None:
                 node, module = norm
                 self._add(node, _MovedNorm(module, operation.input_quantizer.move), f"{layer.name}.moved_norm")
@@ -135,7 +140,8 @@ class _Lowered(nn.Module):
 
 def _own_norm(graph: Graph, layer: Layer, operation: Any) -> tuple[str, nn.LayerNorm] | None:
     """Return node and module of the LayerNorm that gives a reparameterized layer its input, if it serves it alone."""
-    if layer.is_matmul or operation.input_quantizer is None or operation.input_quantizer.move is None:
+    moves = operation.input_quantizer is not None and operation.input_quantizer.move is not None
+    if layer.is_matmul or layer.more_nodes or not moves:
         return None
     (name,) = graph.operand_nodes(layer)
     node = next(node for node in graph.nodes if node.name == name)

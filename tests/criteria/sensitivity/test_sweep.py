@@ -2,13 +2,12 @@ import pytest
 import torch
 
 from mixqvit.criteria.sensitivity import sweep
-from mixqvit.criteria.sensitivity.metrics import METRICS
 from mixqvit.criteria.sensitivity.sweep import cell_bits, sensitivity_steps
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.tracing import trace
 from mixqvit.quantization.calibration import calibrate
 from mixqvit.quantization.model import quantize
-from mixqvit.tasks.evaluation import kl_divergence
+from mixqvit.tasks.classification import METRICS
 from tests.tiny_models import ARCHITECTURES, TRANSFORMERS, small_transformer, tiny_images, tiny_model
 
 
@@ -22,7 +21,7 @@ def calibration(request):
 @pytest.mark.parametrize("operands", ["both", "weights", "activations"])
 def test_every_cell_is_what_a_whole_pass_with_one_quantized_layer_measures(calibration, operands, baseline):
     images, labels = tiny_images(3), torch.tensor([0, 4, 2])
-    reference = calibration.graph(images)
+    task, reference = calibration.graph.task, calibration.graph(images)
     cells = list(sensitivity_steps(calibration, images, labels, operands, (2, 5), baseline))
     layers = calibration.graph.layers
     measured = [layer for layer in layers if operands != "weights" or not layer.is_matmul]
@@ -32,12 +31,16 @@ def test_every_cell_is_what_a_whole_pass_with_one_quantized_layer_measures(calib
         layer = calibration.graph.by_name[cell.layer]
         bits[cell.layer] = cell_bits(layer, operands, cell.bits, baseline)
         logits = quantize(calibration, bits, compensation=None)(images)
-        assert cell.effect.kl == pytest.approx(kl_divergence(reference, logits).numpy(), rel=1e-10, abs=1e-15)
-        assert cell.effect.squared_error == pytest.approx((logits - reference).square().mean(1).numpy(), rel=1e-10)
+        assert cell.effect["kl"] == pytest.approx(task.divergence(reference, logits).numpy(), rel=1e-10, abs=1e-15)
+        assert cell.effect["squared_error"] == pytest.approx((logits - reference).square().mean(1).numpy(), rel=1e-10)
         losses = (torch.nn.functional.cross_entropy(values, labels) for values in (logits, reference))
-        assert cell.harm("cross-entropy") == pytest.approx(float(next(losses) - next(losses)), rel=1e-9, abs=1e-14)
-        assert cell.harm() == pytest.approx(float(kl_divergence(reference, logits).mean()), rel=1e-10)
-        assert cell.harm() > 0
+        assert METRICS["cross-entropy"].harm(cell.effect) == pytest.approx(
+            float(next(losses) - next(losses)), rel=1e-9, abs=1e-14
+        )
+        assert METRICS["kl"].harm(cell.effect) == pytest.approx(
+            float(task.divergence(reference, logits).mean()), rel=1e-10
+        )
+        assert METRICS["kl"].harm(cell.effect) > 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -47,8 +50,10 @@ def test_in_single_precision_a_cell_is_the_whole_pass_to_1e_4(architecture):
     reference = calibration.graph(images)
     for cell in sensitivity_steps(calibration, images, bit_widths=(2, 5, 8)):
         bits = {cell.layer: cell_bits(calibration.graph.by_name[cell.layer], "both", cell.bits)}
-        plain = kl_divergence(reference, quantize(calibration, bits, compensation=None)(images)).mean()
-        assert cell.harm() == pytest.approx(float(plain), rel=1e-4, abs=1e-8)
+        plain = calibration.graph.task.divergence(
+            reference, quantize(calibration, bits, compensation=None)(images)
+        ).mean()
+        assert METRICS["kl"].harm(cell.effect) == pytest.approx(float(plain), rel=1e-4, abs=1e-8)
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -58,7 +63,7 @@ def test_runs_shared_by_bit_widths_and_split_by_images_change_nothing(name, monk
 
     def harms():
         cells = sensitivity_steps(calibration, pixels, bit_widths=(3, 4, 8))
-        return [value for cell in cells for value in cell.effect.kl]
+        return [value for cell in cells for value in cell.effect["kl"]]
 
     shared = harms()  # three images: all bit-widths in one run
     monkeypatch.setattr(sweep, "SHARED_MACS", 1)
@@ -97,10 +102,10 @@ def test_operands_say_which_bits_are_swept(calibration):
 
 
 def test_harm_falls_with_bits_on_the_whole(calibration):
-    harms = {metric: dict.fromkeys((2, 4, 8), 0.0) for metric in METRICS}
+    harms = {name: dict.fromkeys((2, 4, 8), 0.0) for name in METRICS}
     for cell in sensitivity_steps(calibration, tiny_images(4), torch.arange(4), bit_widths=(2, 4, 8)):
-        for metric in METRICS:
-            harms[metric][cell.bits] += cell.harm(metric)
-    for metric in ("kl", "mse", "sqnr"):
-        assert harms[metric][2] > harms[metric][4] > harms[metric][8]
+        for name, metric in METRICS.items():
+            harms[name][cell.bits] += metric.harm(cell.effect)
+    for name in ("kl", "mse", "sqnr"):
+        assert harms[name][2] > harms[name][4] > harms[name][8]
     assert len(BIT_WIDTHS) == 7
