@@ -8,7 +8,9 @@ from streamlit.testing.v1 import AppTest
 from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.criteria.registry import CRITERIA
+from mixqvit.errors import StoreError
 from mixqvit.files.allocation_document import allocation_document
+from mixqvit.study.kept import KeptAllocations
 from pages.parts import budget_keep, budget_url, measuring
 
 A = 2.0
@@ -183,6 +185,17 @@ def test_an_allocation_is_saved_loaded_deleted_and_brought_back(page, study):
     assert not study.kept.all()
     press(page, "Bring back “small one”")
     assert list(study.kept.all()) == ["small one"]
+
+
+def test_what_a_callback_cannot_do_is_said_by_its_message(page, study, monkeypatch):
+    def refuse(_, name: str) -> None:
+        raise StoreError(f"the folder that holds {name} is full")
+
+    page.text_input(key="kept name").set_value("small one").run()
+    press(page, "Save")
+    monkeypatch.setattr(KeptAllocations, "delete", refuse)
+    press(page, "Delete")  # which fails the test where there is a traceback
+    assert "The folder that holds small one is full." in [warning.value for warning in page.warning]
 
 
 def test_an_allocation_without_a_name_is_not_saved(page, study):

@@ -60,7 +60,7 @@ def test_the_form_waits_and_says_what_the_chosen_model_is(page: AppTest):
     assert not errors(page)
     assert "5.7 M parameters" in " ".join(caption.value for caption in page.caption)
     page.selectbox(key="timm model").select("deit_base_patch16_224.fb_in1k").run()
-    assert "published top-1 81.80 %" in " ".join(caption.value for caption in page.caption)
+    assert "published top-1 81.80\u00a0%" in " ".join(caption.value for caption in page.caption)
 
 
 def test_a_checkpoint_on_photographs_becomes_the_open_study(page: AppTest):
