@@ -38,7 +38,7 @@ _HOMES = {
     "load_images": "images.loading",
     "load_model": "models.loading",
     "load_packed": "packing.model",
-    "open_study": "study.open_studies",
+    "open_study": "files.open_studies",
     "pack": "packing.model",
     "propagate": "relevance.propagation",
     "quantize": "quantization.model",

@@ -1,12 +1,15 @@
 """One slider: the best bits for every layer, what they cost, what they measure."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
+from mixqvit.allocation.budget import Allocation
 from mixqvit.allocation.quantities import spent
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, is_tied
 from mixqvit.views import allocation_strip
@@ -23,18 +26,40 @@ from pages.parts import (
     export_download,
     measuring,
 )
+from pages.parts.budget_measure import ToMeasure
 from pages.parts.memory import Memory
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
+    from mixqvit.tasks.evaluation import Evaluation
 
 STATUS_HEIGHT = 56  # pixels, reserved for the progress bar so that nothing below it moves
 VIEWS = ("strip", "grid")
 
 
-def memory(study) -> Memory:
+@dataclass(frozen=True)
+class Places:
+    """Where the Budget page puts what is known of an allocation, in the order of the screen.
+
+    Attributes:
+        costs: What it costs.
+        numbers: Predicted harm and what was measured.
+        notes: What to know beside the numbers.
+        status: Progress of what is measured.
+    """
+
+    costs: DeltaGenerator
+    numbers: DeltaGenerator
+    notes: DeltaGenerator
+    status: DeltaGenerator
+
+
+def memory(study: "Study") -> Memory:
     by_study = st.session_state.setdefault("budgets", {})
     return by_study.setdefault(measuring.key(study), Memory())
 
 
-def scores(study, remembered: Memory, wanted: Request) -> bool:
+def scores(study: "Study", remembered: Memory, wanted: Request) -> bool:
     """Compute what the strategy has to know, and Λ, which all settings are compared by; returns whether it is there."""
     criterion, tied = wanted.criterion, wanted.tied
     if (criterion.name, tied) in remembered.scored or not (tied or criterion.is_independent):
@@ -61,21 +86,7 @@ def scores(study, remembered: Memory, wanted: Request) -> bool:
     return True
 
 
-def offer_sensitivity(reason: str, strategy: str) -> None:
-    """Say that importance is refused, and offer the strategy that does without."""
-    st.warning(
-        f"{reason} Strategy {strategy} needs importance; *{WITHOUT_IMPORTANCE}* does without and is as exact.",
-        icon=":material/block:",
-    )
-    st.button(
-        f"Choose strategy {WITHOUT_IMPORTANCE}",
-        type="primary",
-        on_click=st.session_state.update,
-        args=({"strategy": WITHOUT_IMPORTANCE},),
-    )
-
-
-def solve(study, wanted: Request, remembered: Memory):
+def solve(study: "Study", wanted: Request, remembered: Memory) -> Allocation | None:
     """The allocation to show: the best within the budget; the last one that fitted where none does, None at first."""
     try:
         remembered.show(study.allocate(wanted), wanted)
@@ -85,17 +96,17 @@ def solve(study, wanted: Request, remembered: Memory):
             if remembered.allocation is None
             else "Below is the last allocation that fitted."
         )
-        st.warning(f"{error} {next_words}", icon=":material/block:")
+        st.warning(f"{common.in_words(error)} {next_words}", icon=":material/block:")
     return remembered.allocation
 
 
-def show_gauges(place, gauges) -> None:
+def show_gauges(place: DeltaGenerator, gauges: Sequence[tuple[str, float]]) -> None:
     with place, st.grid(3, min_column_width=230):
         for text, fraction in gauges:
             st.progress(fraction, text)
 
 
-def tools(study, remembered: Memory) -> str:
+def tools(study: "Study", remembered: Memory) -> str:
     """Show what acts on the allocation as a whole; returns how it is drawn."""
     with st.container(horizontal=True, vertical_alignment="center"):
         view = st.segmented_control(
@@ -114,7 +125,7 @@ def tools(study, remembered: Memory) -> str:
     return view
 
 
-def headline(study, wanted: Request, remembered: Memory, allocation, view: str) -> None:
+def headline(study: "Study", wanted: Request, remembered: Memory, allocation: Allocation, view: str) -> None:
     """Show the bits of every layer, what changed, and what is pinned."""
     facts = LayerFacts(
         allocation.bits,
@@ -171,7 +182,7 @@ def main() -> None:
         except UnsupportedOperationError as error:
             waiting.empty()
             with message:
-                offer_sensitivity(str(error), wanted.strategy)
+                common.offer_sensitivity(error, wanted.strategy, "strategy")
             return
         waiting.empty()
         with message:
@@ -181,10 +192,10 @@ def main() -> None:
             budget_keep.show_difference(study, allocation)
         with strip:
             headline(study, wanted, remembered, allocation, view)
-        show(study, wanted, remembered, allocation, numbers, costs, notes, status)
+        show(study, wanted, remembered, allocation, Places(costs, numbers, notes, status))
 
 
-def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs, notes, status) -> None:
+def show(study: "Study", wanted: Request, remembered: Memory, allocation: Allocation, places: Places) -> None:
     yardstick = wanted.yardstick
     uniform = study.uniform_beside(allocation.budget, *yardstick)
     full = study.uniform(FULL_PRECISION, *yardstick)
@@ -195,15 +206,15 @@ def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs,
         "uniform": f"Uniform {round(uniform.cost.average_bits)} bits" if uniform else "No uniform fits",
         "full precision": "Full precision",
     }
-    with costs:
+    with places.costs:
         taken, all_of_it = (spent(study.layers, one.bits, study.storage) for one in (allocation, full))
         show_gauges(st.container(), figures.gauges(taken, all_of_it, study.allocations.ceilings(allocation.budget)))
         st.caption(
             figures.solved_words(allocation.gap, remembered.wanted.strategy, remembered.wanted.criterion.is_search)
         )
-    with numbers:
+    with places.numbers:
         harm = st.empty()
-        places = {name: st.empty() for name in titles}
+        measured = {name: st.empty() for name in titles}
     common.fact(
         harm,
         "Predicted harm",
@@ -217,8 +228,8 @@ def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs,
     }
     held = remembered.held
     shown["A"] = held and budget_measure.measured(study, remembered, "mixed", held)
-    measuring.show_notes(notes, study)  # again: by now the answers in full precision may be known
-    for name, place in places.items():
+    measuring.show_notes(places.notes, study)  # again: by now the answers in full precision may be known
+    for name, place in measured.items():
         budget_measure.show_measured(
             place,
             titles[name],
@@ -226,7 +237,7 @@ def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs,
             measuring.accuracy(study),
             "–" if settings[name] is None else "not measured yet",
         )
-    with status:
+    with places.status:
         curve = budget_measure.frontier(study, remembered, wanted)
 
     budget_measure.frontier_section(study, remembered, wanted, compared, curve, shown["full precision"])
@@ -244,10 +255,10 @@ def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs,
         }
         beside.markdown(figures.comparison(columns, measuring.has_labels(study)))
 
-    def refresh(name: str, found) -> None:
-        if name in places:
+    def refresh(name: str, found: "Evaluation") -> None:
+        if name in measured:
             shown[name] = found
-            budget_measure.show_measured(places[name], titles[name], found, measuring.accuracy(study))
+            budget_measure.show_measured(measured[name], titles[name], found, measuring.accuracy(study))
             compare()
 
     compare()
@@ -256,13 +267,16 @@ def show(study, wanted: Request, remembered: Memory, allocation, numbers, costs,
     budget_keep.keep_section(study, remembered, shown["mixed"])
     export_download.export_section(study, remembered)
     budget_texts.method(study.sensitivity())
-    with status:
+    with places.status:
         queue = [
-            (name, name, settings[name] and settings[name].bits) for name in ("full precision", "mixed", "uniform")
+            ToMeasure(name, name, settings[name].bits)
+            for name in ("full precision", "mixed", "uniform")
+            if settings[name] is not None
         ]
-        queue.insert(2, ("A", "mixed", held))
+        if held is not None:
+            queue.insert(2, ToMeasure("A", "mixed", held))
         if remembered.uniforms:
-            queue += [(f"uniform {bits} bits", "uniform", study.resolved(bits)) for bits in BIT_WIDTHS]
+            queue += [ToMeasure(f"uniform {bits} bits", "uniform", study.resolved(bits)) for bits in BIT_WIDTHS]
         if budget_measure.measure(study, remembered, queue, refresh):
             st.caption(
                 f"Measured on {len(study.evaluation_images)} evaluation images that no choice has seen. Simulated: the "

@@ -1,11 +1,18 @@
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.quantization.channels import CLIPS, OUTLIER_TIMES, VARIANTS
+from mixqvit.quantization.channels import CLIPS, OUTLIER_TIMES, VARIANTS, ChannelRanges, ChannelStatistics
 from mixqvit.views import outlier_errors, outlier_tokens
 from mixqvit.views import outliers as figures
 from mixqvit.views.maps import thumbnail
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring, outlier_texts
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 DEFAULTS = {
     "outlier_layer": None,
@@ -72,7 +79,7 @@ def main() -> None:
         outlier_texts.method()
 
 
-def controls(study) -> tuple[str, int, float, str, str]:
+def controls(study: "Study") -> tuple[str, int, float, str, str]:
     """Show what chooses the figures; returns layer, bit-width, clipped fraction, variant and order of the channels."""
     names = [layer.name for layer in study.channels.layers]
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -144,7 +151,7 @@ def controls(study) -> tuple[str, int, float, str, str]:
     return layer, bits, CLIPS[round(percent / 100 / CLIPS[1])], variant, order
 
 
-def chosen_channel(ranges) -> int:
+def chosen_channel(ranges: ChannelRanges) -> int:
     """Return the channel chosen by click or number, the widest where none is or the layer has no such channel."""
     channel = st.session_state.get("outlier_channel")
     known = channel is not None and 0 <= channel < len(ranges.statistics.width)
@@ -157,7 +164,7 @@ def choose_clicked(key: str) -> None:
         st.session_state["outlier_channel"] = channel
 
 
-def headline(study, ranges, variant: str, order: str, chosen: int) -> None:
+def headline(study: "Study", ranges: ChannelRanges, variant: str, order: str, chosen: int) -> None:
     statistics = ranges.statistics
     sharpest = int(statistics.kurtosis.argmax())
     with st.container(horizontal=True):
@@ -204,7 +211,7 @@ def headline(study, ranges, variant: str, order: str, chosen: int) -> None:
         )
 
 
-def channel_section(study, ranges, variant: str, chosen: int) -> None:
+def channel_section(study: "Study", ranges: ChannelRanges, variant: str, chosen: int) -> None:
     statistics = ranges.statistics
     st.subheader(f"Channel {chosen} over the tokens", help="All tokens of all calibration images.")
     st.caption(
@@ -233,7 +240,7 @@ def channel_section(study, ranges, variant: str, chosen: int) -> None:
 
 
 @st.fragment
-def image_section(study, ranges, order: str, chosen: int) -> None:
+def image_section(study: "Study", ranges: ChannelRanges, order: str, chosen: int) -> None:
     st.subheader("One image: tokens × channels", help="The input of this layer for one evaluation image.")
     with common.errors():
         images = study.evaluation_images
@@ -251,7 +258,7 @@ def image_section(study, ranges, order: str, chosen: int) -> None:
         st.caption(f"{images.names[index]}. {outlier_tokens.map_words(found, limit)}")
 
 
-def error_section(study, ranges, order: str, chosen: int) -> None:
+def error_section(study: "Study", ranges: ChannelRanges, order: str, chosen: int) -> None:
     st.subheader("Quantization error by channel", help="All variants at the chosen bits.")
     where = st.segmented_control(
         "Error",
@@ -273,13 +280,13 @@ def error_section(study, ranges, order: str, chosen: int) -> None:
     st.caption(ERRORS[where])
 
 
-def clip_section(study, ranges) -> None:
+def clip_section(study: "Study", ranges: ChannelRanges) -> None:
     left, right = st.columns(2, gap="medium")
     with right, common.errors():
         st.subheader("Clipping across channels", help="How much to clip is the slider at the top.")
         curve, harms = study.channels.clip_curve(ranges.layer, ranges.bits), None
         if st.toggle(
-            f"Measure the network's output too, about {measuring.duration(measuring.clip_seconds(study))}",
+            f"Measure the network's output too, about {duration(measuring.clip_seconds(study))}",
             key="outlier_harm",
             bind="query-params",
             help="Runs the calibration images through the network with this layer alone quantized, once for every "
@@ -303,7 +310,7 @@ def clip_section(study, ranges) -> None:
         st.markdown(outlier_errors.clip_words(curve, ranges.clip, harms))
 
 
-def weight_section(study, ranges, order: str, chosen: int) -> None:
+def weight_section(study: "Study", ranges: ChannelRanges, order: str, chosen: int) -> None:
     st.subheader("Weights of the layer", help="What reparameterization does to the weights that read the channels.")
     left, right = st.columns(2, gap="medium")
     with left:
@@ -323,7 +330,7 @@ def weight_section(study, ranges, order: str, chosen: int) -> None:
     st.caption(outlier_errors.weight_words(ranges))
 
 
-def top_section(ranges, order: str) -> None:
+def top_section(ranges: ChannelRanges, order: str) -> None:
     kind = "sharpest" if order == figures.ORDERS[2] else "widest"
     st.subheader(f"The {kind} channels", help="By width, or by kurtosis where that is the order of the channels.")
     count = st.segmented_control(
@@ -367,7 +374,7 @@ def top_section(ranges, order: str) -> None:
     )
 
 
-def overview(study, found) -> None:
+def overview(study: "Study", found: Mapping[str, ChannelStatistics]) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
         st.subheader(

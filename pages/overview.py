@@ -1,9 +1,11 @@
 """The first page: what is open here, what is known about it, where to go."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from mixqvit.allocation.budget import Budget
 from mixqvit.allocation.costs import cost
@@ -12,14 +14,19 @@ from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import FULL_PRECISION, uniform
 from mixqvit.views import overview
+from mixqvit.views.numbers import megabytes, millions
 from pages.parts import common, measuring
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
+    from mixqvit.tasks.evaluation import Evaluation
 
 SMALL_SIDE = 64  # pixels; larger images are photographs
 AVERAGE_BITS = 4
 STAGES = ("full precision", "relevance", "calibration", "sensitivity")
 
 
-def facts(study, full_bytes):
+def facts(study: "Study", full_bytes: int) -> DeltaGenerator:
     """The model in numbers; returns the place where the measured accuracy goes."""
     with st.grid(4, min_column_width=190):
         with st.container(border=True, height="stretch"):  # a metric would cut long names off
@@ -29,22 +36,22 @@ def facts(study, full_bytes):
         common.fact(
             st,
             "Parameters",
-            f"{study.graph.parameters / 1e6:.3f} M",
-            f"{overview.megabytes(full_bytes)} in full precision",
+            millions(study.graph.parameters),
+            f"{megabytes(full_bytes)} in full precision",
             "Weights, biases, norms and embeddings. The size is that of a file that holds them as float32, four bytes "
             "each, and a header.",
         )
         common.fact(
             st,
             "MACs",
-            f"{sum(layer.macs for layer in study.layers) / 1e6:.1f} M",
+            millions(study.graph.macs, 1),
             "for one image",
             "Multiply-accumulate operations of all quantized layers, attention products included.",
         )
         return st.empty()
 
 
-def show_accuracy(place, study, evaluation):
+def show_accuracy(place: DeltaGenerator, study: "Study", evaluation: "Evaluation | None") -> None:
     value, interval = ("…", "not measured yet") if evaluation is None else overview.accuracy(evaluation)
     if study.evaluation_images.labels is None:
         value, interval = "–", "the images have no labels"
@@ -58,8 +65,23 @@ def show_accuracy(place, study, evaluation):
     )
 
 
-def card(column, title, waiting):
-    """One of the three cards; returns the places for its result, its progress and its way onward."""
+@dataclass(frozen=True)
+class Card:
+    """The places on one of the three cards.
+
+    Attributes:
+        result: Where its result goes.
+        progress: Where its work shows how far it is.
+        onward: Where its way onward goes.
+    """
+
+    result: DeltaGenerator
+    progress: DeltaGenerator
+    onward: DeltaGenerator
+
+
+def card(column: DeltaGenerator, title: str, waiting: str) -> Card:
+    """Show one of the three cards; returns its places."""
     with column, st.container(border=True, height="stretch"):
         st.subheader(title, anchor=False)
         with st.container(height="stretch"):
@@ -67,10 +89,10 @@ def card(column, title, waiting):
             progress = st.empty()
         result.markdown(f":gray[{waiting}]")
         onward = st.container()
-    return result, progress, onward
+    return Card(result, progress, onward)
 
 
-def images(study):
+def images(study: "Study") -> None:
     evaluation, calibration = study.evaluation_images, study.calibration_images
     is_small = study.model.input_size[1] <= SMALL_SIDE
     shown, width = (16, 54) if is_small else (8, 112)
@@ -89,7 +111,7 @@ def images(study):
     )
 
 
-def table(study):
+def table(study: "Study") -> None:
     st.subheader("Quantized layers", anchor=False)
     st.caption(
         f"{len(study.layers)} operations whose operands get bits, in network order. The attention products "
@@ -123,7 +145,7 @@ def table(study):
     )
 
 
-def explanation():
+def explanation() -> None:
     with st.expander("How this is computed"):
         st.markdown(
             "**Relevance** starts at the predicted class and is propagated back through every operation (Chefer, Gur "
@@ -137,10 +159,10 @@ def explanation():
         )
 
 
-def saved_results(study):
+def saved_results(study: "Study") -> None:
     size = study.store.size_bytes()
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(f"Saved results take {overview.megabytes(size)} in `{study.store.folder}`.")
+        st.caption(f"Saved results take {megabytes(size)} in `{study.store.folder}`.")
         with st.popover("Clear saved results", icon=":material/delete:", type="tertiary"):
             st.markdown("Everything would be computed again, for all models. Allocations that were kept by name stay.")
             if st.button("Clear now", type="primary", key="clear"):
@@ -149,42 +171,47 @@ def saved_results(study):
                 st.rerun()
 
 
-def fill_cards(study, full_bytes, accuracy_place, notes_place, matters, breaks, gives):
+def fill_cards(
+    study: "Study",
+    full_bytes: int,
+    accuracy_place: DeltaGenerator,
+    notes_place: DeltaGenerator,
+    matters: Card,
+    breaks: Card,
+    gives: Card,
+) -> None:
     """The long work, one stage after the other; each result goes to its place as soon as it is known."""
     with accuracy_place:
         full = common.run("Accuracy", partial(study.evaluate_steps, 32))
     show_accuracy(accuracy_place, study, full)
     measuring.show_notes(notes_place, study)
 
-    result, progress, _ = matters
     request = Request(Budget(average_bits=AVERAGE_BITS))
     try:
-        with progress:
+        with matters.progress:
             importance = common.run("Relevance", study.relevance_steps)
         if importance is None:
             return
-        result.markdown(overview.matters_most(study.layers, importance.mean))
+        matters.result.markdown(overview.matters_most(study.layers, importance.mean))
     except UnsupportedOperationError as error:
-        result.warning(f"{error} Bits are chosen by sensitivity alone.")
+        matters.result.warning(f"{common.in_words(error)} Bits are chosen by sensitivity alone.")
         request = replace(request, strategy=WITHOUT_IMPORTANCE)
 
-    result, progress, _ = breaks
-    with progress:
+    with breaks.progress:
         sensitivity = common.run("Sensitivity", study.sensitivity_steps)
     if sensitivity is None:
         return
-    result.markdown(overview.breaks_first(sensitivity))
+    breaks.result.markdown(overview.breaks_first(sensitivity))
 
-    result, progress, _ = gives
     mixed = study.allocate(request)
     beside = study.uniform(AVERAGE_BITS, *request.yardstick)
     measured = {}
     for name, allocation in (("Mixed bits", mixed), ("Uniform bits", beside)):
-        with progress:
+        with gives.progress:
             measured[name] = common.run(name, partial(study.evaluate_steps, allocation))
         if measured[name] is None:
             return
-        result.markdown(
+        gives.result.markdown(
             overview.four_bits_give(
                 mixed, measured["Mixed bits"], measured.get("Uniform bits"), beside.cost.size_bytes, full_bytes
             )
@@ -208,17 +235,17 @@ with common.page(
     images(study)
     columns = st.columns(3)
     matters = card(columns[0], "Which layers matter", "Waiting for relevance.")
-    with matters[2]:
+    with matters.onward:
         st.page_link("pages/relevance.py", label="See the relevance", icon=":material/arrow_forward:")
     breaks = card(columns[1], "Which break first", "Waiting for sensitivity.")
-    with breaks[2]:
+    with breaks.onward:
         st.page_link("pages/sensitivity.py", label="See the sensitivity", icon=":material/arrow_forward:")
     gives = card(
         columns[2],
         f"What {AVERAGE_BITS} bits give",
         f"Waiting for the best allocation with {AVERAGE_BITS} bits on average.",
     )
-    if gives[2].button("Choose a bit budget", type="primary", icon=":material/tune:", width="stretch"):
+    if gives.onward.button("Choose a bit budget", type="primary", icon=":material/tune:", width="stretch"):
         st.switch_page("pages/budget.py")
     table(study)
     explanation()

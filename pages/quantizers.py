@@ -1,9 +1,19 @@
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.roles import ROLES
 from mixqvit.views import quantizers as figures
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
+
+if TYPE_CHECKING:
+    from mixqvit.engines.progress import Progress
+    from mixqvit.quantization.quantizer_comparison import OperandComparison
+    from mixqvit.study.study import Study
+    from mixqvit.tasks.evaluation import Evaluation
 
 DEFAULT_BITS = 4
 RECIPE_EVALUATIONS = 1.2  # calibrating and measuring a recipe takes so many measurements of the study's own recipe
@@ -30,7 +40,7 @@ def main() -> None:
             recipes(study)
 
 
-def controls(study) -> tuple[str, int, int]:
+def controls(study: "Study") -> tuple[str, int, int]:
     """Show what chooses the figures; returns layer, place of the operand and bit-width."""
     names = [layer.name for layer in study.layers]
     first = next((place for place, layer in enumerate(study.layers) if layer.kind == "matmul2"), 0)
@@ -77,7 +87,7 @@ def reset(layer: str) -> None:
     st.session_state.update(chosen | {key: [] for key in st.session_state if key.startswith("quantizer_grids")})
 
 
-def errors(comparison, bits: int, name: str, default: str) -> None:
+def errors(comparison: "OperandComparison", bits: int, name: str, default: str) -> None:
     title = f"{comparison.layer}: {ROLES[comparison.role]}"
     st.markdown(figures.error_words(comparison, bits, default))
     left, right = st.columns(2, gap="medium")
@@ -104,7 +114,7 @@ def errors(comparison, bits: int, name: str, default: str) -> None:
 
 
 @st.fragment
-def grids(comparison, bits: int, name: str) -> None:
+def grids(comparison: "OperandComparison", bits: int, name: str) -> None:
     st.subheader("Where the levels are", help="What a quantizer returns is always one of its levels.")
     names = [quantizer.name for quantizer in comparison.quantizers]
     chosen = st.pills(
@@ -132,7 +142,7 @@ def grids(comparison, bits: int, name: str) -> None:
     )
 
 
-def words(comparison) -> None:
+def words(comparison: "OperandComparison") -> None:
     st.subheader("What each one is, and when it wins", help="The quantizers on the menu of this operand.")
     columns = st.columns(2, gap="medium")
     for place, quantizer in enumerate(comparison.quantizers):
@@ -140,7 +150,7 @@ def words(comparison) -> None:
         columns[place % 2].markdown(f"**{found.name}.** {found.what} {found.when} :gray[{found.source}.]")
 
 
-def recipes(study) -> None:
+def recipes(study: "Study") -> None:
     """Compare recipes. Not a fragment: Streamlit lets a running fragment finish before its Stop button counts."""
     st.subheader("Recipes", help="A recipe chooses a quantizer for every kind of operand, and how weights are fitted.")
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -154,7 +164,7 @@ def recipes(study) -> None:
             help="The input of the patch embedding keeps 8 bits.",
         )
         wanted = st.toggle(
-            f"Measure the recipes, about {measuring.duration(recipe_seconds(study, bits))}",
+            f"Measure the recipes, about {duration(recipe_seconds(study, bits))}",
             key="recipes_measured",
             bind="query-params",
             help="Calibrates every recipe and runs all evaluation images. What is measured is saved.",
@@ -188,13 +198,13 @@ def recipes(study) -> None:
     )
 
 
-def recipe_seconds(study, bits: int) -> float:
+def recipe_seconds(study: "Study", bits: int) -> float:
     """Return about how long measuring the recipes takes that are not measured yet."""
     missing = 1 + len(study.quantizers.recipes()) - len(study.quantizers.saved_recipes(bits))
     return RECIPE_EVALUATIONS * missing * measuring.evaluation_seconds(study)
 
 
-def measured(study, bits: int, wanted: bool) -> dict:
+def measured(study: "Study", bits: int, wanted: bool) -> Mapping[str, "Evaluation"]:
     """Measure what is missing if that is wanted, with a live figure; returns what is measured."""
     found = study.quantizers.saved_recipes(bits)
     if not wanted or len(found) > len(study.quantizers.recipes()):
@@ -202,7 +212,7 @@ def measured(study, bits: int, wanted: bool) -> dict:
     progress, slot = st.container(), st.empty()
     drawn = 0
 
-    def draw(step) -> None:
+    def draw(step: "Progress") -> None:
         nonlocal drawn
         if len(step.piece) > drawn:
             drawn = len(step.piece)
@@ -215,7 +225,7 @@ def measured(study, bits: int, wanted: bool) -> dict:
     return study.quantizers.saved_recipes(bits) if finished is None else finished
 
 
-def method(study) -> None:
+def method(study: "Study") -> None:
     with st.expander("How this is computed", icon=":material/functions:"):
         st.markdown(
             "f is the layer: W x + b, or the attention product with its other factor. Only the one operand x is "

@@ -1,8 +1,15 @@
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.relevance.records import Importance
 from mixqvit.views import relevance as figures
+from mixqvit.views.numbers import amount, percent
 from pages.parts import common, measuring, relevance_comparison, relevance_images, relevance_texts
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 DEFAULTS = {"relevance_view": "grid", "relevance_order": "network", "relevance_layer": None}
 
@@ -21,7 +28,7 @@ def main() -> None:
             try:
                 method, layer = layers_section(study)
             except UnsupportedOperationError as error:
-                st.error(str(error), icon=":material/error:")
+                st.error(common.in_words(error), icon=":material/error:")
                 st.info(
                     "Other methods above may serve this model. The Budget page works without importance, by strategy "
                     "*sensitivity*."
@@ -34,7 +41,7 @@ def main() -> None:
             relevance_comparison.comparison_section(study, method, layer)
 
 
-def layers_section(study) -> tuple[str, str | None]:
+def layers_section(study: "Study") -> tuple[str, str | None]:
     """Show importance, one layer of it, and the flow; returns the method and the layer that is looked at."""
     st.subheader("Importance of the layers")
     method, view, order = controls(study)
@@ -55,7 +62,7 @@ def layers_section(study) -> tuple[str, str | None]:
     return method, layer
 
 
-def controls(study) -> tuple[str, str, str]:
+def controls(study: "Study") -> tuple[str, str, str]:
     """Show what chooses the figures; returns the method, the view and the order of the bars."""
     methods = study.importance_methods
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -112,7 +119,7 @@ def choose_layer(layer: str | None) -> None:
         st.session_state["relevance_layer"] = layer
 
 
-def importance_section(study, importance, method: str, view: str, order: str, layer: str) -> None:
+def importance_section(study: "Study", importance: Importance, method: str, view: str, order: str, layer: str) -> None:
     images = len(next(iter(importance.shares.values())))
     leading = figures.leading(study.layers, importance, 3)
     st.markdown(
@@ -141,7 +148,7 @@ def importance_section(study, importance, method: str, view: str, order: str, la
     )
 
 
-def layer_section(study, importance, method: str, name: str) -> None:
+def layer_section(study: "Study", importance: Importance, method: str, name: str) -> None:
     layer = next(layer for layer in study.layers if layer.name == name)
     st.subheader(f"Layer {name}", help="Choose another one above, or click a bar.")
     st.caption(
@@ -152,7 +159,7 @@ def layer_section(study, importance, method: str, name: str) -> None:
     with left:
         common.chart(
             figures.share_figure(importance, name, study.calibration_images.names),
-            f"Share of {name} in every calibration image; the mean is {importance.mean[name]:.2%}",
+            f"Share of {name} in every calibration image; the mean is {percent(importance.mean[name], 2)}",
             figures.share_frame(importance, name, study.calibration_images.names),
             f"{study.model.name} {name} shares {method}",
         )
@@ -162,7 +169,7 @@ def layer_section(study, importance, method: str, name: str) -> None:
         common.fact(
             first,
             "Importance Ω",
-            f"{importance.mean[name]:.2%}",
+            percent(importance.mean[name], 2),
             f"rank {figures.rank(importance, name)} of {len(study.layers)}",
             "Its mean share over the images, and its place among all layers.",
         )
@@ -170,21 +177,21 @@ def layer_section(study, importance, method: str, name: str) -> None:
             second,
             "Times equal share",
             f"× {importance.mean[name] * len(study.layers):.2f}",
-            f"equal is {1 / len(study.layers):.2%}",
+            f"equal is {percent(1 / len(study.layers), 2)}",
             "Its importance over what it would be if all layers were equally important.",
         )
         common.fact(
             first,
             "MACs",
-            figures.counted(layer.macs),
-            f"{layer.macs / macs:.1%} of all layers'",
+            amount(layer.macs),
+            f"{percent(layer.macs / macs)} of all layers'",
             "Multiply-accumulate operations for one image.",
         )
         common.fact(
             second,
             "Parameters",
-            figures.counted(layer.parameters) if layer.parameters else "none",
-            f"{layer.parameters / parameters:.1%} of all layers'" if layer.parameters else "two activations",
+            amount(layer.parameters) if layer.parameters else "none",
+            f"{percent(layer.parameters / parameters)} of all layers'" if layer.parameters else "two activations",
             "Elements of its weight.",
         )
         here = {"study": st.session_state.study, "outliers": str(st.session_state.outliers)}
@@ -205,7 +212,7 @@ def layer_section(study, importance, method: str, name: str) -> None:
             )
 
 
-def flow_section(study, importance, method: str) -> None:
+def flow_section(study: "Study", importance: Importance, method: str) -> None:
     st.subheader(
         "How relevance flows past the blocks",
         help="At each residual sum, seen from the class: what goes into the branch, and what passes it on the skip "

@@ -1,9 +1,18 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
 import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
+from mixqvit.network.layers import Layer
 from mixqvit.tasks.metrics import Metric
 from mixqvit.views import sensitivity as figures
 from pages.parts import common
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 OPERANDS = ("both", "weights", "activations")
 DEFAULTS = {
@@ -19,6 +28,23 @@ DEFAULTS = {
 }
 
 
+@dataclass(frozen=True)
+class View:
+    """How the curves are drawn.
+
+    Attributes:
+        layers: Those to draw.
+        logarithmic: Whether the scale of the harm is.
+        by: What colours tell apart, one of `GROUPS`.
+        highlighted: Name of the layer that stands out; None for none.
+    """
+
+    layers: Sequence[Layer]
+    logarithmic: bool
+    by: str
+    highlighted: str | None
+
+
 def main() -> None:
     with common.page(
         "Sensitivity",
@@ -31,12 +57,12 @@ def main() -> None:
         view = view_controls(study)
         harms, intervals = sweep(study, metric, baseline, operands, view)
         words(study, harms, metric, view, intervals is not None)
-        grid(study, harms, metric, baseline, operands, view["logarithmic"], intervals)
+        grid(study, harms, metric, baseline, operands, view.logarithmic, intervals)
         numbers(study, harms, metric, intervals)
         method(study)
 
 
-def sweep_controls(study):
+def sweep_controls(study: "Study") -> tuple[str, int, str]:
     """Show what is measured; returns metric, baseline and operands."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         metric = st.selectbox(
@@ -75,13 +101,13 @@ def sweep_controls(study):
     return study.task.metric(metric), baseline, operands
 
 
-def reset(study) -> None:
+def reset(study: "Study") -> None:
     st.session_state.update(DEFAULTS)
     st.session_state.update(harm_metric=study.settings.metric, harm_baseline=study.settings.baseline)
 
 
-def view_controls(study) -> dict:
-    """Show how the curves are drawn; returns the choices by name, `layers` are those to draw."""
+def view_controls(study: "Study") -> View:
+    """Show how the curves are drawn; returns what is chosen."""
     layers = study.layers
     with st.container(horizontal=True, vertical_alignment="bottom"):
         scale = st.segmented_control(
@@ -127,27 +153,31 @@ def view_controls(study) -> dict:
             bind="query-params",
             width=120,
         )
-    return {
-        "layers": figures.selected(layers, kinds, blocks),
-        "logarithmic": scale == "log",
-        "by": by,
-        "highlighted": highlighted,
-    }
+    return View(figures.selected(layers, kinds, blocks), scale == "log", by, highlighted)
 
 
-def sweep(study, metric: Metric, baseline: int, operands: str, view: dict):
+def sweep(
+    study: "Study", metric: Metric, baseline: int, operands: str, view: View
+) -> tuple[figures.Harms, figures.Intervals | None]:
     """Measure, with live curves; returns Λ as far as measured, and the intervals once all of it is."""
     name = work_name(operands, baseline)
-    layers = view["layers"]
+    layers = view.layers
     progress = st.container()
     slot = st.empty()
     drawn = ""
 
-    def curves(harms, intervals=None):
-        choices = {choice: view[choice] for choice in ("logarithmic", "by", "highlighted")}
-        return figures.harm_curves(layers, harms, metric, intervals=intervals, **choices)
+    def curves(harms: figures.Harms, intervals: figures.Intervals | None = None) -> go.Figure:
+        return figures.harm_curves(
+            layers,
+            harms,
+            metric,
+            intervals=intervals,
+            logarithmic=view.logarithmic,
+            by=view.by,
+            highlighted=view.highlighted,
+        )
 
-    def saved():
+    def saved() -> figures.Harms:
         return figures.table(study.saved_sensitivity(operands, baseline), metric)
 
     def draw(layer: str) -> None:
@@ -163,8 +193,8 @@ def sweep(study, metric: Metric, baseline: int, operands: str, view: dict):
             draw("none yet")
         # Calibration comes first and has a bar of its own, so that its remaining time is known too.
         complete = figures.complete(study.layers, found, operands)
-        go = complete or common.started(study, "calibration", "sensitivity")
-        ready = go and (found or common.run("Calibration", study.calibration_steps) is not None)
+        goes_on = complete or common.started(study, "calibration", "sensitivity")
+        ready = goes_on and (found or common.run("Calibration", study.calibration_steps) is not None)
         steps = lambda: study.sensitivity_steps(operands, baseline)  # noqa: E731
         finished = ready and common.run(name, steps, lambda step: draw(step.piece.layer)) is not None
     harms = study.sensitivity(operands, metric.name, baseline) if finished else saved()
@@ -189,11 +219,11 @@ def work_name(operands: str, baseline: int) -> str:
     return "Sensitivity" + (f" ({', '.join(details)})" if details else "")
 
 
-def file_words(metric: str, operands: str, baseline: int) -> str:
+def file_words(metric: Metric, operands: str, baseline: int) -> str:
     return f"{metric} {operands}" + ("" if baseline == FULL_PRECISION else f" rest {baseline} bits")
 
 
-def words(study, harms, metric: Metric, view: dict, finished: bool) -> None:
+def words(study: "Study", harms: figures.Harms, metric: Metric, view: View, finished: bool) -> None:
     rises = figures.rising(harms)
     sentences = ["Curves are shown as measured."]
     sentences.append(
@@ -207,7 +237,7 @@ def words(study, harms, metric: Metric, view: dict, finished: bool) -> None:
         "see it dotted, with its 95 % interval (bootstrap over the images) as a band. Click a name in the legend to "
         "hide it."
     )
-    hidden = figures.undrawable(view["layers"], harms) if view["logarithmic"] else 0
+    hidden = figures.undrawable(view.layers, harms) if view.logarithmic else 0
     if hidden:
         sentences.append(f"{hidden} harms are zero or negative: they lie on the lowest line.")
     images = min(study.settings.analysis_images, len(study.calibration_images))
@@ -218,7 +248,15 @@ def words(study, harms, metric: Metric, view: dict, finished: bool) -> None:
     st.caption(" ".join(sentences))
 
 
-def grid(study, harms, metric: Metric, baseline: int, operands: str, logarithmic: bool, intervals) -> None:
+def grid(
+    study: "Study",
+    harms: figures.Harms,
+    metric: Metric,
+    baseline: int,
+    operands: str,
+    logarithmic: bool,
+    intervals: figures.Intervals | None,
+) -> None:
     st.subheader("Which layers break first")
     bits = st.segmented_control(
         "Bit-width",
@@ -237,7 +275,7 @@ def grid(study, harms, metric: Metric, baseline: int, operands: str, logarithmic
     )
 
 
-def numbers(study, harms, metric: Metric, intervals) -> None:
+def numbers(study: "Study", harms: figures.Harms, metric: Metric, intervals: figures.Intervals | None) -> None:
     number = st.column_config.NumberColumn
     unit = metric.unit or "no unit"
     with st.expander("All numbers", icon=":material/table:"):
@@ -260,7 +298,7 @@ def numbers(study, harms, metric: Metric, intervals) -> None:
         )
 
 
-def method(study) -> None:
+def method(study: "Study") -> None:
     with st.expander("How this is computed", icon=":material/functions:"):
         st.latex(
             r"\Lambda_l(w, a) = \frac{1}{N} \sum_{x} \sum_{c} p(c \mid x)\, "

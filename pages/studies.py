@@ -1,5 +1,7 @@
 """Open a model of one's own on images of one's own."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.stages.store import Store
@@ -9,6 +11,9 @@ from pages.parts import common
 from pages.parts.report_download import report_section
 from pages.parts.studies_form import Filled, form
 from pages.parts.studies_saved import saved_section
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 
 def open_described(filled: Filled, wished_name: str) -> None:
@@ -28,7 +33,7 @@ def open_described(filled: Filled, wished_name: str) -> None:
     st.rerun()
 
 
-def about(study) -> None:
+def about(study: "Study") -> None:
     """What is open: model, preprocessing, images, machine, and how long it will take."""
     with st.grid(4, min_column_width=190):
         for label, value, below, help_text in figures.facts(study.model, study.image_sets, study.machine):

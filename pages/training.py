@@ -1,12 +1,22 @@
 """Training with the quantizers in the loop, at the bits that an allocation chose."""
 
-import streamlit as st
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from mixqvit.allocation.costs import Cost
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.views import overview
+from mixqvit.network.bits import BitsPerLayer
+from mixqvit.training.settings import TrainingRun
 from mixqvit.views import training as figures
+from mixqvit.views.numbers import billions, megabytes, percent
 from pages.parts import budget_measure, common, measuring, training_results, training_texts, training_work
 from pages.parts.training_controls import Chosen, chosen_bits, controls
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 STATUS_HEIGHT = 56  # pixels, reserved for the progress bar so that nothing below it moves
 TITLES = {
@@ -16,7 +26,9 @@ TITLES = {
 }
 
 
-def facts(study, found: dict, run, size) -> dict:
+def facts(
+    study: "Study", found: training_work.Measured, run: TrainingRun | None, size: Cost | None
+) -> dict[str, DeltaGenerator]:
     """Show what was measured and what the trained model costs; returns the places of the numbers."""
     numbers = st.grid(4, min_column_width=165)
     with numbers:
@@ -29,26 +41,34 @@ def facts(study, found: dict, run, size) -> dict:
     common.fact(
         cost_place,
         "Size when trained",
-        "–" if size is None else overview.megabytes(size.size_bytes),
-        "not possible here" if size is None else f"{size.bitops / 1e9:.3f} G BitOps",
+        "–" if size is None else megabytes(size.size_bytes),
+        "not possible here" if size is None else f"{billions(size.bitops)} BitOps",
         "Of the packed file, to the byte; BitOps for one image.",
     )
     return places
 
 
-def show_epoch(place, study, run) -> None:
+def show_epoch(place: DeltaGenerator, study: "Study", run: TrainingRun | None) -> None:
     """Show the kept epoch's accuracy while the trained model is not measured by itself."""
     accuracy = measuring.accuracy(study)
     if run is None:
         value, below = "–", "not trained yet"
     else:
         kept = run.epochs[run.best - 1]
-        value = overview.percent(getattr(kept, accuracy.field))
+        value = percent(getattr(kept, accuracy.field))
         below = f"epoch {run.best}, of {len(run.epochs)} finished"
     common.fact(place, f"{accuracy.short}, trained", value, below, accuracy.help_text)
 
 
-def curves(places, study, chosen: Chosen, run, found: dict, *, final: bool) -> None:
+def curves(
+    places: Sequence[DeltaGenerator],
+    study: "Study",
+    chosen: Chosen,
+    run: TrainingRun | None,
+    found: training_work.Measured,
+    *,
+    final: bool,
+) -> None:
     """Draw loss and accuracy by epoch in their places; with downloads once nothing changes any more."""
     accuracy, settings = measuring.accuracy(study), chosen.settings
     full, post = found["full precision"], found["post-training"]
@@ -56,7 +76,7 @@ def curves(places, study, chosen: Chosen, run, found: dict, *, final: bool) -> N
         ("loss", figures.loss_curves(run, settings, post)),
         (accuracy.in_sentence, figures.accuracy_curves(run, settings, accuracy, full, post)),
     )
-    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.recipe}"
+    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.method}"
     for place, (what, figure) in zip(places, drawn, strict=True):
         alt = f"{what.capitalize()} of the training of {study.model.name} by epoch"
         if not final:
@@ -89,7 +109,14 @@ def main() -> None:
         show(study, chosen, bits, message, actions, status)
 
 
-def show(study, chosen: Chosen, bits: dict, message, actions, status) -> None:
+def show(
+    study: "Study",
+    chosen: Chosen,
+    bits: BitsPerLayer,
+    message: DeltaGenerator,
+    actions: DeltaGenerator,
+    status: DeltaGenerator,
+) -> None:
     name = training_work.identity(study, bits, chosen)
     run = study.training.run(bits, chosen.settings, chosen.source)
     found = training_work.evaluations(study, bits, chosen)
@@ -99,7 +126,7 @@ def show(study, chosen: Chosen, bits: dict, message, actions, status) -> None:
         try:
             size = study.training.cost(bits, chosen.settings)
         except UnsupportedOperationError as error:
-            st.warning(common.as_sentence(str(error)), icon=":material/block:")
+            st.warning(common.in_words(error), icon=":material/block:")
         training_work.failure(name)
     with actions:
         training_work.buttons(name, study, bits, chosen, run, refused=size is None, wanted=wanted)
@@ -117,7 +144,7 @@ def show(study, chosen: Chosen, bits: dict, message, actions, status) -> None:
     training_results.table(study, bits, chosen)
     training_texts.method()
 
-    def draw(so_far) -> None:
+    def draw(so_far: TrainingRun) -> None:
         curves(chart_places, study, chosen, so_far, found, final=False)
         show_epoch(places["trained"], study, so_far)
         below_curves(below, name, so_far)
@@ -126,7 +153,7 @@ def show(study, chosen: Chosen, bits: dict, message, actions, status) -> None:
         training_work.work(name, study, bits, chosen, found, draw)
 
 
-def below_curves(place, name: str, run) -> None:
+def below_curves(place: DeltaGenerator, name: str, run: TrainingRun | None) -> None:
     images = st.session_state.get(training_work.IMAGES, {}).get(name)
     sentences = [
         "After training this says which epoch's weights are kept, and how long it took."

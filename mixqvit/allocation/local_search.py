@@ -47,7 +47,14 @@ def improved(
         harm = quadratic_harm(matrix, chosen)
 
 
-def _best_move(matrix, possible, amounts, rooms, chosen, least_gain) -> list[tuple[int, int]]:
+def _best_move(
+    matrix: np.ndarray,
+    possible: np.ndarray,
+    amounts: np.ndarray,
+    rooms: np.ndarray,
+    chosen: np.ndarray,
+    least_gain: float,
+) -> list[tuple[int, int]]:
     """Return the (layer, choice) to change: the best single one, or else the best two; none where nothing improves."""
     layers, choices = possible.shape
     rows = np.arange(layers)

@@ -1,6 +1,6 @@
 """All choices of all layers as arrays: their harm, and what they take of every ceiling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
@@ -110,7 +110,7 @@ def choice_table(
     rows = [_row(layer, harms) for layer in layers]
     most = max(map(len, rows))
 
-    def array(of, filler: float) -> np.ndarray:
+    def array(of: Callable[[Layer, Bits], float], filler: float) -> np.ndarray:
         values = [[of(layer, bits) for bits in row] for layer, row in zip(layers, rows, strict=True)]
         return np.array([row + [filler] * (most - len(row)) for row in values], dtype=float)
 

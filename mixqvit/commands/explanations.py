@@ -4,7 +4,7 @@ from textwrap import fill
 
 from mixqvit.files.allocation_document import document_schema
 from mixqvit.files.export.formats import FORMATS
-from mixqvit.training.settings import TRAINING_RECIPES
+from mixqvit.training.settings import TRAINING_METHODS
 
 __all__ = ["EXPLANATIONS"]
 
@@ -59,8 +59,8 @@ The page holds every figure, table, setting, version and seed of a study and ope
 5.4 MB, of which plotly.js is 4.6). The zip beside it holds every table as CSV and everything as JSON. --comparisons
 keeps to the average bits of the allocation.""",
     "train": f"""\
-recipes:
-{_named(dict(TRAINING_RECIPES))}
+methods:
+{_named(dict(TRAINING_METHODS))}
 
 The model's own probabilities are the target (soft labels), so that labels are not needed. Training images are those of
 the source that neither calibrate nor evaluate, randomly cropped, flipped and coloured as timm does it (the digits:

@@ -70,8 +70,8 @@ def _list(options: argparse.Namespace) -> tuple[Document, str]:
 
 
 def _export(options: argparse.Namespace) -> tuple[Document, str]:
+    from mixqvit.files.open_studies import open_study_steps
     from mixqvit.files.study_file import write_study_file_steps
-    from mixqvit.study.open_studies import open_study_steps
 
     store = Store()
     description = find_study(store, options.name)
@@ -87,7 +87,7 @@ def _export(options: argparse.Namespace) -> tuple[Document, str]:
 
 
 def _import(options: argparse.Namespace) -> tuple[Document, str]:
-    from mixqvit.files.study_file import import_study_file
+    from mixqvit.files.study_import import import_study_file
 
     name, study, count = import_study_file(Store(), options.file, options.name)
     opened(study, options)

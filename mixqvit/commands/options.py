@@ -7,7 +7,7 @@ from typing import Any
 from mixqvit.commands.paths import expanded
 from mixqvit.commands.printing import notice
 
-__all__ = ["add_allocation_file"]
+__all__ = ["add_allocation_file", "add_earlier_name"]
 
 
 class _EarlierName(argparse.Action):
@@ -20,8 +20,21 @@ class _EarlierName(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        notice(f"{option_string} FILE is --{self.dest} FILE now.")
+        value = f" {self.metavar}" if self.metavar else ""
+        notice(f"{option_string}{value} is --{self.dest}{value} now.")
         setattr(namespace, self.dest, values)
+
+
+def add_earlier_name(parser: argparse._ActionsContainer, option: str, now: str, **how: Any) -> None:
+    """Let an option be given by the name that it had once, with a notice; help does not tell of it.
+
+    Args:
+        parser: What the option was added to.
+        option: Its earlier name.
+        now: Where the option stores its value, by its name of today.
+        how: What else `add_argument` was told of the option.
+    """
+    parser.add_argument(option, dest=now, action=_EarlierName, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
 
 
 def add_allocation_file(parser: argparse._ActionsContainer, earlier: bool = True) -> None:
@@ -38,4 +51,4 @@ def add_allocation_file(parser: argparse._ActionsContainer, earlier: bool = True
         help="an allocation file, which `allocate --output` wrote; it names its model",
     )
     if earlier:
-        parser.add_argument("--recipe", dest="allocation", type=expanded, action=_EarlierName, help=argparse.SUPPRESS)
+        add_earlier_name(parser, "--recipe", "allocation", type=expanded, metavar="FILE")

@@ -8,7 +8,7 @@ from mixqvit.allocation.quantities import QUANTITIES
 from mixqvit.allocation.request import Request
 from mixqvit.commands import allocations, exports, library, reports, stages, training
 from mixqvit.commands.explanations import EXPLANATIONS
-from mixqvit.commands.options import add_allocation_file
+from mixqvit.commands.options import add_allocation_file, add_earlier_name
 from mixqvit.commands.paths import expanded, path_of
 from mixqvit.commands.printing import Document
 from mixqvit.criteria.registry import CRITERIA
@@ -18,7 +18,7 @@ from mixqvit.images.sources.factory import details, forms
 from mixqvit.models.sources.checkpoint_file import CheckpointFile
 from mixqvit.models.sources.factory import forms as model_forms
 from mixqvit.network.bits import FULL_PRECISION
-from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
+from mixqvit.training.settings import TRAINING_METHODS, TrainingSettings
 
 __all__ = ["BAD_INPUT", "parser"]
 
@@ -71,7 +71,7 @@ _EXAMPLES = {
     ],
     "evaluate": ["--allocation allocation.json", f"{_MODEL} --bits 4", "--packed model.safetensors"],
     "recipes": [f"{_MODEL} --bits 4"],
-    "train": [f"{_MODEL} --bits 2", f"{_MODEL} --average-bits 2.5 --recipe ofq --output trained.safetensors"],
+    "train": [f"{_MODEL} --bits 2", f"{_MODEL} --average-bits 2.5 --method ofq --output trained.safetensors"],
     "train-embedded": [_MODEL],
 }
 
@@ -94,7 +94,9 @@ def parser() -> argparse.ArgumentParser:
     root.prog = "python -m mixqvit"
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str):
+    def command(
+        name: str, run: Callable[[argparse.Namespace], tuple[Document, str]], description: str
+    ) -> argparse.ArgumentParser:
         examples = "\n".join(f"  python -m mixqvit {name} {rest}".rstrip() for rest in _EXAMPLES[name])
         explained = [EXPLANATIONS[name]] if name in EXPLANATIONS else []
         added = commands.add_parser(
@@ -112,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         name: str,
         run: Callable[[argparse.Namespace], tuple[Document, str]],
         description: str,
-    ):
+    ) -> argparse.ArgumentParser:
         added = command(name, run, description)
         _add_study(added)
         return added
@@ -178,13 +180,18 @@ def parser() -> argparse.ArgumentParser:
     )
     embedded.add_argument("--model", required=True, help="a name that `models` lists")
     embedded.add_argument("--folder", type=path_of, help="where to write (default: assets)")
-    embedded.add_argument("--epochs", type=int, help="fewer or more epochs than the model's recipe")
+    embedded.add_argument("--epochs", type=int, help="fewer or more epochs than the model's own")
     return root
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     """Add what says how to train."""
-    parser.add_argument("--recipe", choices=list(TRAINING_RECIPES), default="lsq", help="how to train (default: lsq)")
+    defaults = TrainingSettings()
+    methods = list(TRAINING_METHODS)
+    parser.add_argument(
+        "--method", choices=methods, default=defaults.method, help=f"how to train (default: {defaults.method})"
+    )
+    add_earlier_name(parser, "--recipe", "method", choices=methods)
     parser.add_argument("--bits", type=int, help="the same bits for all layers; patch embedding and head keep 8")
     parser.add_argument(
         "--average-bits",
@@ -192,7 +199,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="mixed bits within model size and BitOps of uniform bits of this average; patch embedding and head keep 8",
     )
     add_allocation_file(parser, earlier=False)
-    defaults = TrainingSettings()
     parser.add_argument("--epochs", type=int, default=defaults.epochs, help=f"default: {defaults.epochs}")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the order of images and their augmentation")
     parser.add_argument("--batch", type=int, default=defaults.batch, help=f"images in a step ({defaults.batch})")

@@ -46,7 +46,7 @@ SECONDS_BETWEEN_LINES = 5
 
 def study(options: argparse.Namespace) -> "Study":
     """Open the study that the options name."""
-    from mixqvit.study.open_studies import open_study_steps, settings_from
+    from mixqvit.files.open_studies import open_study_steps, settings_from
 
     description = description_of(options)
     names = {"importance": "method", "metric": "metric", "baseline": "baseline"}
@@ -57,7 +57,7 @@ def study(options: argparse.Namespace) -> "Study":
 
 def study_of_allocation(options: argparse.Namespace, path: str) -> tuple["Study", "BitsPerLayer"]:
     """Open the study that an allocation file was made with; model, checkpoint and images may be given beside it."""
-    from mixqvit.study.open_studies import open_study_steps
+    from mixqvit.files.open_studies import open_study_steps
 
     if options.outliers != 1:
         raise AllocationFileError("--outliers cannot be changed beside an allocation file, which says it.")

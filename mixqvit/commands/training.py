@@ -26,7 +26,7 @@ __all__ = ["train", "train_embedded"]
 def train(options: argparse.Namespace) -> tuple[Document, str]:
     """Train a quantized model and measure it beside full precision and post-training quantization."""
     settings = TrainingSettings(
-        options.recipe, options.epochs, options.seed, options.batch, options.learning_rate, options.patience
+        options.method, options.epochs, options.seed, options.batch, options.learning_rate, options.patience
     )
     study, bits = _study_and_bits(options)
     source = absolute_images(options.training_images)
@@ -36,7 +36,7 @@ def train(options: argparse.Namespace) -> tuple[Document, str]:
     found = {
         "full precision": finish(study.evaluate_steps(FULL_PRECISION)),
         "post-training": finish(study.evaluate_steps(bits)),
-        f"trained ({options.recipe})": finish(study.evaluate_trained_steps(bits, settings, source)),
+        f"trained ({options.method})": finish(study.evaluate_trained_steps(bits, settings, source)),
     }
     costs = [
         cost(study.layers, study.resolved(FULL_PRECISION), study.storage),

@@ -20,7 +20,7 @@ from mixqvit.criteria.shared import batch_size, batch_starts, covered, part_of, 
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
-from mixqvit.quantization.operations import convolution_arguments
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.stages.context import Context
 from mixqvit.stages.items import ImageRanges
 from mixqvit.stages.stage import Stage, registered

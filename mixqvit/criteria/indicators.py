@@ -13,9 +13,9 @@ from mixqvit.network.bits import BIT_WIDTHS, input_bits
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.learning import learning_rate_factor
-from mixqvit.quantization.operations import convolution_arguments
 from mixqvit.quantization.step_sizes import gradient_scale, learned_step, paper_step
 from mixqvit.stages.context import Context
 from mixqvit.stages.forms import STATE, State

@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -34,7 +33,7 @@ from mixqvit.models.model import Model
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.packing.architecture import build_described, describe
 from mixqvit.stages.store import Store
-from mixqvit.study.library import LONGEST_NAME, StudyDescription, free_name, keep_study, studies_folder
+from mixqvit.study.library import LONGEST_NAME, StudyDescription
 from mixqvit.study.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Content",
-    "import_study_file",
     "read_study_file",
     "restore_results",
     "study_file_content",
@@ -268,43 +266,6 @@ def _restore(path: Path, document: Mapping[str, Any], study: "Study") -> None:
     for name, recipe in document["kept"].items():
         if name not in kept:
             study.kept.save(name, recipe)
-
-
-def import_study_file(store: Store, path: str | Path, name: str | None = None) -> tuple[str, "Study", int]:
-    """Check a study file, copy it into the cache folder, and add it to the studies that are known by name.
-
-    Args:
-        store: Where results go.
-        path: The file.
-        name: What to call it here; by default what it was called where it was written. A name that another study has
-            already gets a number behind it.
-
-    Returns:
-        Its name here, the opened study, and the number of results in the file; 0 if the versions here read its model
-        or images differently, so that everything is computed again.
-
-    Raises:
-        StudyFileError: It is no study file, or is damaged.
-        StoreError: The cache folder cannot be written.
-    """
-    from mixqvit.study.open_studies import open_study_steps
-
-    content = read_study_file(path)
-    digest, folder = content.digest, studies_folder(store)
-    kept = f"{digest[:32]}.safetensors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{kept}.{os.getpid()}.{time.monotonic_ns()}.tmp"
-        shutil.copyfile(path, temporary)
-        temporary.replace(folder / kept)
-    except OSError as error:
-        raise StudyFileError(f"The study file {path} cannot be copied to {folder} ({error.strerror}).") from error
-    description = replace(content.description, study_file=kept)
-    *_, last = open_study_steps(description, store=store)
-    study = last.result
-    name = keep_study(store, free_name(store, name or content.name, description), description)
-    belongs = study.identity == content.identity
-    return name, study, content.results if belongs else 0
 
 
 def _results(store: Store, identity: str) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str, dict, dict]]]:

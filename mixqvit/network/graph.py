@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixqvit.errors import ImageError
-from mixqvit.network.layer_table import depends_on_images, operation_name
 from mixqvit.network.layers import Layer
 from mixqvit.network.unquantized import WARNING_SHARE, UnquantizedOperation, sentence
 from mixqvit.tasks.classification import Classification
@@ -381,3 +380,22 @@ def attribute(module: nn.Module, target: str) -> Tensor:
     for part in target.split("."):
         module = getattr(module, part)
     return module
+
+
+def operation_name(node: fx.Node, module: nn.Module) -> str:
+    """Return the plain name of a node's operation: `Linear`, `softmax`, `add`, `reshape`, ..."""
+    if node.op == "call_module":
+        return type(module.get_submodule(node.target)).__name__
+    if node.op == "call_function":
+        return getattr(node.target, "__name__", str(node.target))
+    return str(node.target) if node.op == "call_method" else node.op
+
+
+def depends_on_images(graph: Graph) -> frozenset[str]:
+    """Return the names of the nodes whose value depends on the pixels, not only on their number or shape."""
+    names = {graph.nodes[0].name}
+    for node in graph.nodes[1:]:
+        is_shape = operation_name(node, graph.module) in ("getattr", "size", "dim")
+        if not is_shape and any(argument.name in names for argument in node.all_input_nodes):
+            names.add(node.name)
+    return frozenset(names)

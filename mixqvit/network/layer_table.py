@@ -3,18 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 
 from mixqvit.errors import ModelError
+from mixqvit.network.graph import Graph, depends_on_images, operation_name
 from mixqvit.network.layers import Layer
 
-if TYPE_CHECKING:
-    from mixqvit.network.graph import Graph
-
-__all__ = ["depends_on_images", "is_plain", "layer_table", "operation_name", "scope"]
+__all__ = ["is_plain", "layer_table", "scope"]
 
 _MATMULS = ("matmul", "bmm")
 _HIDDEN_PRODUCTS = ("linear", "conv2d", "einsum", "scaled_dot_product_attention")
@@ -23,25 +20,6 @@ _LAYOUT = (
     *("reshape", "view", "flatten", "permute", "transpose", "contiguous", "roll", "pad", "getitem", "unbind"),
     *("chunk", "split", "window_partition", "squeeze", "unsqueeze"),
 )
-
-
-def operation_name(node: fx.Node, module: nn.Module) -> str:
-    """Return the plain name of a node's operation: `Linear`, `softmax`, `add`, `reshape`, ..."""
-    if node.op == "call_module":
-        return type(module.get_submodule(node.target)).__name__
-    if node.op == "call_function":
-        return getattr(node.target, "__name__", str(node.target))
-    return str(node.target) if node.op == "call_method" else node.op
-
-
-def depends_on_images(graph: "Graph") -> frozenset[str]:
-    """Return the names of the nodes whose value depends on the pixels, not only on their number or shape."""
-    names = {graph.nodes[0].name}
-    for node in graph.nodes[1:]:
-        is_shape = operation_name(node, graph.module) in ("getattr", "size", "dim")
-        if not is_shape and any(argument.name in names for argument in node.all_input_nodes):
-            names.add(node.name)
-    return frozenset(names)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -54,7 +32,7 @@ def is_plain(module: nn.Module) -> bool:
     return module._parameters.get("weight") is not None and "bias" in module._parameters
 
 
-def layer_table(graph: "Graph", shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
+def layer_table(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
     """Return the quantized layers in network order (METHOD.md, "Quantized layers").
 
     Args:
@@ -129,7 +107,7 @@ def _products(nodes: Sequence[fx.Node], module: nn.Module) -> list[_Products]:
     return found
 
 
-def _refuse_hidden_weights(graph: "Graph") -> None:
+def _refuse_hidden_weights(graph: Graph) -> None:
     """A product that could not be traced back to a module would silently stay out of the table of layers."""
     image_nodes = depends_on_images(graph)
     for node in graph.nodes:
@@ -194,9 +172,7 @@ def _without_later_layer(nodes: Sequence[fx.Node]) -> set[str]:
     return finals
 
 
-def _kind(
-    node: fx.Node, nodes: Sequence[fx.Node], products: Sequence[_Products], is_final: bool, graph: "Graph"
-) -> str:
+def _kind(node: fx.Node, nodes: Sequence[fx.Node], products: Sequence[_Products], is_final: bool, graph: Graph) -> str:
     order = {other.name: index for index, other in enumerate(nodes)}
     for found in products:
         if node in found.names:
@@ -222,7 +198,7 @@ def _kind(
     return "reduction" if re.search(r"(^|\.)reduction$", node.target) else "other"
 
 
-def _reads_images(node: fx.Node, graph: "Graph") -> bool:
+def _reads_images(node: fx.Node, graph: Graph) -> bool:
     """Return whether a layer's input is the images themselves, padded at most."""
     source = node.args[0]
     while operation_name(source, graph.module) == "pad":
@@ -230,7 +206,7 @@ def _reads_images(node: fx.Node, graph: "Graph") -> bool:
     return source.op == "placeholder"
 
 
-def _norm_before(node: fx.Node, graph: "Graph") -> str | None:
+def _norm_before(node: fx.Node, graph: Graph) -> str | None:
     """Name of the LayerNorm node that feeds this layer through layout operations only, None if there is none."""
     source = node.args[0]
     while operation_name(source, graph.module) in _LAYOUT:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixqvit.errors import UnsupportedOperationError
-from mixqvit.network.graph import Graph
-from mixqvit.network.layer_table import layer_table, operation_name
+from mixqvit.network.graph import Graph, operation_name
+from mixqvit.network.layer_table import layer_table
 from mixqvit.network.layers import Layer
 
 __all__ = ["is_merged", "merge_query_key", "original_layer"]

@@ -18,8 +18,8 @@ from mixqvit.errors import ModelError
 from mixqvit.network.graph import Graph, Values, operation_name
 from mixqvit.network.layer_table import is_plain, layer_table, scope
 from mixqvit.network.lowering import is_same_padding, with_fixed_padding, with_one_module_per_weight, with_plain_layers
-from mixqvit.network.unquantized import unquantized_operations
-from mixqvit.quantization.fidelity import check_operations, is_close
+from mixqvit.network.operations import check_operations, is_close
+from mixqvit.network.unquantized_table import unquantized_operations
 
 __all__ = ["trace"]
 

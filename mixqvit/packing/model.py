@@ -26,6 +26,7 @@ from mixqvit.models.model import Model
 from mixqvit.network.bits import FULL_PRECISION, Bits
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.network.query_key import is_merged
 from mixqvit.packing import architecture, container
 from mixqvit.packing.codes import dequantized, pack_codes, unpack_codes, weight_codes
@@ -36,7 +37,6 @@ from mixqvit.quantization.operations import (
     QuantizedLayer,
     QuantizedMatmul,
     QuantizedOperation,
-    convolution_arguments,
 )
 from mixqvit.quantization.quantizers.base import Quantizer
 from mixqvit.quantization.quantizers.uniform import UniformQuantizer

@@ -14,6 +14,7 @@ from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, kept_input_bi
 from mixqvit.network.devices import moved, named_out_of_memory
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.fisher import Fisher, fisher_diagonals
 from mixqvit.quantization.operands import operands_of
@@ -22,7 +23,6 @@ from mixqvit.quantization.operations import (
     QuantizedLayer,
     QuantizedMatmul,
     QuantizedOperation,
-    convolution_arguments,
 )
 from mixqvit.quantization.quantizers.base import OperandQuantizers, Quantizer
 from mixqvit.quantization.recipes import Recipe, find_recipe

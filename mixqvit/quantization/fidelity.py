@@ -1,9 +1,9 @@
 """Whether quantization is of what the model computes: the net under everything that is measured.
 
-Two checks. With all operands in full precision, what runs instead of the layers must give the model's own logits. And
-at 8 bits, which every network bears whose layers are what they are taken for, the logits must follow those in full
-precision from image to image: they are centred over images first, because logits of different images have much in
-common whatever becomes of the network.
+With all operands in full precision, what runs instead of the layers gives the model's own logits: tracing makes sure
+(`mixqvit.network.operations`). And at 8 bits, which every network bears whose layers are what they are taken for, the
+logits must follow those in full precision from image to image: they are centred over images first, because logits of
+different images have much in common whatever becomes of the network.
 """
 
 from collections.abc import Mapping
@@ -12,20 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixqvit.errors import CalibrationError, ModelError
+from mixqvit.errors import CalibrationError
 from mixqvit.network.devices import images_at_once, in_parts
 from mixqvit.network.graph import Graph
-from mixqvit.network.layers import Layer
 from mixqvit.quantization.calibration import Calibration, layer_operations
 from mixqvit.quantization.operations import (
-    PreparedWeight,
-    QuantizedLayer,
-    QuantizedMatmul,
     QuantizedOperation,
-    convolution_arguments,
 )
 
-__all__ = ["Fidelity", "check_fidelity", "check_operations", "correlation_over_images", "fidelity", "is_close"]
+__all__ = ["Fidelity", "check_fidelity", "correlation_over_images", "fidelity"]
 
 BITS = 8
 IMAGES = 8
@@ -33,56 +28,6 @@ IMAGES = 8
 
 LOWEST_CORRELATION = 0.5
 """Below it 8 bits destroy three quarters and more of the differences between images (1 - r² of their variance)."""
-
-_TOLERANCE = 1e-3  # fused and plain attention round differently, so exact equality is not asked for
-
-
-def is_close(expected: Tensor, found: Tensor) -> bool:
-    """Return whether two results are the same but for rounding, relative to the largest of the expected values."""
-    tolerance = _TOLERANCE * float(expected.abs().max())
-    return expected.shape == found.shape and torch.allclose(expected, found, rtol=_TOLERANCE, atol=tolerance)
-
-
-def check_operations(graph: Graph, pixels: Tensor, expected: Tensor) -> None:
-    """Make sure that the operations that can be quantized compute what the model computes.
-
-    Args:
-        graph: The traced model.
-        pixels: Images `[N, C, H, W]`.
-        expected: The model's own logits `[N, classes]`.
-
-    Raises:
-        ModelError: They do not; the message names the first layer that differs from its own module, if one does.
-    """
-    found, _ = graph.run(pixels, {node: _unquantized(graph, layer) for node, layer in graph.layer_of().items()})
-    if is_close(expected, found):
-        return
-    wrong = _first_difference(graph, pixels)
-    if wrong is not None:
-        kind = "matrix product" if wrong.is_matmul else type(graph.operation(wrong)).__name__
-        raise ModelError(
-            f"The layer {wrong.name} ({kind}) does not compute what can be quantized: with its weight and input in "
-            "full precision its output is another one. Only plain linear maps and convolutions can be quantized."
-        )
-    raise ModelError(f"On {len(pixels)} image(s) the graph of the model does not compute what the model computes.")
-
-
-def _unquantized(graph: Graph, layer: Layer) -> QuantizedOperation:
-    if layer.is_matmul:
-        return QuantizedMatmul(None, None)
-    prepared = PreparedWeight(graph.weight(layer), graph.bias(layer), None)
-    return QuantizedLayer(prepared, None, convolution_arguments(graph, layer))
-
-
-def _first_difference(graph: Graph, pixels: Tensor) -> Layer | None:
-    layers = graph.layer_of()
-    nodes = {node.name: node for node in graph.nodes}
-    for name, values in graph.walk(pixels, list(layers)):
-        layer = layers[name]
-        operands = graph.operands(layer, values, name)
-        if not is_close(graph.compute(nodes[name], values), _unquantized(graph, layer)(*operands)):
-            return layer
-    return None
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from mixqvit.network.graph import Graph
-from mixqvit.network.layers import Layer
+from mixqvit.network.operations import linear_map
 from mixqvit.quantization.quantizers.base import Quantizer
 from mixqvit.quantization.quantizers.uniform import UniformQuantizer
 
-__all__ = ["PreparedWeight", "QuantizedLayer", "QuantizedMatmul", "QuantizedOperation", "convolution_arguments"]
+__all__ = ["PreparedWeight", "QuantizedLayer", "QuantizedMatmul", "QuantizedOperation"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,7 @@ class QuantizedLayer:
         """Return the layer's output for its full-precision input."""
         if self.input_quantizer is not None:
             values = self.input_quantizer(values)
-        weight, bias = self.prepared.weight, self.prepared.bias
-        if self.convolution is None:
-            return functional.linear(values, weight, bias)
-        return functional.conv2d(values, weight, bias, **self.convolution)
+        return linear_map(values, self.prepared.weight, self.prepared.bias, self.convolution)
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,3 @@ class QuantizedMatmul:
 
 
 QuantizedOperation = QuantizedLayer | QuantizedMatmul
-
-
-def convolution_arguments(graph: Graph, layer: Layer) -> Mapping[str, Any] | None:
-    """Return stride, padding, dilation and groups of a layer that is a convolution, None for a Linear."""
-    module = graph.operation(layer)
-    if graph.weight(layer).dim() == 2:
-        return None
-    return {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}

@@ -12,10 +12,11 @@ from mixqvit.errors import CalibrationError, MixQViTError
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.fisher import Fisher
 from mixqvit.quantization.operands import operands_of, sampled_rows
-from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedMatmul, convolution_arguments
+from mixqvit.quantization.operations import PreparedWeight, QuantizedLayer, QuantizedMatmul
 from mixqvit.quantization.quantizers.base import Described, Quantizer
 from mixqvit.quantization.recipes import MENU, RECIPES
 

@@ -17,10 +17,10 @@ from plotly.offline import get_plotlyjs
 
 from mixqvit.errors import ReportError
 from mixqvit.files.documents import finite, measurement
+from mixqvit.report.findings import Findings
 from mixqvit.report.sections import FLIP_ROWS, Section
 
 if TYPE_CHECKING:
-    from mixqvit.report.steps import Findings
     from mixqvit.study.study import Study
 
 __all__ = ["REPORT_VERSION", "Report", "bundle", "document_of", "page_of"]
@@ -164,7 +164,7 @@ def bundle(parts: Sequence[Section], document: Mapping[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def document_of(title: str, study: "Study", found: "Findings", settings: Mapping[str, Any]) -> dict[str, Any]:
+def document_of(title: str, study: "Study", found: Findings, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return `report.json`: everything that the page says, for programs."""
     return {
         "mixqvit_report": REPORT_VERSION,

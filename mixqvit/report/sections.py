@@ -11,6 +11,7 @@ import plotly
 import plotly.graph_objects as go
 
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, is_tied
+from mixqvit.report.findings import Findings
 from mixqvit.views import (
     accuracy,
     allocation_strip,
@@ -31,7 +32,6 @@ from mixqvit.views import training as training_figures
 from mixqvit.views.allocation_words import LayerFacts
 
 if TYPE_CHECKING:
-    from mixqvit.report.steps import Findings
     from mixqvit.study.study import Study
     from mixqvit.tasks.evaluation import Evaluation
 
@@ -73,7 +73,7 @@ class Section:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
-def sections(study: "Study", found: "Findings") -> list[Section]:
+def sections(study: "Study", found: Findings) -> list[Section]:
     """Return all sections of a report; what was not computed is said where it belongs."""
     parts = [
         _overview(study),
@@ -113,7 +113,7 @@ def _overview(study: "Study") -> Section:
     )
 
 
-def _measured(study: "Study", found: "Findings") -> Section:
+def _measured(study: "Study", found: Findings) -> Section:
     kind = study.task.accuracy(study.evaluation_images.labels is not None)
     frame = pd.DataFrame(
         [
@@ -139,7 +139,7 @@ def _measured(study: "Study", found: "Findings") -> Section:
     )
 
 
-def _allocation(study: "Study", found: "Findings") -> Section:
+def _allocation(study: "Study", found: Findings) -> Section:
     importance = None if found.importance is None else found.importance.mean
     facts = LayerFacts(found.bits, None, importance, study.sensitivity(), study.task.metric(study.metric))
     tied = all(is_tied(layer, found.bits[layer.name]) for layer in study.layers)
@@ -158,7 +158,7 @@ def _allocation(study: "Study", found: "Findings") -> Section:
     )
 
 
-def _importance(study: "Study", found: "Findings") -> Section:
+def _importance(study: "Study", found: Findings) -> Section:
     title = "Which layers matter: importance Ω"
     if found.importance is None:
         return Section(title, (f"There is none: {found.refused} Bits were chosen by sensitivity alone.",))
@@ -179,7 +179,7 @@ def _importance(study: "Study", found: "Findings") -> Section:
     return Section(title, (words, study.importance_methods[study.settings.importance]), tuple(pictures), tables)
 
 
-def _sensitivity(study: "Study", found: "Findings") -> Section:
+def _sensitivity(study: "Study", found: Findings) -> Section:
     harms, intervals, metric = study.sensitivity(), study.sensitivity_intervals(), study.task.metric(study.metric)
     curves = sensitivity.harm_curves(study.layers, harms, metric, logarithmic=True)
     pictures = [Figure("Harm against bits", curves, "One curve per layer, as measured; hover for its name.")]
@@ -201,7 +201,7 @@ def _sensitivity(study: "Study", found: "Findings") -> Section:
     )
 
 
-def _frontier(study: "Study", found: "Findings") -> Section | None:
+def _frontier(study: "Study", found: Findings) -> Section | None:
     if not found.frontier:
         return None
 
@@ -228,7 +228,7 @@ def _frontier(study: "Study", found: "Findings") -> Section | None:
     return Section("Every budget", tuple(filter(None, (words,))), tuple(pictures), {"Frontier": frame})
 
 
-def _flips(study: "Study", found: "Findings") -> Section | None:
+def _flips(study: "Study", found: Findings) -> Section | None:
     other = next((name for name in found.measured if name.startswith("uniform")), None)
     if other is None:
         return None
@@ -295,7 +295,7 @@ def _recipes(study: "Study") -> Section:
     return Section(title, (), pictures, tables)
 
 
-def _strategies(found: "Findings") -> Section:
+def _strategies(found: Findings) -> Section:
     title = "Allocation strategies"
     if found.strategies is None:
         return Section(title, ("Not compared here: `report --comparisons` measures them, which takes longer.",))
@@ -310,7 +310,7 @@ def _strategies(found: "Findings") -> Section:
     return Section(title, words + refused, pictures, {"Strategies": strategies.strategy_frame(comparison)})
 
 
-def _methods(study: "Study", found: "Findings") -> Section:
+def _methods(study: "Study", found: Findings) -> Section:
     title = "Kinds of importance"
     if found.methods is None:
         return Section(title, ("Not compared here: `report --comparisons` measures them, which takes longer.",))
@@ -327,7 +327,7 @@ def _methods(study: "Study", found: "Findings") -> Section:
     return Section(title, words, pictures, tables)
 
 
-def _within(found: "Findings") -> str:
+def _within(found: Findings) -> str:
     return f"Within {found.request.budget.average_bits:g} average bits and the BitOps of uniform bits."
 
 
@@ -339,14 +339,14 @@ def _trainings(study: "Study") -> Section:
         return Section(title, (words,))
     pictures, tables = [], {}
     for number, one in enumerate(saved, 1):
-        name = f"{number}: {one.settings.recipe}, {one.average_bits:.2f} bits, seed {one.settings.seed}"
+        name = f"{number}: {one.settings.method}, {one.average_bits:.2f} bits, seed {one.settings.seed}"
         curves = training_figures.loss_curves(one.run, one.settings, study.saved_evaluation(one.bits))
         pictures.append(Figure(f"Training {name}", curves, training_figures.run_words(one.run)))
         tables[f"Training {name}"] = training_figures.curve_frame(one.run)
     return Section(title, (), tuple(pictures), tables)
 
 
-def _settings(study: "Study", found: "Findings") -> Section:
+def _settings(study: "Study", found: Findings) -> Section:
     settings = asdict(study.settings)
     rows = pd.DataFrame([(name, str(value)) for name, value in settings.items()], columns=["setting", "value"])
     request = pd.DataFrame([(name, str(value)) for name, value in found.asked.items()], columns=["of", "value"])

@@ -1,65 +1,28 @@
 """From an open study to its report."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from mixqvit.allocation.budget import Budget, largest_uniform
-from mixqvit.allocation.costs import Cost, cost
+from mixqvit.allocation.costs import cost
 from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.engines.progress import Progress
 from mixqvit.errors import AllocationError, UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, BitsPerLayer
-from mixqvit.relevance.records import Importance
 from mixqvit.report.files import Report, bundle, document_of, page_of
+from mixqvit.report.findings import Findings
 from mixqvit.report.sections import sections
 from mixqvit.study.composite import awaited, without_results
-from mixqvit.study.records import FrontierPoint, MethodComparison, StrategyComparison
-from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.study.records import FrontierPoint
 
 if TYPE_CHECKING:
     from mixqvit.study.study import Study
 
-__all__ = ["Findings", "report_steps"]
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a report is made of beside the study itself.
-
-    Attributes:
-        bits: (weight bits, activation bits) of every layer.
-        how: How they were chosen, in words.
-        request: What they were solved for; of given bits, what everything beside them is solved for.
-        is_given: Whether the bits were given.
-        measured: Evaluations by setting: `full precision`, `mixed`, and `uniform N bits` where one fits the budget.
-        costs: Costs by setting.
-        importance: Ω; None where the model has none.
-        refused: Why not.
-        frontier: The optimum of every budget; empty where it cannot be solved.
-        strategies: The comparison of strategies, if asked for.
-        methods: That of kinds of importance, if asked for.
-    """
-
-    bits: BitsPerLayer
-    how: str
-    request: Request
-    is_given: bool
-    measured: Mapping[str, Evaluation]
-    costs: Mapping[str, Cost]
-    importance: Importance | None
-    refused: str
-    frontier: Sequence[FrontierPoint]
-    strategies: StrategyComparison | None
-    methods: MethodComparison | None
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What the bits were solved for, as a document; empty for given bits."""
-        return {} if self.is_given else self.request.to_json()
+__all__ = ["report_steps"]
 
 
 def report_steps(

@@ -1,7 +1,7 @@
 """What a stage sees of a study."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,21 @@ from mixqvit.network.layers import Layer
 from mixqvit.stages.store import Store
 from mixqvit.tasks.task import Task
 
-if TYPE_CHECKING:
-    from mixqvit.stages.stage import Stage
-
-__all__ = ["Context"]
+__all__ = ["Computed", "Context"]
 
 Value = TypeVar("Value")
+
+
+class Computed(Protocol):
+    """What results are asked for by: a stage (`mixqvit.stages.stage.Stage`), which itself names the context.
+
+    Attributes:
+        name: What progress says; unique.
+        version: Raised whenever the numbers change.
+    """
+
+    name: str
+    version: int
 
 
 class Context(Protocol):
@@ -135,14 +144,14 @@ class Context(Protocol):
         """Return a tensor as the tasks of the engine have it: no part of a larger one where it leaves the process."""
         ...
 
-    def saved(self, stage: "Stage") -> dict[str, Any]:
+    def saved(self, stage: Computed) -> dict[str, Any]:
         """Return the saved pieces of a stage by the names of their items, computing none."""
         ...
 
-    def state(self, stage: "Stage") -> dict[str, Any] | None:
+    def state(self, stage: Computed) -> dict[str, Any] | None:
         """Return the tensors that a stage of the form `STATE` goes on from; None where there are none."""
         ...
 
-    def result(self, stage: "Stage") -> Any:
+    def result(self, stage: Computed) -> Any:
         """Return the result of a stage, computing what is missing."""
         ...

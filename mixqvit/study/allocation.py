@@ -29,6 +29,7 @@ from mixqvit.network.bits import (
 from mixqvit.network.layers import Layer
 from mixqvit.study.part import Part
 from mixqvit.study.records import FrontierPoint
+from mixqvit.study.relevance import Relevances
 
 __all__ = ["Allocations"]
 
@@ -160,7 +161,7 @@ class Allocations(Part):
     # Harms
 
     def _harm(self, bits: BitsPerLayer, gamma: float, tied: bool | None) -> float:
-        importance = None if gamma == 0 else self.study.relevance().mean
+        importance = None if gamma == 0 else Relevances(self.study).importance().mean
         if tied is not False:
             tied = all(bits[layer.name] in (*tied_bits(layer), UNQUANTIZED) for layer in self.study.layers)
         choices = sensitivity_choices(self.study, tied)

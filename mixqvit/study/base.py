@@ -178,7 +178,7 @@ class StudyBase:
         unchecked = () if checked is None or checked.note is None else (Note(checked.note),)
         is_known = runner.key(self, FullPrecision()) in self.memory
         answers = own_reference_answers(self).notes if is_known else ()
-        return (*self.remembered("notes", lambda: study_notes(self)), *unchecked, *answers)
+        return (*self.remembered("notes", lambda: study_notes(self, self.settings)), *unchecked, *answers)
 
     @property
     def double_precision_graph(self) -> Graph:

@@ -8,14 +8,13 @@ were corrected afterwards and not timed again. Nothing was measured on a GPU.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.quantization.recipes import find_recipe
-from mixqvit.study.evaluation import COMPENSATION_LAYER_SECONDS, COMPENSATION_PASSES, QUANTIZED_PASS
-
-if TYPE_CHECKING:
-    from mixqvit.study.study import Study
+from mixqvit.study.base import StudyBase
+from mixqvit.study.evaluation import COMPENSATION_LAYER_SECONDS, COMPENSATION_PASSES, QUANTIZED_PASS, Evaluations
+from mixqvit.study.relevance import Relevances
+from mixqvit.study.sensitivity import Sensitivities
 
 __all__ = ["Estimate", "estimate", "in_words"]
 
@@ -64,7 +63,7 @@ class Estimate:
         return in_words(self.total)
 
 
-def estimate(study: "Study") -> Estimate | None:
+def estimate(study: StudyBase) -> Estimate | None:
     """Return how long what is left of a study takes, from a run of a few images that is timed here and now.
 
     None on a GPU: nothing was measured there.
@@ -76,11 +75,11 @@ def estimate(study: "Study") -> Estimate | None:
     # In small networks most of the time goes by between the operations; many images share it.
     many = study.seconds_per_image(_MANY) if few * _MANY < 1 else few
     relevance, calibration, sensitivity = (
-        study.relevances.progress(),
-        study.sensitivities.calibration_progress(),
-        study.sensitivities.progress(),
+        Relevances(study).progress(),
+        Sensitivities(study).calibration_progress(),
+        Sensitivities(study).progress(),
     )
-    measured = study.evaluations.progress(FULL_PRECISION)
+    measured = Evaluations(study).progress(FULL_PRECISION)
     left = measured.total - measured.done  # the first time, what all others are compared with runs before
     calibrated, analysed = len(study.calibration_pixels), len(study.analysis_images)
     time = find_recipe(settings.recipe).calibration_time

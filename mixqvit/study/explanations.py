@@ -2,6 +2,7 @@
 
 import operator
 import threading
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -45,7 +46,7 @@ class Explanations:
             return self._explained(index, target, rules)
 
     @cached_property
-    def _explained(self):
+    def _explained(self) -> Callable[[int, int | None, str], ImageRelevance]:
         return lru_cache(REMEMBERED)(self._explain)
 
     def _explain(self, index: int, target: int | None, rules: str) -> ImageRelevance:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 from scipy.stats import spearmanr
 
@@ -14,19 +13,21 @@ from mixqvit.errors import UnsupportedOperationError
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.evaluation_stage import Evaluated
 from mixqvit.relevance.stages import AttributionScores, LayerImportance
-from mixqvit.study.composite import Composite, without_results
+from mixqvit.study.allocation import Allocations
+from mixqvit.study.base import StudyBase
+from mixqvit.study.composite import Composite, awaited
+from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.records import MethodComparison, MethodResult
+from mixqvit.study.relevance import Relevances
+from mixqvit.study.sensitivity import Sensitivities
 from mixqvit.tasks.evaluation import Evaluation
-
-if TYPE_CHECKING:
-    from mixqvit.study.study import Study
 
 __all__ = ["compare_methods_steps", "rank_correlation"]
 
 _PARTS_PER_METHOD = 4  # importance, its quality, two measured allocations
 
 
-def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progress]:
+def compare_methods_steps(study: StudyBase, average_bits: float) -> Iterator[Progress]:
     """Compute every importance, the allocations it leads to, and what these measure.
 
     Every piece, and the result, is a `MethodComparison` so far. All that it is made of is saved by the study.
@@ -39,33 +40,33 @@ def compare_methods_steps(study: "Study", average_bits: float) -> Iterator[Progr
         InfeasibleBudgetError, AllocationError: The budget is not possible.
     """
     budget = Budget(average_bits=average_bits)
-    yield from without_results(study.sensitivity_steps())
-    sensitivity = study.sensitivity()
+    relevances, allocations, evaluations = Relevances(study), Allocations(study), Evaluations(study)
+    sensitivity = yield from awaited(Sensitivities(study).steps())
     comparison = MethodComparison(average_bits, {}, {}, {}, {})
-    references = {"sensitivity only": study.allocate(average_bits, gamma=0.0)}
-    uniform = study.uniform_beside(budget, gamma=0.0)
+    references = {"sensitivity only": allocations.allocate(average_bits, gamma=0.0)}
+    uniform = allocations.uniform_beside(budget, gamma=0.0)
     if uniform is not None:
         references["uniform"] = uniform
-    methods = study.importance_methods
+    methods = relevances.methods()
     whole = Composite("comparison", len(references) + _PARTS_PER_METHOD * len(methods), lambda: comparison)
     for name, allocation in references.items():
-        measured = yield from whole.part(study.evaluate_steps(allocation), name, [Evaluated.name])
+        measured = yield from whole.part(evaluations.steps(allocation), name, [Evaluated.name])
         comparison = replace(comparison, references={**comparison.references, name: (allocation, measured)})
     for method in methods:
         try:
-            importance = yield from whole.part(study.relevance_steps(method), method, [LayerImportance.name])
+            importance = yield from whole.part(relevances.steps(method), method, [LayerImportance.name])
         except UnsupportedOperationError as error:
             comparison = replace(comparison, refused={**comparison.refused, method: str(error)})
             whole.leave_out(_PARTS_PER_METHOD)
             continue
-        quality = study.relevances.quality_steps(method)
+        quality = relevances.quality_steps(method)
         infidelity, max_sensitivity = yield from whole.part(quality, method, [AttributionScores.name])
         results: list[tuple[Allocation, Evaluation]] = []
         for allocation in (
-            study.allocate(average_bits, importance=importance.mean, strategy=LRPQViT.name),
-            study.allocate(average_bits, importance=importance.mean),
+            allocations.allocate(average_bits, importance=importance.mean, strategy=LRPQViT.name),
+            allocations.allocate(average_bits, importance=importance.mean),
         ):
-            measured = yield from whole.part(study.evaluate_steps(allocation), method, [Evaluated.name])
+            measured = yield from whole.part(evaluations.steps(allocation), method, [Evaluated.name])
             results.append((allocation, measured))
         found = MethodResult(
             importance=importance.mean,

@@ -1,12 +1,10 @@
 """The notes of a study that are known before anything is computed."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from mixqvit.notes import Note, as_sentence
-
-if TYPE_CHECKING:
-    from mixqvit.study.base import StudyBase
+from mixqvit.stages.context import Context
+from mixqvit.study.settings import Settings
 
 __all__ = ["study_notes"]
 
@@ -14,10 +12,9 @@ FEW_CALIBRATION_IMAGES = 8
 """With fewer, ranges, importance and sensitivity hang on single images."""
 
 
-def study_notes(study: "StudyBase") -> tuple[Note, ...]:
+def study_notes(study: Context, settings: Settings) -> tuple[Note, ...]:
     """Return what was assumed of the model and its images, what is left out, and what is too little to measure on."""
-    settings, calibration = study.settings, len(study.calibration_images)
-    graph = study.graph
+    calibration, graph = len(study.calibration_images), study.graph
     told = (*study.model.notes, *graph.notes, *study.image_sets.sample.notes)
     return (
         *(Note(as_sentence(text), is_warning=text in graph.warnings) for text in told),

@@ -13,8 +13,9 @@ from mixqvit.quantization.evaluation import evaluate_steps
 from mixqvit.quantization.evaluation_stage import FullPrecision, most_images
 from mixqvit.quantization.model import QuantizedModel, quantize
 from mixqvit.stages import runner
-from mixqvit.study.evaluation import AnyBits
+from mixqvit.study.evaluation import AnyBits, Evaluations
 from mixqvit.study.part import Part
+from mixqvit.study.sensitivity import Sensitivities
 
 __all__ = ["Packing"]
 
@@ -24,7 +25,8 @@ class Packing(Part):
 
     def quantized(self, bits: AnyBits) -> QuantizedModel:
         """Return the quantized model, on the CPU."""
-        return quantize(self.study.calibration(), self.study.resolved(bits)).on(torch.device("cpu"))
+        calibration, resolved = Sensitivities(self.study).calibration(), Evaluations(self.study).resolved(bits)
+        return quantize(calibration, resolved).on(torch.device("cpu"))
 
     def packed(self, bits: AnyBits) -> Packed:
         """Return the quantized model as the content of one file, of the very size that its cost says.

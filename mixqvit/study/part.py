@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-if TYPE_CHECKING:
-    from mixqvit.study.study import Study
+from mixqvit.study.base import StudyBase
 
 __all__ = ["Part", "of"]
 
@@ -17,16 +16,16 @@ Own = TypeVar("Own", bound="Part")
 
 @dataclass(frozen=True)
 class Part:
-    """A view on a study; what it remembers is in the study's memory."""
+    """A view on a study, which makes the parts it builds on; what it remembers is in the memory of the study."""
 
-    study: "Study"
+    study: StudyBase
 
 
-def of(part: type[Own], method: Callable[Concatenate[Own, P], R]) -> Callable[Concatenate["Study", P], R]:
+def of(part: type[Own], method: Callable[Concatenate[Own, P], R]) -> Callable[Concatenate[StudyBase, P], R]:
     """Return a method of a study that is that of one of its parts."""
 
     @wraps(method)
-    def delegated(study: "Study", *arguments: P.args, **named: P.kwargs) -> R:
+    def delegated(study: StudyBase, *arguments: P.args, **named: P.kwargs) -> R:
         return method(part(study), *arguments, **named)
 
     return delegated

@@ -13,6 +13,7 @@ from mixqvit.quantization.quantizer_comparison import OperandComparison, compare
 from mixqvit.quantization.recipes import RECIPES
 from mixqvit.quantization.roles import roles
 from mixqvit.study.composite import Composite
+from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.part import Part
 from mixqvit.tasks.evaluation import Evaluation
 
@@ -62,7 +63,7 @@ class Quantizers(Part):
         whole = Composite("recipes", len(missing), lambda: dict(found))
         for name, recipe, width in missing:
             stages = (Evaluated.name,) if width == FULL_PRECISION else (Calibrated.name, Evaluated.name)
-            found[name] = yield from whole.part(self.study.evaluate_steps(width, recipe), name, stages)
+            found[name] = yield from whole.part(Evaluations(self.study).steps(width, recipe), name, stages)
             yield whole.progress()
         yield whole.last()
 
@@ -70,7 +71,7 @@ class Quantizers(Part):
         """Return what `recipe_steps` has finished at these bits, without measuring anything."""
         found = {}
         for name, recipe, width in self._settings(bits):
-            saved = self.study.saved_evaluation(width, recipe)
+            saved = Evaluations(self.study).saved(width, recipe)
             if saved is not None:
                 found[name] = saved
         return found

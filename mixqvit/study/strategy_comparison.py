@@ -4,25 +4,25 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from mixqvit.allocation.budget import Allocation
 from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.engines.progress import Progress
 from mixqvit.errors import AllocationError, InfeasibleBudgetError, UnsupportedOperationError
 from mixqvit.quantization.evaluation_stage import Evaluated
+from mixqvit.study.allocation import Allocations
+from mixqvit.study.base import StudyBase
 from mixqvit.study.composite import Composite, without_results
+from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.records import StrategyComparison, StrategyResult
-
-if TYPE_CHECKING:
-    from mixqvit.allocation.budget import Allocation
-    from mixqvit.study.study import Study
+from mixqvit.study.scores import Scores
 
 __all__ = ["compare_strategies_steps"]
 
 
 def compare_strategies_steps(
-    study: "Study", request: Request, strategies: Sequence[str] = tuple(CRITERIA)
+    study: StudyBase, request: Request, strategies: Sequence[str] = tuple(CRITERIA)
 ) -> Iterator[Progress]:
     """Score, solve and measure one strategy after the other; every piece is a `StrategyComparison` so far.
 
@@ -39,17 +39,18 @@ def compare_strategies_steps(
     comparison = StrategyComparison({})
     whole = Composite("comparison", 2 * len(strategies), lambda: comparison)
     wanted = [replace(request, strategy=name) for name in strategies]
-    yield from without_results(study.scores.yardstick_steps(request.tied))
+    scores, evaluations, solver = Scores(study), Evaluations(study), Allocations(study)
+    yield from without_results(scores.yardstick_steps(request.tied))
     if not study.engine.is_here:
         allocations = yield from _allocations(study, wanted)
-        yield from without_results(study.evaluations.many_steps(allocations))
+        yield from without_results(evaluations.many_steps(allocations))
     for own in wanted:
         name, before = own.strategy, whole.finished
         try:
-            stages = [stage.name for stage in study.scores.stages(own)]
-            yield from whole.part(study.score_steps(own), name, stages)
+            stages = [stage.name for stage in scores.stages(own)]
+            yield from whole.part(scores.steps(own), name, stages)
             started = time.perf_counter()
-            allocation = study.allocate(own)
+            allocation = solver.allocate(own)
             seconds = time.perf_counter() - started
         except (UnsupportedOperationError, AllocationError) as error:
             if isinstance(error, InfeasibleBudgetError) and own.criterion.is_search:
@@ -58,12 +59,12 @@ def compare_strategies_steps(
             whole.finished = before
             whole.leave_out(2)
             continue
-        measured = yield from whole.part(study.evaluate_steps(allocation), name, [Evaluated.name])
+        measured = yield from whole.part(evaluations.steps(allocation), name, [Evaluated.name])
         found = StrategyResult(
             allocation,
-            study.predicted_harm(allocation.bits, request.tied),
+            solver.predicted_harm(allocation.bits, request.tied),
             measured,
-            study.scores.seconds(own),
+            scores.seconds(own),
             seconds,
         )
         comparison = replace(comparison, results={**comparison.results, name: found})
@@ -72,11 +73,11 @@ def compare_strategies_steps(
     yield whole.last()
 
 
-def _allocations(study: "Study", wanted: Sequence[Request]) -> Generator[Progress, None, list["Allocation"]]:
+def _allocations(study: StudyBase, wanted: Sequence[Request]) -> Generator[Progress, None, list[Allocation]]:
     """Score and solve all strategies, so that an engine can measure them side by side; leave out those refused."""
     found = []
     for own in wanted:
         with suppress(UnsupportedOperationError, AllocationError):
-            yield from without_results(study.score_steps(own))
-            found.append(study.allocate(own))
+            yield from without_results(Scores(study).steps(own))
+            found.append(Allocations(study).allocate(own))
     return found

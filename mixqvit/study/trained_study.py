@@ -37,7 +37,7 @@ def keep_trained(
         bits: As it was trained.
         settings: As it was trained.
         source: As it was trained.
-        name: What to call it; by default after the model, the recipe and the bits.
+        name: What to call it; by default after the model, the training method and the bits.
 
     Raises:
         TrainingError: The training is not finished, or its weights do not fit the model's architecture.
@@ -64,5 +64,5 @@ def keep_trained(
     except OSError as error:
         raise StoreError(f"The trained weights cannot be written to {folder} ({error.strerror}).") from error
     average = study.training.inner_average_bits(study.resolved(bits))
-    wanted = f"{PurePath(study.model.name).name[-40:]} {settings.recipe} {average:.3g} bits"
+    wanted = f"{PurePath(study.model.name).name[-40:]} {settings.method} {average:.3g} bits"
     return keep_study(study.store, name or free_name(study.store, wanted, kept), kept)

@@ -14,7 +14,7 @@ from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.engines.progress import Progress
 from mixqvit.errors import BitWidthError, TrainingError
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, BitsPerLayer, resolve_bits
 from mixqvit.network.query_key import is_merged, merge_query_key, original_layer
 from mixqvit.packing.model import Packed, packed, storage
 from mixqvit.quantization.model import QuantizedModel
@@ -22,7 +22,7 @@ from mixqvit.stages import runner
 from mixqvit.stages.store import fingerprint
 from mixqvit.study.part import Part
 from mixqvit.tasks.evaluation import Evaluation
-from mixqvit.training.settings import TRAINING_RECIPES, StepSizes, TrainingRun, TrainingSettings
+from mixqvit.training.settings import TRAINING_METHODS, StepSizes, TrainingRun, TrainingSettings
 from mixqvit.training.stage import TrainedEvaluation, TrainedQuantized, training_images_steps
 
 __all__ = ["FIRST_AND_LAST_BITS", "Training", "Trainings"]
@@ -124,7 +124,7 @@ class Trainings(Part):
         Raises:
             BitWidthError: A bit-width or layer name is not possible.
             TrainingError: The loss is no longer a number, or the training images are not those it began with.
-            UnsupportedOperationError: The recipe cannot serve this model.
+            UnsupportedOperationError: The method cannot serve this model.
             ImageError: There are no images to train on.
         """
         stage = self.stage(bits, settings, source)
@@ -181,13 +181,13 @@ class Trainings(Part):
         """Return the trained parameters under the names of the model's own; quantized weights as their codes say.
 
         Raises:
-            TrainingError: The training is not finished, or the recipe made another architecture of the model.
+            TrainingError: The training is not finished, or the method made another architecture of the model.
         """
         graph = self.trained(bits, settings, source).graph
         if is_merged(graph):
             raise TrainingError(
-                "The recipe ofq merges query and key, which is another architecture than the model's: its weights fit "
-                "no other model. Train with lsq, or keep the packed file."
+                "The training method ofq merges query and key, which is another architecture than the model's: its "
+                "weights fit no other model. Train with lsq, or keep the packed file."
             )
         trained = graph.module.state_dict()
         found = {name: trained.get(name, tensor) for name, tensor in self.study.model.module.state_dict().items()}
@@ -233,15 +233,15 @@ class Trainings(Part):
         """Return what the trained model costs: `ofq` merges query and key, which makes other layers.
 
         Raises:
-            UnsupportedOperationError: The recipe cannot serve this model.
+            UnsupportedOperationError: The method cannot serve this model.
         """
         study, stage = self.study, self.stage(bits, settings)
-        graph, recipe = study.graph, stage.settings.recipe
-        if TRAINING_RECIPES[recipe].merges_query_key:
+        graph, method = study.graph, stage.settings.method
+        if TRAINING_METHODS[method].merges_query_key:
             graph = study.remembered("merged graph", lambda: merge_query_key(study.graph))
         resolved = stage.bits
         of_layers = {layer.name: resolved[original_layer(layer.name, study.graph.by_name)] for layer in graph.layers}
-        return cost(graph.layers, of_layers, storage(graph, recipe, study.model))
+        return cost(graph.layers, of_layers, storage(graph, method, study.model))
 
     def packed(self, bits: AnyLayerBits, settings: TrainingSettings | None = None, source: str | None = None) -> Packed:
         """Return the trained model as the content of one file, of the very size that its cost says.
@@ -277,7 +277,7 @@ class Trainings(Part):
         Raises:
             BitWidthError: A bit-width or layer name is not possible, or nothing is quantized.
         """
-        resolved = self.study.resolved(bits)
+        resolved = resolve_bits(self.study.layers, bits)
         if all(pair == (FULL_PRECISION, FULL_PRECISION) for pair in resolved.values()):
             raise BitWidthError("Nothing is quantized at these bits: give at least one layer fewer than 32.")
         return TrainedQuantized.at(resolved, settings or TrainingSettings(), source)

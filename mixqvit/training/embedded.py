@@ -24,14 +24,14 @@ from mixqvit.models.cards import ASSETS, EMBEDDED, card_path, checkpoint_path
 from mixqvit.models.embedded import build_architecture, load_embedded
 from mixqvit.quantization.learning import learning_rate_factor
 
-__all__ = ["EpochResult", "Recipe", "build_seeded", "mix", "top1", "train", "train_embedded"]
+__all__ = ["EpochResult", "Hyperparameters", "build_seeded", "mix", "top1", "train", "train_embedded"]
 
 TEACHER = "digits_vit"
 STUDENT = "digits_deit"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """How a model is trained: AdamW, linear warm-up, cosine decay, weights averaged over the steps.
 
     Attributes:
@@ -87,20 +87,20 @@ _SWIN: Mapping[str, Any] = {
     "mlp_ratio": 4,
     "drop_path_rate": 0.0,
 }
-_SPECIFICATIONS: Mapping[str, tuple[Mapping[str, Any], Recipe, str]] = {
+_SPECIFICATIONS: Mapping[str, tuple[Mapping[str, Any], Hyperparameters, str]] = {
     "digits_vit": (
         {"class": "VisionTransformer", "arguments": _VIT},
-        Recipe(epochs=60),
+        Hyperparameters(epochs=60),
         "Vision transformer with a class token: 6 blocks, 3 heads, 96 channels.",
     ),
     "digits_deit": (
         {"class": "VisionTransformerDistilled", "arguments": _VIT},
-        Recipe(epochs=60),
+        Hyperparameters(epochs=60),
         "DeiT with a distillation token, taught by digits_vit: 6 blocks, 3 heads, 96 channels.",
     ),
     "digits_swin": (
         {"class": "SwinTransformer", "arguments": _SWIN},
-        Recipe(epochs=100),
+        Hyperparameters(epochs=100),
         "Swin transformer: 2 stages with patch merging between, shifted windows of 4x4 tokens in the first.",
     ),
 }
@@ -116,7 +116,7 @@ def train_embedded(name: str, folder: Path | None = None, epochs: int | None = N
     Args:
         name: Which one. `digits_deit` learns from `digits_vit`, which must be in the same folder.
         folder: Where to write, `assets` by default.
-        epochs: Instead of the recipe's own number.
+        epochs: Instead of the model's own number.
 
     Yields:
         One result per epoch.
@@ -126,17 +126,17 @@ def train_embedded(name: str, folder: Path | None = None, epochs: int | None = N
     """
     if name not in EMBEDDED:
         raise ModelError(f"{name!r} is no embedded model; choose one of {', '.join(EMBEDDED)}")
-    architecture, recipe, description = _SPECIFICATIONS[name]
+    architecture, hyperparameters, description = _SPECIFICATIONS[name]
     if epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
-    if recipe.epochs < 1:
-        raise ModelError(f"training needs at least 1 epoch, {recipe.epochs} were asked for")
+        hyperparameters = replace(hyperparameters, epochs=epochs)
+    if hyperparameters.epochs < 1:
+        raise ModelError(f"training needs at least 1 epoch, {hyperparameters.epochs} were asked for")
     folder = ASSETS if folder is None else Path(folder)
     teacher = _load_teacher(folder) if name == STUDENT else None
-    module = build_seeded(architecture, recipe.seed)
+    module = build_seeded(architecture, hyperparameters.seed)
     started = time.perf_counter()
-    averaged = yield from train(module, load_images(split="training"), recipe, teacher)
-    _write(name, folder, architecture, recipe, description, averaged, time.perf_counter() - started)
+    averaged = yield from train(module, load_images(split="training"), hyperparameters, teacher)
+    _write(name, folder, architecture, hyperparameters, description, averaged, time.perf_counter() - started)
 
 
 def build_seeded(architecture: Mapping[str, Any], seed: int) -> nn.Module:
@@ -157,38 +157,42 @@ def build_seeded(architecture: Mapping[str, Any], seed: int) -> nn.Module:
     return module
 
 
-def train(module: nn.Module, images: Images, recipe: Recipe, teacher: nn.Module | None = None) -> Iterator[EpochResult]:
+def train(
+    module: nn.Module, images: Images, hyperparameters: Hyperparameters, teacher: nn.Module | None = None
+) -> Iterator[EpochResult]:
     """Trains `module` in place and returns (as the generator's value) its averaged weights in a module of its own.
 
     With a teacher the module's second head learns the teacher's decision on the same augmented image by hard
     distillation, equation 3 of DeiT (Touvron et al. 2021, arXiv 2012.12877), the first head the label.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(hyperparameters.seed)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (images.mean, images.std))
     shown = images.display().permute(0, 3, 1, 2)
     module.train()
     if teacher is not None:
         module.set_distilled_training(True)
-    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
-    optimizer = torch.optim.AdamW(_parameter_groups(module, recipe.weight_decay), lr=recipe.learning_rate)
-    steps_per_epoch = math.ceil(len(images) / recipe.batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(recipe, steps_per_epoch))
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(hyperparameters.average_decay))
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(module, hyperparameters.weight_decay), lr=hyperparameters.learning_rate
+    )
+    steps_per_epoch = math.ceil(len(images) / hyperparameters.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(hyperparameters, steps_per_epoch))
     started = time.perf_counter()
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(1, hyperparameters.epochs + 1):
         loss_sum = correct = 0.0
-        for chosen in torch.randperm(len(images), generator=generator).split(recipe.batch):
+        for chosen in torch.randperm(len(images), generator=generator).split(hyperparameters.batch):
             labels = images.labels[chosen]
             targets = F.one_hot(labels, len(images.class_names)).float()
             pixels, targets = mix((augment(shown[chosen], generator) - mean) / std, targets, generator)
             outputs = module(pixels)
             if teacher is None:
-                loss = F.cross_entropy(outputs, targets, label_smoothing=recipe.label_smoothing)
+                loss = F.cross_entropy(outputs, targets, label_smoothing=hyperparameters.label_smoothing)
             else:
                 outputs, distilled = outputs
                 with torch.no_grad():
                     decisions = teacher(pixels).argmax(1)
                 loss = (
-                    F.cross_entropy(outputs, targets, label_smoothing=recipe.label_smoothing)
+                    F.cross_entropy(outputs, targets, label_smoothing=hyperparameters.label_smoothing)
                     + F.cross_entropy(distilled, decisions)
                 ) / 2
             optimizer.zero_grad()
@@ -202,7 +206,7 @@ def train(module: nn.Module, images: Images, recipe: Recipe, teacher: nn.Module 
             correct += (outputs.argmax(1) == labels).sum().item()
         yield EpochResult(
             epoch=epoch,
-            epochs=recipe.epochs,
+            epochs=hyperparameters.epochs,
             loss=loss_sum / len(images),
             train_accuracy=correct / len(images),
             learning_rate=learning_rate,
@@ -226,9 +230,9 @@ def mix(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Te
     )
 
 
-def _schedule(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    total = recipe.epochs * steps_per_epoch
-    warmup = min(recipe.warmup_epochs * steps_per_epoch, total // 4)
+def _schedule(hyperparameters: Hyperparameters, steps_per_epoch: int) -> Callable[[int], float]:
+    total = hyperparameters.epochs * steps_per_epoch
+    warmup = min(hyperparameters.warmup_epochs * steps_per_epoch, total // 4)
     return lambda step: learning_rate_factor(step, total, warmup)
 
 
@@ -260,7 +264,7 @@ def _write(
     name: str,
     folder: Path,
     architecture: Mapping[str, Any],
-    recipe: Recipe,
+    hyperparameters: Hyperparameters,
     description: str,
     module: nn.Module,
     seconds: float,
@@ -291,7 +295,7 @@ def _write(
         "training": {
             "command": command,
             "teacher": TEACHER if name == STUDENT else None,
-            "recipe": asdict(recipe),
+            "hyperparameters": asdict(hyperparameters),
             "weights": "exponential moving average after the last epoch",
             "minutes": round(seconds / 60, 1),
             "threads": torch.get_num_threads(),

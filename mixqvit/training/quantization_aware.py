@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettin
 from mixqvit.training.statistics import near_threshold
 from mixqvit.training.trainable import TrainableModel
 
-__all__ = ["SavedEpoch", "Step", "TrainingData", "restored", "run_of", "train_steps"]
+__all__ = ["SavedEpoch", "Step", "TrainingData", "restored", "train_steps"]
 
 WEIGHT_DECAY = 0.05
 STEP_RATE = 10
@@ -124,11 +124,11 @@ def train_steps(
 
     Raises:
         TrainingError: The loss is no longer a number.
-        UnsupportedOperationError: The recipe cannot serve the model.
+        UnsupportedOperationError: The method cannot serve the model.
         ImageError: Training images cannot be read.
     """
     teacher = graph.on(machine.device)
-    model = TrainableModel(teacher, bits, settings.recipe, data.calibration[: data.calibration_images])
+    model = TrainableModel(teacher, bits, settings.method, data.calibration[: data.calibration_images])
     optimizer = _optimizer(model, _peak(graph, settings))
     run = TrainingRun(settings, (), len(data.training))
     best: dict[str, Tensor] = {}
@@ -179,16 +179,9 @@ def restored(graph: Graph, bits: BitsPerLayer, pixels: Tensor, saved_epoch: Save
         pixels: The calibration images that quantizers were fitted to.
         saved_epoch: The last one.
     """
-    model = TrainableModel(graph, bits, saved_epoch.run.settings.recipe, pixels)
+    model = TrainableModel(graph, bits, saved_epoch.run.settings.method, pixels)
     _load(model, saved_epoch.kept, _MODEL)
     return model
-
-
-def run_of(document: Mapping) -> TrainingRun:
-    """Return a run from what `dataclasses.asdict` made of it."""
-    epochs = tuple(TrainingEpoch(**epoch) for epoch in document["epochs"])
-    settings = TrainingSettings(**document["settings"])
-    return TrainingRun(settings, epochs, document["images"], document["stopped_early"])
 
 
 def _epoch(
@@ -300,7 +293,7 @@ class _Reference:
         return validation, right, found.agreeing / found.images
 
 
-def _outputs(predict, pixels: Tensor, graph: Graph) -> Tensor:
+def _outputs(predict: Callable[[Tensor], Tensor], pixels: Tensor, graph: Graph) -> Tensor:
     def run(part: slice) -> Tensor:
         with torch.no_grad():
             return predict(pixels[part]).cpu()

@@ -1,16 +1,19 @@
 """How a quantized model is trained and what training reports: plain records that need no torch."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 from mixqvit.errors import TrainingError
 
-__all__ = ["TRAINING_RECIPES", "StepSizes", "TrainingEpoch", "TrainingRecipe", "TrainingRun", "TrainingSettings"]
+__all__ = ["TRAINING_METHODS", "StepSizes", "TrainingEpoch", "TrainingMethod", "TrainingRun", "TrainingSettings"]
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """A recipe of quantization-aware training.
+class TrainingMethod:
+    """A method of quantization-aware training.
 
     Attributes:
         description: One line for people.
@@ -25,9 +28,9 @@ class TrainingRecipe:
     anneals: bool = False
 
 
-TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
-    "lsq": TrainingRecipe("learned step sizes for weights and activations (LSQ, arXiv 1902.08153)"),
-    "ofq": TrainingRecipe(
+TRAINING_METHODS: Mapping[str, TrainingMethod] = {
+    "lsq": TrainingMethod("learned step sizes for weights and activations (LSQ, arXiv 1902.08153)"),
+    "ofq": TrainingMethod(
         "weights scaled by their statistics, query and key merged into one weight, confident weights frozen at the "
         "end (OFQ, arXiv 2302.02210); activations as in lsq",
         has_statistical_weights=True,
@@ -35,7 +38,7 @@ TRAINING_RECIPES: Mapping[str, TrainingRecipe] = {
         anneals=True,
     ),
 }
-"""The recipes of quantization-aware training by name."""
+"""The methods of quantization-aware training by name."""
 
 LARGEST_BATCH = 4096
 
@@ -45,7 +48,7 @@ class TrainingSettings:
     """How a quantized model is trained.
 
     Attributes:
-        recipe: One of `TRAINING_RECIPES`.
+        method: One of `TRAINING_METHODS`.
         epochs: Passes over the training images; those of the annealing of `ofq` included.
         seed: Of the order of images and of their augmentation.
         batch: Images in a step, over all processes.
@@ -53,7 +56,7 @@ class TrainingSettings:
         patience: Epochs without a smaller validation loss after which training ends; None to go on.
     """
 
-    recipe: str = "lsq"
+    method: str = "lsq"
     epochs: int = 6
     seed: int = 0
     batch: int = 32
@@ -62,9 +65,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         """Raise TrainingError where a value is not possible."""
-        if self.recipe not in TRAINING_RECIPES:
+        if self.method not in TRAINING_METHODS:
             raise TrainingError(
-                f"There is no training recipe {self.recipe!r}; choose one of {', '.join(TRAINING_RECIPES)}."
+                f"There is no training method {self.method!r}; choose one of {', '.join(TRAINING_METHODS)}."
             )
         if not 1 <= self.epochs <= 10_000:
             raise TrainingError(f"Training takes 1 to 10,000 epochs, not {self.epochs}.")
@@ -80,7 +83,33 @@ class TrainingSettings:
     @property
     def annealing_epochs(self) -> int:
         """Epochs at the end in which only weights near a rounding threshold are trained; 0 for `lsq`."""
-        return -(-self.epochs // 6) if TRAINING_RECIPES[self.recipe].anneals and self.epochs > 1 else 0
+        return -(-self.epochs // 6) if TRAINING_METHODS[self.method].anneals and self.epochs > 1 else 0
+
+    @property
+    def recipe(self) -> str:
+        """The earlier name of `method`."""
+        _say_earlier_name()
+        return self.method
+
+
+def _with_earlier_name(init: Callable[..., None]) -> Callable[..., None]:
+    """Let `TrainingSettings` be made with `recipe`, which `method` was called once, in programs and saved results."""
+
+    @wraps(init)
+    def accepting(self: TrainingSettings, *arguments: Any, recipe: str | None = None, **named: Any) -> None:
+        if recipe is not None:
+            _say_earlier_name()
+            named["method"] = recipe
+        init(self, *arguments, **named)
+
+    return accepting
+
+
+def _say_earlier_name() -> None:
+    warnings.warn("TrainingSettings.recipe is called method now.", DeprecationWarning, stacklevel=3)
+
+
+TrainingSettings.__init__ = _with_earlier_name(TrainingSettings.__init__)
 
 
 @dataclass(frozen=True)

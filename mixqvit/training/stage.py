@@ -121,7 +121,7 @@ class TrainedQuantized(Stage[FinishedEpoch, TrainingRun]):
 
         Raises:
             TrainingError: The loss is no longer a number, or the training images are not those it began with.
-            UnsupportedOperationError: The recipe cannot serve this model.
+            UnsupportedOperationError: The method cannot serve this model.
             ImageError: There are no images to train on.
         """
         for step in training_images_steps(study, self.source):

@@ -9,6 +9,7 @@ from torch.nn import functional
 from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
 from mixqvit.network.graph import Graph
 from mixqvit.network.layers import Layer
+from mixqvit.network.operations import convolution_arguments
 from mixqvit.network.query_key import merge_query_key, original_layer
 from mixqvit.quantization.calls import layer_operands
 from mixqvit.quantization.model import QuantizedModel
@@ -17,10 +18,9 @@ from mixqvit.quantization.operations import (
     QuantizedLayer,
     QuantizedMatmul,
     QuantizedOperation,
-    convolution_arguments,
 )
 from mixqvit.quantization.step_sizes import LearnedStep
-from mixqvit.training.settings import TRAINING_RECIPES, StepSizes
+from mixqvit.training.settings import TRAINING_METHODS, StepSizes
 from mixqvit.training.statistics import StatisticalStep
 
 __all__ = ["TrainableModel"]
@@ -34,24 +34,24 @@ class TrainableModel(nn.Module):
     Attributes:
         graph: The copy.
         bits: (weight bits, activation bits) of its layers.
-        recipe: One of `TRAINING_RECIPES`.
+        method: One of `TRAINING_METHODS`.
     """
 
-    def __init__(self, graph: Graph, bits: BitsPerLayer, recipe: str, pixels: Tensor) -> None:
+    def __init__(self, graph: Graph, bits: BitsPerLayer, method: str, pixels: Tensor) -> None:
         """Copy a model and fit its quantizers to calibration images.
 
         Args:
             graph: The full-precision model, on the device to train on.
             bits: (weight bits, activation bits) for every layer of it.
-            recipe: One of `TRAINING_RECIPES`.
+            method: One of `TRAINING_METHODS`.
             pixels: Calibration images `[N, C, H, W]`.
 
         Raises:
             UnsupportedOperationError: `ofq` cannot merge query and key of this model.
         """
         super().__init__()
-        self.source, self.recipe = graph.fingerprint, recipe
-        merges = TRAINING_RECIPES[recipe].merges_query_key
+        self.source, self.method = graph.fingerprint, method
+        merges = TRAINING_METHODS[method].merges_query_key
         self.graph = merge_query_key(graph) if merges else graph.copied(graph.device)
         self.bits = {layer.name: bits[original_layer(layer.name, graph.by_name)] for layer in self.graph.layers}
         self.module = self.graph.module
@@ -97,7 +97,7 @@ class TrainableModel(nn.Module):
             operations: dict[str, QuantizedOperation] = {}
             for layer in graph.layers:
                 operations |= self._frozen(graph, layer)
-            return QuantizedModel(graph, self.bits, self.recipe, operations, self.source)
+            return QuantizedModel(graph, self.bits, self.method, operations, self.source)
 
     def _frozen(self, graph: Graph, layer: Layer) -> dict[str, QuantizedOperation]:
         found = [self._quantizer(layer, operand) for operand in _operands(layer)]
@@ -123,7 +123,7 @@ class TrainableModel(nn.Module):
             if width != FULL_PRECISION:
                 self.quantizers[_key(layer, operand)] = LearnedStep.of_activation(operand_values, width, images)
         if not layer.is_matmul and bits[0] != FULL_PRECISION:
-            is_statistical = TRAINING_RECIPES[self.recipe].has_statistical_weights
+            is_statistical = TRAINING_METHODS[self.method].has_statistical_weights
             make = StatisticalStep if is_statistical else LearnedStep.of_weight
             self.quantizers[_key(layer, "weight")] = make(self.graph.weight(layer), bits[0])
 

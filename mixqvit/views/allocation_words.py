@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from mixqvit.network.bits import UNQUANTIZED, Bits, is_tied, resolve_pair, written_bits
 from mixqvit.network.layers import Layer
 from mixqvit.tasks.metrics import Metric
-from mixqvit.views.overview import percent
+from mixqvit.views.numbers import millions, percent
 
 __all__ = ["LayerFacts", "bits_text", "changes", "mark"]
 
@@ -64,7 +64,7 @@ class LayerFacts:
             lines.append(f"at least {self.at_least[name]} bits by hand")
         if name in self.at_most:
             lines.append(f"at most {self.at_most[name]} bits by hand")
-        lines.append(f"{layer.parameters:,} parameters, {layer.macs / 1e6:.3f} M MACs")
+        lines.append(f"{layer.parameters:,} parameters, {millions(layer.macs)} MACs")
         if self.importance is not None:
             lines.append(f"importance Ω = {percent(self.importance[name], 2)}")
         if harm is not None:

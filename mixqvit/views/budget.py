@@ -8,33 +8,26 @@ import plotly.graph_objects as go
 
 from mixqvit.allocation.costs import Cost, bitops, code_bytes
 from mixqvit.allocation.quantities import QUANTITIES, Quantity
-from mixqvit.allocation.restrictions import Restrictions
-from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits
+from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.network.layers import Layer
 from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Accuracy, Evaluation
 from mixqvit.views.allocation_strip import FULL_PRECISION_STEP, bit_step
 from mixqvit.views.allocation_words import LayerFacts, bits_text
 from mixqvit.views.grid import blocks_by_kinds, layer_frame
-from mixqvit.views.overview import NOTHING, megabytes, nats, percent
+from mixqvit.views.numbers import NOTHING, billions, megabytes, nats, percent
 from mixqvit.views.style import BIT_COLOURS, bit_scale
 
 __all__ = [
     "allocation_frame",
-    "allowed",
-    "allowed_frame",
     "bits_grid",
     "comparison",
     "gauges",
     "harm_text",
-    "restriction_frame",
-    "restrictions",
     "solved_words",
 ]
 
 _WAITING = "…"
 _NO_BREAK = "\u00a0"
-_PINNED, _PINNED_INPUT = "pinned", "pinned input"
-_AT_LEAST, _AT_MOST = "at least", "at most"
 
 
 def bits_grid(layers: Sequence[Layer], facts: LayerFacts) -> go.Figure:
@@ -120,7 +113,7 @@ def comparison(columns: Mapping[str, tuple[Cost, float, Evaluation | None] | Non
         "· scales, zero points": lambda cost, harm, found: megabytes(cost.scale_bytes),
         "· kept in float32": lambda cost, harm, found: megabytes(cost.full_precision_bytes),
         "· file header": lambda cost, harm, found: megabytes(cost.container_bytes),
-        "BitOps": lambda cost, harm, found: f"{cost.bitops / 1e9:.3f} G",
+        "BitOps": lambda cost, harm, found: billions(cost.bitops),
         "Predicted harm": lambda cost, harm, found: harm_text(harm),
         **(_accuracy_rows(TOP1.title, TOP1, "its 95 % interval") if has_labels else {}),
         **_accuracy_rows(AGREEMENT.short, AGREEMENT, "its 95 % interval "),  # another key: with a blank
@@ -163,63 +156,3 @@ def allocation_frame(layers: Sequence[Layer], facts: LayerFacts) -> pd.DataFrame
         columns["importance"] = facts.importance
     columns["sensitivity"] = {name: facts.sensitivity[name].get(pair[0], 0.0) for name, pair in bits.items()}
     return layer_frame(layers, columns)
-
-
-def restriction_frame(
-    layers: Sequence[Layer],
-    restricted: Restrictions,
-    tied: bool,
-) -> pd.DataFrame:
-    """Return the table in which layers are restricted by hand, empty where the allocation decides.
-
-    Args:
-        layers: The table of layers.
-        restricted: What is restricted so far; kinds are not shown here.
-        tied: Whether both operands share their bits; else the table has a column for the pinned input.
-    """
-    pinned = restricted.pinned.items()
-    columns: dict[str, Mapping[str, int]] = {
-        _PINNED: {name: bits if isinstance(bits, int) else bits[0] for name, bits in pinned}
-    }
-    if not tied:
-        columns[_PINNED_INPUT] = {name: bits[1] for name, bits in pinned if not isinstance(bits, int)}
-    columns |= {_AT_LEAST: restricted.at_least, _AT_MOST: restricted.at_most}
-    frame = layer_frame(layers, columns).drop(columns="block")
-    return frame.astype(dict.fromkeys(columns, "Int64"))
-
-
-def restrictions(frame: pd.DataFrame) -> Restrictions:
-    """Return what is restricted by layer, read from an edited `restriction_frame`.
-
-    Where only the weight or only the input of a layer is pinned, the other shares its bits.
-    """
-    weights, inputs = _column(frame, _PINNED), _column(frame, _PINNED_INPUT)
-    pinned: dict[str, int | Bits] = {}
-    for name in frame["layer"]:
-        pair = weights.get(name, inputs.get(name)), inputs.get(name, weights.get(name))
-        if pair[0] is not None:
-            pinned[name] = pair[0] if pair[0] == pair[1] else pair
-    return Restrictions(pinned, at_least=_column(frame, _AT_LEAST), at_most=_column(frame, _AT_MOST))
-
-
-def _column(frame: pd.DataFrame, column: str) -> dict[str, int]:
-    if column not in frame:
-        return {}
-    chosen = frame.dropna(subset=[column])
-    return {name: int(bits) for name, bits in zip(chosen["layer"], chosen[column], strict=True)}
-
-
-def allowed_frame(layers: Sequence[Layer], allowed: Mapping[str, Sequence[int]]) -> pd.DataFrame:
-    """Return the table of the bit-widths that each kind of layer may get, one column of yes or no per bit-width."""
-    kinds = list(dict.fromkeys(layer.kind for layer in layers))
-    return pd.DataFrame(
-        {"kind": kinds, **{str(bits): [bits in allowed.get(kind, BIT_WIDTHS) for kind in kinds] for bits in BIT_WIDTHS}}
-    )
-
-
-def allowed(frame: pd.DataFrame) -> dict[str, tuple[int, ...]]:
-    """Return the bit-widths by kind, read from an edited `allowed_frame`; kinds that may get any are left out."""
-    chosen = {
-        row["kind"]: tuple(bits for bits in BIT_WIDTHS if row[str(bits)]) for row in frame.to_dict(orient="records")
-    }
-    return {kind: widths for kind, widths in chosen.items() if widths != BIT_WIDTHS}

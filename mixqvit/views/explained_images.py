@@ -21,6 +21,7 @@ from mixqvit.views.maps import (
     scale_end,
     title,
 )
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def probability_bars(found: "ImageRelevance", names: Sequence[str]) -> go.Figure
         x=values,
         y=places,
         marker={"color": ["#0072b2" if "explained" in role else "#9aa5ab" for role in roles]},
-        text=[f"{value:.1%}{' ✓' if 'true' in role else ''}" for value, role in zip(values, roles, strict=True)],
+        text=[f"{percent(value)}{' ✓' if 'true' in role else ''}" for value, role in zip(values, roles, strict=True)],
         textposition="auto",
         customdata=list(zip(names, roles, strict=True)),
         hovertemplate="<b>%{customdata[0]}</b> %{customdata[1]}<br>probability %{x:.4f}<extra></extra>",

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Evaluation
-from mixqvit.views.overview import megabytes, nats, percent
+from mixqvit.views.numbers import billions, megabytes, nats, percent
 from mixqvit.views.style import finish
 
 __all__ = ["MEASURES", "Measure", "Point", "frontier_figure", "frontier_frame", "frontier_words", "measures"]
@@ -211,7 +211,7 @@ def _error_bars(points: Sequence[Point], measure: Measure, colour: str) -> dict[
 def _cost_words(point: Point) -> str:
     return (
         f"<b>{_title(point.name)}, {point.cost.average_bits:.2f} on average</b><br>"
-        f"{megabytes(point.cost.size_bytes)}, {point.cost.bitops / 1e9:.3f} G BitOps<br>"
+        f"{megabytes(point.cost.size_bytes)}, {billions(point.cost.bitops)} BitOps<br>"
     )
 
 

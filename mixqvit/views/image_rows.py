@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from mixqvit.views.class_names import shortened
 from mixqvit.views.explained_images import RELEVANCE_BAR, RELEVANCE_HOVER, stage_words
 from mixqvit.views.maps import bar_below, colours, overlay, pale_picture, picture_trace, scale_end
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def row_figure(results: Sequence["ImageRelevance"], classes: Sequence[str], name
 
 
 def _heading(found: "ImageRelevance", classes: Sequence[str]) -> str:
-    predicted = f"<b>{shortened(classes[found.predicted])}</b> {found.probabilities[found.predicted]:.0%}"
+    predicted = f"<b>{shortened(classes[found.predicted])}</b> {percent(found.probabilities[found.predicted], 0)}"
     if found.label is None:
         return predicted
     return predicted + (" ✓" if found.label == found.predicted else f"<br>✗ true: {shortened(classes[found.label])}")

@@ -1,6 +1,6 @@
 """Figures of the Outliers page: the ranges of all channels of a post-LayerNorm input, and an overview of all layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -292,7 +292,7 @@ def overview_grid(layers: Sequence[Layer], found: Mapping[str, ChannelStatistics
 def overview_frame(layers: Sequence[Layer], found: Mapping[str, ChannelStatistics]) -> pd.DataFrame:
     """Return one row per layer: its widest channel and the one with the highest kurtosis, and how far they go."""
 
-    def column(value) -> dict[str, object]:
+    def column(value: Callable[[ChannelStatistics], object]) -> dict[str, object]:
         return {name: value(statistics) for name, statistics in found.items()}
 
     return layer_frame(

@@ -1,7 +1,6 @@
 """What the Overview page shows: the table of layers, sample images, and the results of three cards in words."""
 
 from collections.abc import Mapping, Sequence
-from math import isnan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 from mixqvit.network.layers import Layer
 from mixqvit.views.class_names import first_synonym
 from mixqvit.views.grid import layer_frame
+from mixqvit.views.numbers import NOTHING, interval_text, megabytes, percent
 
 if TYPE_CHECKING:
     from mixqvit.allocation.budget import Allocation
@@ -17,21 +17,13 @@ if TYPE_CHECKING:
     from mixqvit.tasks.task import Example
 
 __all__ = [
-    "NOTHING",
     "accuracy",
     "breaks_first",
     "caption",
     "four_bits_give",
-    "interval_text",
     "layer_table",
     "matters_most",
-    "megabytes",
-    "nats",
-    "percent",
 ]
-
-NOTHING = "–"
-"""What is shown in place of a number that means nothing."""
 
 
 def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
@@ -50,27 +42,6 @@ def layer_table(layers: Sequence[Layer]) -> pd.DataFrame:
 def caption(example: "Example") -> str:
     """Return what stands below a small picture: its label in short or, without one, its name."""
     return example.name if example.label is None else first_synonym(example.label)
-
-
-def megabytes(size_bytes: float) -> str:
-    """Write a size in decimal megabytes, small ones in kilobytes."""
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 or not size_bytes else f"{size_bytes / 1e3:.1f} kB"
-
-
-def percent(fraction: float, digits: int = 1) -> str:
-    """Write a fraction in percent, with the space that the unit takes; one that means nothing, NaN, as a dash."""
-    return NOTHING if isnan(fraction) else f"{100 * fraction:.{digits}f}\u00a0%"
-
-
-def interval_text(ends: tuple[float, float]) -> str:
-    """Write the ends of an interval of fractions in percent; one that means nothing, NaN, as a dash."""
-    low, high = ends
-    return NOTHING if isnan(low) else f"{100 * low:.1f} to {percent(high)}"
-
-
-def nats(divergence: float, digits: int = 3) -> str:
-    """Write a KL divergence; one that means nothing, NaN, as a dash."""
-    return NOTHING if isnan(divergence) else f"{divergence:.{digits}g} nats"
 
 
 def accuracy(evaluation: "Evaluation") -> tuple[str, str]:

@@ -12,6 +12,7 @@ from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.quantization.roles import ROLES
 from mixqvit.tasks.evaluation import AGREEMENT, TOP1, Evaluation
 from mixqvit.views.accuracy import accuracy_columns
+from mixqvit.views.numbers import relative_error
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ __all__ = [
     "error_words",
     "grid_figure",
     "grid_frame",
-    "percent",
     "recipe_figure",
     "recipe_frame",
     "recipe_words",
@@ -59,12 +59,6 @@ def by_error(comparison: "OperandComparison", bits: int) -> list["FittedQuantize
     return sorted(comparison.quantizers, key=lambda quantizer: quantizer.errors[bits])
 
 
-def percent(error: float) -> str:
-    """Write a relative squared error in percent, with three digits."""
-    value = 100 * error
-    return f"{value:.0f} %" if value >= 100 else f"{value:.3g} %" if value >= 0.001 or value == 0 else f"{value:.1e} %"
-
-
 def error_bars(comparison: "OperandComparison", bits: int, default: str) -> go.Figure:
     """Draw the error of every quantizer at these bits, the least on top.
 
@@ -85,13 +79,13 @@ def error_bars(comparison: "OperandComparison", bits: int, default: str) -> go.F
             "pattern": {"shape": ["/" if marked else "" for marked in is_default], "fgcolor": "white", "size": 6},
         },
         text=[
-            percent(quantizer.errors[bits]) + ("  ◀ default" if marked else "")
+            relative_error(quantizer.errors[bits]) + ("  ◀ default" if marked else "")
             for quantizer, marked in zip(ordered, is_default, strict=True)
         ],
         textposition="outside",
         cliponaxis=False,
         customdata=[
-            (percent(quantizer.errors[bits]), quantizer.described.source, ", ".join(quantizer.recipes) or "none")
+            (relative_error(quantizer.errors[bits]), quantizer.described.source, ", ".join(quantizer.recipes) or "none")
             for quantizer in ordered
         ],
         hovertemplate="<b>%{y}</b>: %{customdata[0]}<br>%{customdata[1]}<br>recipes that use it here: %{customdata[2]}"
@@ -150,7 +144,8 @@ def error_words(comparison: "OperandComparison", bits: int, default: str) -> str
     ordered = by_error(comparison, bits)
     best = ordered[0]
     plainest = comparison.quantizers[0]
-    words = f"At {bits} bits **{best.name}** changes the layer's output least: by {percent(best.errors[bits])} of it"
+    least = relative_error(best.errors[bits])
+    words = f"At {bits} bits **{best.name}** changes the layer's output least: by {least} of it"
     if best.errors[bits] < plainest.errors[bits] < float("inf") and best.errors[bits] > 0:
         words += f"; {plainest.name} by {plainest.errors[bits] / best.errors[bits]:.1f} times as much"
     chosen = next((quantizer for quantizer in ordered if default in quantizer.recipes), None)
@@ -159,8 +154,8 @@ def error_words(comparison: "OperandComparison", bits: int, default: str) -> str
     if chosen is best:
         return f"{words}. The default recipe, {default}, uses it."
     return (
-        f"{words}. The default recipe, {default}, uses {chosen.name} ({percent(chosen.errors[bits])}): one choice for "
-        "all layers and bits, made for the network's accuracy, not for this layer's error."
+        f"{words}. The default recipe, {default}, uses {chosen.name} ({relative_error(chosen.errors[bits])}): one "
+        "choice for all layers and bits, made for the network's accuracy, not for this layer's error."
     )
 
 
@@ -174,7 +169,7 @@ def grid_figure(comparison: "OperandComparison", bits: int, names: Collection[st
     """
     drawn = [quantizer for quantizer in by_error(comparison, bits) if quantizer.name in names]
     titles = [
-        f"<b>{quantizer.name}</b>  {percent(quantizer.errors[bits])}"
+        f"<b>{quantizer.name}</b>  {relative_error(quantizer.errors[bits])}"
         + (f", channel {comparison.channel}" if quantizer.is_per_channel else "")
         for quantizer in drawn
     ]

@@ -11,6 +11,7 @@ from mixqvit.network.layers import Layer
 from mixqvit.views.grid import blocks_by_kinds, layer_frame
 from mixqvit.views.labels import short_labels
 from mixqvit.views.maps import STAYS
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import KIND_COLOURS, SEQUENTIAL, finish
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ __all__ = [
     "BRANCHES",
     "clicked_branch",
     "clicked_layer",
-    "counted",
     "flow_figure",
     "flow_frame",
     "flow_words",
@@ -127,7 +127,9 @@ def importance_frame(layers: Sequence[Layer], importance: "Importance") -> pd.Da
 def leading(layers: Sequence[Layer], importance: "Importance", count: int) -> str:
     """Name the most important layers with their Ω, in words."""
     labels = short_labels(layers)
-    return ", ".join(f"{labels[name]} ({importance.mean[name]:.1%})" for name in _by_importance(importance)[:count])
+    return ", ".join(
+        f"{labels[name]} ({percent(importance.mean[name])})" for name in _by_importance(importance)[:count]
+    )
 
 
 def most_important(importance: "Importance") -> str:
@@ -151,14 +153,6 @@ def _by_importance(importance: "Importance") -> list[str]:
 
 def _spread_columns() -> tuple[str, str]:
     return f"{SPREAD[0]} % of images (%)", f"{SPREAD[1]} % of images (%)"
-
-
-def counted(amount: int) -> str:
-    """Write a count with three digits and thousands or millions as a unit."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if amount >= size:
-            return f"{amount / size:.3g}{unit}"
-    return str(amount)
 
 
 def share_figure(importance: "Importance", layer: str, names: Sequence[str]) -> go.Figure:

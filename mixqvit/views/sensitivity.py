@@ -15,6 +15,7 @@ from mixqvit.network.layers import Layer
 from mixqvit.tasks.metrics import Metric
 from mixqvit.views.grid import blocks_by_kinds, layer_frame
 from mixqvit.views.labels import short_labels
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import KIND_COLOURS, KIND_SYMBOLS, SEQUENTIAL, finish, row_label
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ def first_to_break(layers: Sequence[Layer], harms: Harms, metric: Metric, bits: 
     named = ", ".join(f"**{labels[name]}** ({metric.in_words(harm, 2)})" for name, harm in broken)
     return (
         f"At {bits} bits these break first, each quantized alone (Λ is the {metric.title}): {named}. "
-        f"Together they make up {share:.0%} of the harm summed over the {measured} measured layers."
+        f"Together they make up {percent(share, 0)} of the harm summed over the {measured} measured layers."
     )
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.tasks.evaluation import AGREEMENT, TOP1
 from mixqvit.views.accuracy import accuracy_columns
-from mixqvit.views.overview import nats, percent
+from mixqvit.views.numbers import nats, percent
 from mixqvit.views.style import finish
 
 if TYPE_CHECKING:

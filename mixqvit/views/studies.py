@@ -9,6 +9,7 @@ import pandas as pd
 from mixqvit.images.sources.factory import short_name
 from mixqvit.models.preprocessing import Preprocessing
 from mixqvit.study.library import StudyDescription
+from mixqvit.views.numbers import duration, millions, percent
 
 if TYPE_CHECKING:
     from mixqvit.images.image_sets import ImageSets
@@ -31,7 +32,7 @@ def facts(model: "Model", images: "ImageSets", machine: str) -> list[Fact]:
     labels = f"{sample.classes:,} of {len(model.class_names):,} classes" if sample.labelled else "without labels"
     place, _, free = machine.partition(", ")
     return [
-        ("Parameters", f"{parameters / 1e6:.1f} M", type(model.module).__name__, f"{model.name}, input {size}."),
+        ("Parameters", millions(parameters, 1), type(model.module).__name__, f"{model.name}, input {size}."),
         (
             "Evaluation images",
             f"{len(images.evaluation):,}",
@@ -54,7 +55,7 @@ def preprocessing_frame(preprocessing: Preprocessing) -> pd.DataFrame:
     row = {
         "input": "×".join(map(str, preprocessing.input_size)),
         "interpolation": preprocessing.interpolation,
-        "crop": f"{preprocessing.crop_mode}, {100 * preprocessing.crop_pct:.1f} %",
+        "crop": f"{preprocessing.crop_mode}, {percent(preprocessing.crop_pct)}",
         **numbers,
     }
     return pd.DataFrame([row])
@@ -85,18 +86,14 @@ def estimate_words(estimate: "Estimate | None") -> str:
         return "How long it takes on a GPU was not measured. Every finished piece is saved."
     left = {stage: seconds for stage, seconds in estimate.seconds.items() if seconds > 0}
     each = left.pop(ALLOCATION, 0.0)
-    measuring = f" Measuring an allocation takes about {_duration(each)} each time." if each else ""
+    measuring = f" Measuring an allocation takes about {duration(each)} each time." if each else ""
     if not left:
         return f"Relevance, calibration and sensitivity are computed already.{measuring}"
-    parts = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in left.items())
+    parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in left.items())
     return (
-        f"This takes about {_duration(sum(left.values()))} on this machine: {parts}.{measuring} Every finished piece "
+        f"This takes about {duration(sum(left.values()))} on this machine: {parts}.{measuring} Every finished piece "
         "is saved: stop and come back as you like."
     )
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(1.0, seconds):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _file_name(checkpoint: str | None) -> str:

@@ -1,6 +1,7 @@
 """One palette and one layout for all figures, readable on light and dark pages and by colour-blind people."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -53,7 +54,7 @@ def bit_scale(widths: Sequence[int] = tuple(BIT_COLOURS)[:-1]) -> list[tuple[flo
     ]
 
 
-def finish(figure: go.Figure, height: int, **layout) -> go.Figure:
+def finish(figure: go.Figure, height: int, **layout: Any) -> go.Figure:
     """Give a figure the common layout: transparent ground, tight margins, readable hover; returns it."""
     figure.update_layout(
         height=height,

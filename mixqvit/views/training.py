@@ -5,10 +5,10 @@ import plotly.graph_objects as go
 
 from mixqvit.tasks.evaluation import TOP1, Accuracy, Evaluation
 from mixqvit.training.settings import TrainingEpoch, TrainingRun, TrainingSettings
-from mixqvit.views.overview import interval_text, nats, percent
+from mixqvit.views.numbers import computing_time, counted, interval_text, nats, percent
 from mixqvit.views.style import finish
 
-__all__ = ["COLOURS", "accuracy_curves", "counted", "curve_frame", "loss_curves", "run_words", "seconds_words"]
+__all__ = ["COLOURS", "accuracy_curves", "curve_frame", "loss_curves", "run_words"]
 
 COLOURS = {"full precision": "#7f8a92", "post-training": "#e69f00", "trained": "#0072b2", "training images": "#56b4e9"}
 """Of lines and markers on this page."""
@@ -149,7 +149,7 @@ def _hover(epoch: TrainingEpoch) -> str:
     top1 = "" if epoch.top1 is None else f"{TOP1.word} {percent(epoch.top1)}, "
     frozen = "" if epoch.trained_weights == 1 else f"<br>{percent(epoch.trained_weights, 2)} of the weights moved"
     return (
-        f"<b>epoch {epoch.epoch}</b>, {seconds_words(epoch.seconds)}<br>"
+        f"<b>epoch {epoch.epoch}</b>, {computing_time(epoch.seconds)}<br>"
         f"loss {epoch.loss:.4g} nats on training, {epoch.validation_loss:.4g} on calibration images<br>"
         f"{top1}agreement {percent(epoch.agreement)} on evaluation images<br>"
         f"agreement {percent(epoch.train_agreement)} on training images, changed at random<br>"
@@ -178,16 +178,6 @@ def curve_frame(run: TrainingRun | None) -> pd.DataFrame:
     )
 
 
-def seconds_words(seconds: float) -> str:
-    """Write a computing time."""
-    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
-
-
-def counted(count: int, noun: str) -> str:
-    """Write a number of things with the plural where it is due."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def run_words(run: TrainingRun) -> str:
     """Say how far a training is, which weights are kept, why it ended, and how long it took."""
     kept = run.epochs[run.best - 1]
@@ -202,6 +192,6 @@ def run_words(run: TrainingRun) -> str:
         state = f"{count} of {counted(total, 'epoch')} {'is' if count == 1 else 'are'} trained and saved."
     return (
         f"{state} ★ The weights of epoch {run.best} are kept: its loss on the calibration images, "
-        f"{kept.validation_loss:.3g} nats, is the smallest. {seconds_words(seconds)} of computing on "
-        f"{run.images:,} training images, {seconds_words(seconds / count)} an epoch."
+        f"{kept.validation_loss:.3g} nats, is the smallest. {computing_time(seconds)} of computing on "
+        f"{run.images:,} training images, {computing_time(seconds / count)} an epoch."
     )

@@ -10,15 +10,15 @@ import plotly.graph_objects as go
 from mixqvit.allocation.costs import Cost
 from mixqvit.network.layers import Layer
 from mixqvit.tasks.evaluation import AGREEMENT, Accuracy, Evaluation
-from mixqvit.training.settings import TRAINING_RECIPES, TrainingRun
+from mixqvit.training.settings import TRAINING_METHODS, TrainingRun
 from mixqvit.views.accuracy import accuracy_columns
-from mixqvit.views.overview import interval_text, megabytes, nats, percent
+from mixqvit.views.numbers import billions, interval_text, megabytes, nats, percent
 from mixqvit.views.style import finish
 from mixqvit.views.training import COLOURS
 
 __all__ = ["Setting", "bits_words", "is_uniform", "setting_figure", "setting_frame", "setting_words"]
 
-_TRAINED = dict(zip(TRAINING_RECIPES, (COLOURS["trained"], "#009e73"), strict=True))
+_TRAINED = dict(zip(TRAINING_METHODS, (COLOURS["trained"], "#009e73"), strict=True))
 _SYMBOLS = {"uniform": "square", "mixed": "circle"}
 _LINES = COLOURS["full precision"]
 _HEIGHT = 420  # pixels
@@ -32,7 +32,7 @@ class Setting:
         bits: What identifies its bits: rows with the same ones are connected.
         allocation: `uniform` or `mixed`; empty for full precision.
         average_bits: Weight bits over the layers between the first and the last one.
-        cost: Its cost; None where the recipe cannot serve the model.
+        cost: Its cost; None where the method cannot serve the model.
         evaluation: On all evaluation images; None where it is not measured.
         run: Of a trained model; None for the others.
         source: Where its training images are from; None for the study's own.
@@ -59,7 +59,7 @@ class Setting:
         if not self.allocation:
             return "full precision"
         bits = f"{self.average_bits:.0f}" if self.allocation == "uniform" else f"{self.average_bits:.2f}"
-        return f"{self.allocation} {bits} bits, {'post-training' if self.run is None else self.run.settings.recipe}"
+        return f"{self.allocation} {bits} bits, {'post-training' if self.run is None else self.run.settings.method}"
 
 
 def is_uniform(layers: Sequence[Layer], bits: Mapping[str, tuple[int, int]]) -> bool:
@@ -166,8 +166,8 @@ def _look(found: Setting) -> tuple[str, str, str]:
     symbol = _SYMBOLS[found.allocation]
     if found.run is None:
         return f"post-training, {found.allocation}", COLOURS["post-training"], f"{symbol}-open"
-    recipe = found.run.settings.recipe
-    return f"{recipe}, {found.allocation}", _TRAINED[recipe], symbol
+    method = found.run.settings.method
+    return f"{method}, {found.allocation}", _TRAINED[method], symbol
 
 
 def _add_gains(figure: go.Figure, drawn: Sequence[Setting], accuracy: Accuracy) -> None:
@@ -217,7 +217,7 @@ def _hover(found: Setting, accuracy: Accuracy) -> str:
     return (
         f"<b>{found.title}</b><br>{accuracy.word} {percent(accuracy.value(measured))}, 95 % interval "
         f"{ends}<br>{agreement}KL divergence {nats(measured.kl)}<br>"
-        f"{megabytes(found.cost.size_bytes)}, {found.cost.bitops / 1e9:.3f} G BitOps, {found.average_bits:.2f} average "
+        f"{megabytes(found.cost.size_bytes)}, {billions(found.cost.bitops)} BitOps, {found.average_bits:.2f} average "
         f"bits{trained}"
     )
 

@@ -1,27 +1,36 @@
 """A/B on the Budget page: one allocation is held as A, the one shown now is B; layer by layer, image by image."""
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
+from mixqvit.allocation.budget import Allocation
 from mixqvit.views import budget as budget_figures
 from mixqvit.views import flips as figures
-from mixqvit.views import overview
 from mixqvit.views.allocation_strip import difference_strip
+from mixqvit.views.numbers import megabytes
 from pages.parts import common, measuring
 from pages.parts.budget_measure import setting
+from pages.parts.memory import Memory
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
+    from mixqvit.tasks.evaluation import Evaluation
 
 MOST_PICTURES = 12
 
 
-def hold(remembered) -> None:
+def hold(remembered: Memory) -> None:
     if remembered.allocation is not None:  # the button is there before the first allocation is
         remembered.held = remembered.allocation.bits
 
 
-def let_go(remembered) -> None:
+def let_go(remembered: Memory) -> None:
     remembered.held = None
 
 
-def hold_button(remembered) -> None:
+def hold_button(remembered: Memory) -> None:
     st.button(
         "Hold this as A",
         icon=":material/push_pin:",
@@ -31,7 +40,13 @@ def hold_button(remembered) -> None:
     )
 
 
-def comparison_section(study, remembered, allocation, yardstick: tuple[float, bool], shown: dict) -> None:
+def comparison_section(
+    study: "Study",
+    remembered: Memory,
+    allocation: Allocation,
+    yardstick: tuple[float, bool],
+    shown: Mapping[str, "Evaluation | None"],
+) -> None:
     """Compare A with the allocation shown now.
 
     Args:
@@ -52,8 +67,8 @@ def comparison_section(study, remembered, allocation, yardstick: tuple[float, bo
     name = f"{study.model.name} A against B"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
-            f"**A**, held: {first.cost.average_bits:.2f} average bits, {overview.megabytes(first.cost.size_bytes)}. "
-            f"**B**, shown now: {second.cost.average_bits:.2f}, {overview.megabytes(second.cost.size_bytes)}."
+            f"**A**, held: {first.cost.average_bits:.2f} average bits, {megabytes(first.cost.size_bytes)}. "
+            f"**B**, shown now: {second.cost.average_bits:.2f}, {megabytes(second.cost.size_bytes)}."
         )
         st.button("Let go of A", icon=":material/close:", type="tertiary", on_click=let_go, args=(remembered,))
     common.chart(
@@ -81,7 +96,7 @@ def comparison_section(study, remembered, allocation, yardstick: tuple[float, bo
         flips_section(study, shown["A"], shown["mixed"], name)
 
 
-def flips_section(study, first, second, name: str) -> None:
+def flips_section(study: "Study", first: "Evaluation", second: "Evaluation", name: str) -> None:
     """Show which images flip between two evaluations."""
     images = study.evaluation_images
     has_labels = measuring.has_labels(study)
@@ -102,7 +117,7 @@ def flips_section(study, first, second, name: str) -> None:
         pictures(study, found, kinds, has_labels)
 
 
-def pictures(study, found, kinds, has_labels: bool) -> None:
+def pictures(study: "Study", found: Sequence[figures.Flip], kinds: figures.FlipKinds, has_labels: bool) -> None:
     """Show the images that flip."""
     if not found:
         return

@@ -1,6 +1,8 @@
 """Everything a person chooses on the Budget page, how it is undone, and how a link brings it back."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -8,9 +10,8 @@ from mixqvit.allocation.request import Request
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.criteria.criterion import Criterion
 from mixqvit.criteria.registry import CRITERIA
-from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS
-from mixqvit.views import budget as figures
-from pages.parts import budget_url
+from mixqvit.network.bits import BIT_WIDTHS, NUMBER_FORMATS, Bits
+from pages.parts import budget_tables, budget_url
 from pages.parts.budget_request import (
     DEFAULTS,
     FURTHER,
@@ -22,6 +23,10 @@ from pages.parts.budget_request import (
     is_tied_everywhere,
     request_from,
 )
+from pages.parts.memory import Controls, Memory
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 TABLE_HEIGHT = 315  # pixels
 HELD_APART = "restrictions"  # which no single widget holds
@@ -39,13 +44,13 @@ def set_restrictions(model: str, wanted: Restrictions) -> None:
     st.session_state["restrictions set"] = st.session_state.get("restrictions set", 0) + 1
 
 
-def current(model: str) -> dict:
+def current(model: str) -> Controls:
     """Return what all controls are set to."""
     values = {name: st.session_state.get(name, default) for name, default in DEFAULTS.items() if name != HELD_APART}
     return values | {HELD_APART: restrictions(model)}
 
 
-def set_controls(model: str, controls: dict) -> None:
+def set_controls(model: str, controls: Controls) -> None:
     """Set controls, for callbacks; what is not named stays as it is."""
     st.session_state.update({name: value for name, value in controls.items() if name != HELD_APART})
     if HELD_APART in controls:
@@ -56,25 +61,25 @@ def reset(model: str) -> None:
     set_controls(model, DEFAULTS)
 
 
-def undo(model: str, remembered) -> None:
+def undo(model: str, remembered: Memory) -> None:
     set_controls(model, remembered.step_back())
 
 
-def set_request(study, request: Request) -> list[str]:
+def set_request(study: "Study", request: Request) -> list[str]:
     """Set all controls to a request; returns sentences about what they cannot show."""
     controls, problems = controls_of(request, study.layers)
     set_controls(study.model.name, controls)
     return problems
 
 
-def pin(study, bits: dict) -> None:
+def pin(study: "Study", bits: Mapping[str, int | Bits]) -> None:
     """Pin layers to bits, for callbacks; operands become independent where the bits need it."""
     set_restrictions(study.model.name, replace(restrictions(study.model.name), pinned=bits))
     if not is_tied_everywhere(study.layers, bits):
         st.session_state["operand_bits"] = INDEPENDENT
 
 
-def read_link(study, remembered) -> None:
+def read_link(study: "Study", remembered: Memory) -> None:
     """Take from the URL, once per session, what no widget is bound to."""
     if st.session_state.get("budget link read"):
         return
@@ -89,7 +94,7 @@ def read_link(study, remembered) -> None:
         st.session_state["link problems"] = found.problems
 
 
-def write_link(study, remembered) -> None:
+def write_link(study: "Study", remembered: Memory) -> None:
     """Write to the URL what no widget is bound to."""
     for name, text in budget_url.written(restrictions(study.model.name), remembered.held).items():
         if text and st.query_params.get(name) != text:
@@ -108,7 +113,7 @@ def show_link_problems() -> None:
 # The controls themselves
 
 
-def controls(study, remembered) -> Request:
+def controls(study: "Study", remembered: Memory) -> Request:
     """Show everything a person chooses; returns what it asks for."""
     model = study.model.name
     with st.container(border=True):
@@ -152,7 +157,7 @@ def controls(study, remembered) -> Request:
     return request_from({**DEFAULTS, **main, **further, HELD_APART: restricted})
 
 
-def buttons(model: str, remembered) -> None:
+def buttons(model: str, remembered: Memory) -> None:
     """Show what acts on all controls together."""
     st.button(
         "Undo",
@@ -172,9 +177,9 @@ def buttons(model: str, remembered) -> None:
     )
 
 
-def further_controls(criterion: Criterion) -> dict:
+def further_controls(criterion: Criterion) -> dict[str, Any]:
     """Show further ceilings, how operands share bits, and the seed where there is one; returns their values by name."""
-    found: dict = {}
+    found: dict[str, Any] = {}
     for one in FURTHER:
         found[one.shown_name] = st.number_input(
             f"{_capitalised(one.title)} at most ({one.symbol})",
@@ -222,7 +227,7 @@ def _capitalised(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def restriction_tables(study, tied: bool) -> Restrictions:
+def restriction_tables(study: "Study", tied: bool) -> Restrictions:
     """Show editable tables of layers and kinds; returns what they restrict."""
     model, layers = study.model.name, study.layers
     layer_tab, kind_tab = st.tabs(["Layers", "Kinds"])
@@ -235,37 +240,37 @@ def restriction_tables(study, tied: bool) -> Restrictions:
             )
         widths = st.column_config.SelectboxColumn
         edited = st.data_editor(
-            figures.restriction_frame(layers, before, tied),
+            budget_tables.restriction_frame(layers, before, tied),
             hide_index=True,
             height=TABLE_HEIGHT,
             placeholder="–",
             key=table_key(model, f"layers {tied}"),
             disabled=["layer", "kind"],
             column_config={
-                "pinned": widths(
+                budget_tables.PINNED: widths(
                     options=list(NUMBER_FORMATS),
                     help="Bits fixed by hand; the other layers are solved around them. 32 is full precision.",
                 ),
-                "pinned input": widths(
+                budget_tables.PINNED_INPUT: widths(
                     options=list(NUMBER_FORMATS),
                     help="Bits of the input where they are to differ from those of the weights.",
                 ),
-                "at least": widths(options=list(BIT_WIDTHS), help="No fewer bits than these."),
-                "at most": widths(options=list(BIT_WIDTHS), help="No more bits than these."),
+                budget_tables.AT_LEAST: widths(options=list(BIT_WIDTHS), help="No fewer bits than these."),
+                budget_tables.AT_MOST: widths(options=list(BIT_WIDTHS), help="No more bits than these."),
             },
             alt="Editable table: layer, kind, pinned bits, least and most bits.",
         )
     with kind_tab:
         before = table_start(model, "kinds")
         edited_kinds = st.data_editor(
-            figures.allowed_frame(layers, before.allowed),
+            budget_tables.allowed_frame(layers, before.allowed),
             hide_index=True,
             height=TABLE_HEIGHT,
             key=table_key(model, "kinds"),
             disabled=["kind"],
             alt="Editable table: which bit-widths layers of each kind may get.",
         )
-    found = replace(figures.restrictions(edited), allowed=figures.allowed(edited_kinds))
+    found = replace(budget_tables.restrictions(edited), allowed=budget_tables.allowed(edited_kinds))
     st.session_state[f"restrictions {model}"] = found
     with st.container(horizontal=True, vertical_alignment="center"):
         bounded = len(found.at_least.keys() | found.at_most.keys())

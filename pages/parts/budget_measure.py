@@ -1,24 +1,49 @@
 """The parts of the Budget page that measure, and that show what was measured against average bits."""
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import nan
+from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
+from mixqvit.allocation.budget import Allocation
 from mixqvit.allocation.costs import cost
 from mixqvit.allocation.request import Request
 from mixqvit.errors import AllocationError
-from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.network.bits import BIT_WIDTHS, BitsPerLayer
 from mixqvit.views import frontier as figures
 from mixqvit.views import overview
+from mixqvit.views.accuracy import Accuracy
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
-from pages.parts.memory import key
+from pages.parts.memory import Memory, key
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
+    from mixqvit.tasks.evaluation import Evaluation
 
 MOST_SETTINGS = 2000  # of which a session remembers cost and harm: some 30 frontiers
 
 
-def setting(study, remembered, bits, yardstick: tuple[float, bool]):
+@dataclass(frozen=True)
+class ToMeasure:
+    """A setting that is to be measured.
+
+    Attributes:
+        label: What to call it here.
+        name: `mixed`, `uniform` or `full precision`.
+        bits: (weight bits, activation bits) by layer name.
+    """
+
+    label: str
+    name: str
+    bits: BitsPerLayer
+
+
+def setting(study: "Study", remembered: Memory, bits: BitsPerLayer, yardstick: tuple[float, bool]) -> Allocation:
     """Return bits as an allocation with the harm that all settings are compared by; NaN where it is not known."""
     name = (yardstick, key(bits))
     if name not in remembered.settings:
@@ -37,7 +62,7 @@ def setting(study, remembered, bits, yardstick: tuple[float, bool]):
     return remembered.settings[name]
 
 
-def measured(study, remembered, name: str, bits):
+def measured(study: "Study", remembered: Memory, name: str, bits: BitsPerLayer) -> "Evaluation | None":
     """Return what was measured of bits, here or in an earlier session; None for nothing."""
     found = remembered.measured(bits)
     if found is None and (found := study.saved_evaluation(bits)) is not None:
@@ -45,7 +70,13 @@ def measured(study, remembered, name: str, bits):
     return found
 
 
-def show_measured(place, label: str, evaluation, accuracy, waiting: str = "not measured yet") -> None:
+def show_measured(
+    place: DeltaGenerator,
+    label: str,
+    evaluation: "Evaluation | None",
+    accuracy: Accuracy,
+    waiting: str = "not measured yet",
+) -> None:
     value, interval = ("…", waiting) if evaluation is None else overview.accuracy(evaluation)
     if evaluation is not None and evaluation.images < evaluation.total:
         interval = f"{evaluation.images} of {evaluation.total} images"
@@ -59,7 +90,9 @@ def show_measured(place, label: str, evaluation, accuracy, waiting: str = "not m
     )
 
 
-def measure(study, remembered, queue, show) -> bool:
+def measure(
+    study: "Study", remembered: Memory, queue: Sequence[ToMeasure], show: Callable[[str, "Evaluation"], None]
+) -> bool:
     """Measure the settings that are not measured yet, one after the other; returns whether all of them are.
 
     A control that is moved meanwhile interrupts this: Streamlit stops the script at the next update of the progress
@@ -67,20 +100,20 @@ def measure(study, remembered, queue, show) -> bool:
     takes long is measured on a button.
     """
     new, waiting = False, []
-    for label, name, bits in queue:
-        if bits is None or measured(study, remembered, name, bits):
+    for one in queue:
+        if measured(study, remembered, one.name, one.bits):
             continue
-        if not study.evaluations.by_itself() and key(bits) not in remembered.asked:
-            waiting.append((label, bits))
+        if not study.evaluations.by_itself() and key(one.bits) not in remembered.asked:
+            waiting.append(one)
             continue
         found = common.run(
-            f"Measuring {label}",
-            partial(study.evaluate_steps, bits),
-            lambda step, label=label: show(label, step.piece),
+            f"Measuring {one.label}",
+            partial(study.evaluate_steps, one.bits),
+            lambda step, label=one.label: show(label, step.piece),
         )
         if found is None:
             return False
-        remembered.remember(name, bits, found)
+        remembered.remember(one.name, one.bits, found)
         new = True
     if new:
         st.rerun()  # so that figure, table and download, drawn before, show what is known now
@@ -89,21 +122,21 @@ def measure(study, remembered, queue, show) -> bool:
     return not waiting
 
 
-def offer_measuring(study, remembered, waiting) -> None:
-    seconds = measuring.duration(measuring.evaluation_seconds(study))
+def offer_measuring(study: "Study", remembered: Memory, waiting: Sequence[ToMeasure]) -> None:
+    seconds = duration(measuring.evaluation_seconds(study))
     images = len(study.evaluation_images)
     with st.container(horizontal=True):
-        for label, bits in waiting:
+        for one in waiting:
             st.button(
-                f"Measure {label} on {images} images, about {seconds}",
+                f"Measure {one.label} on {images} images, about {seconds}",
                 icon=":material/play_arrow:",
-                type="primary" if label == "mixed" else "secondary",
+                type="primary" if one.label == "mixed" else "secondary",
                 on_click=remembered.asked.add,
-                args=(key(bits),),
+                args=(key(one.bits),),
             )
 
 
-def frontier(study, remembered, wanted: Request):
+def frontier(study: "Study", remembered: Memory, wanted: Request) -> list[figures.Point]:
     """Return the optimum of every budget as points; empty while stopped, and for strategies that have none."""
     found = study.saved_frontier(wanted)
     try:
@@ -120,7 +153,7 @@ def frontier(study, remembered, wanted: Request):
     ]
 
 
-def points(study, remembered, yardstick: tuple[float, bool]):
+def points(study: "Study", remembered: Memory, yardstick: tuple[float, bool]) -> list[figures.Point]:
     """Return the uniform settings, and all others that were measured; every harm predicted with the γ chosen now."""
     bits_of = {key(point.bits): point for point in remembered.points.values() if point.name != "full precision"}
     found = []
@@ -137,7 +170,14 @@ def points(study, remembered, yardstick: tuple[float, bool]):
     return found
 
 
-def frontier_section(study, remembered, wanted: Request, allocation, curve, full) -> None:
+def frontier_section(
+    study: "Study",
+    remembered: Memory,
+    wanted: Request,
+    allocation: Allocation,
+    curve: Sequence[figures.Point],
+    full: "Evaluation | None",
+) -> None:
     """Show predicted harm and what was measured against average bits."""
     st.subheader("The frontier", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -178,6 +218,6 @@ def frontier_section(study, remembered, wanted: Request, allocation, curve, full
         st.caption(f"No line is drawn: the budgets of strategy {wanted.strategy} were not all solved.")
 
 
-def ask_uniforms(study, remembered) -> None:
+def ask_uniforms(study: "Study", remembered: Memory) -> None:
     remembered.uniforms = True
     remembered.asked |= {key(study.resolved(bits)) for bits in BIT_WIDTHS}

@@ -1,19 +1,26 @@
 """All allocation strategies side by side on the Budget page, within the ceilings chosen now."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from mixqvit.allocation.request import Request
 from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import AllocationError
+from mixqvit.study.records import StrategyComparison
 from mixqvit.views import strategies as figures
+from mixqvit.views.numbers import duration
 from pages.parts import common, measuring
 from pages.parts.budget_request import START
-from pages.parts.measuring import duration
+
+if TYPE_CHECKING:
+    from mixqvit.engines.progress import Progress
+    from mixqvit.study.study import Study
 
 
-def scores_wanted(study, strategy: str) -> bool:
+def scores_wanted(study: "Study", strategy: str) -> bool:
     """Return whether layers may be scored for a costly strategy now: it is quick, or was asked for on a button."""
     wanted = f"scores for {strategy} wanted on {measuring.key(study)}"
     seconds = measuring.scoring_seconds(study, strategy)
@@ -31,7 +38,7 @@ def scores_wanted(study, strategy: str) -> bool:
     return False
 
 
-def strategies_section(study, wanted: Request) -> None:
+def strategies_section(study: "Study", wanted: Request) -> None:
     """Compare strategies on a button, with a live figure. It comes last in the script, as it may take minutes."""
     st.subheader("Does the criterion matter?", anchor=False)
     st.markdown(
@@ -86,13 +93,13 @@ def strategies_section(study, wanted: Request) -> None:
     results(study, comparison, measure, wanted.strategy)
 
 
-def run(study, names, wanted: Request, flag: str, measure: str):
+def run(study: "Study", names: Sequence[str], wanted: Request, flag: str, measure: str) -> StrategyComparison | None:
     """Run the comparison; returns it, or what is finished while it is stopped."""
     progress, slot = st.container(), st.empty()
     so_far = f"finished of {flag}"
     drawn = 0
 
-    def draw(step) -> None:
+    def draw(step: "Progress") -> None:
         nonlocal drawn
         st.session_state[so_far] = step.piece
         if len(step.piece.results) > drawn:
@@ -108,7 +115,7 @@ def run(study, names, wanted: Request, flag: str, measure: str):
         try:
             comparison = common.run("Strategies", lambda: study.compare_strategies_steps(names, wanted), draw)
         except AllocationError as error:
-            st.warning(str(error), icon=":material/block:")
+            st.warning(common.in_words(error), icon=":material/block:")
             return None
     slot.empty()
     if comparison is not None:
@@ -116,7 +123,7 @@ def run(study, names, wanted: Request, flag: str, measure: str):
     return st.session_state.get(so_far)
 
 
-def results(study, comparison, measure: str, chosen: str) -> None:
+def results(study: "Study", comparison: StrategyComparison, measure: str, chosen: str) -> None:
     st.markdown(figures.strategy_words(comparison, chosen))
     frame = figures.strategy_frame(comparison)
     common.chart(

@@ -1,12 +1,18 @@
 """What the Budget page explains: the method, and the guided tour."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.allocation.request import request_schema
 from mixqvit.criteria.inverse import Inverse
 from mixqvit.files.allocation_document import document_schema
-from mixqvit.views.sensitivity import rising
+from mixqvit.views.sensitivity import Harms, rising
 from pages.parts import budget_compare, budget_controls
+from pages.parts.memory import Controls, Memory
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 STEPS = (
     (
@@ -44,7 +50,7 @@ ACTIONS = (
 )
 
 
-def act(model: str, remembered, controls: dict, holds: bool) -> None:
+def act(model: str, remembered: Memory, controls: Controls, holds: bool) -> None:
     if holds:
         budget_compare.hold(remembered)
     budget_controls.set_controls(model, controls)
@@ -54,7 +60,7 @@ def go_to(step: int | None) -> None:
     st.session_state["tour"] = step
 
 
-def tour(study, remembered) -> None:
+def tour(study: "Study", remembered: Memory) -> None:
     """Show the tour's step, if it is on."""
     step = st.session_state.get("tour")
     if not step:
@@ -84,7 +90,7 @@ def tour(study, remembered) -> None:
             st.button("End the tour", icon=":material/close:", type="tertiary", on_click=go_to, args=(None,))
 
 
-def method(sensitivity) -> None:
+def method(sensitivity: Harms) -> None:
     risen = len(rising(sensitivity))
     with st.expander("How this is computed", icon=":material/functions:"):
         st.latex(

@@ -6,6 +6,7 @@ Compact and readable: `pinned=head-8~blocks.0.attn.qkv-4.6` (weight and input bi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mixqvit.allocation.restrictions import RESTRICTIONS, Restrictions
 from mixqvit.network.bits import (
@@ -72,7 +73,7 @@ def read(parameters: Mapping[str, str], layers: Sequence[Layer], tied: bool) -> 
     ]
     by_name = {layer.name: layer for layer in layers}
     kinds = {layer.kind for layer in layers}
-    restrictions: dict[str, dict] = {}
+    restrictions: dict[str, dict[str, Any]] = {}
     for name in RESTRICTIONS:
         known, parse = (kinds, _widths) if name == "allowed" else (by_name, _pin if name == "pinned" else _width)
         restrictions[name] = {}

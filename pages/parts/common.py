@@ -13,13 +13,15 @@ import pandas as pd
 import streamlit as st
 
 from mixqvit import notes
+from mixqvit.criteria.registry import WITHOUT_IMPORTANCE
 from mixqvit.engines.choice import ENGINES, EngineChoice, find_engine
 from mixqvit.errors import MixQViTError, ModelError
+from mixqvit.files.open_studies import OpenStudies
 from mixqvit.files.uploads import remove_old_uploads
 from mixqvit.models.cards import EMBEDDED, list_models
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, find_study, known_studies
-from mixqvit.study.open_studies import OpenStudies
+from mixqvit.views.numbers import duration
 from mixqvit.views.studies import estimate_words
 
 if TYPE_CHECKING:
@@ -71,12 +73,37 @@ def errors() -> Iterator[None]:
     try:
         yield
     except MixQViTError as error:
-        st.error(as_sentence(str(error)), icon=":material/error:")
+        st.error(in_words(error), icon=":material/error:")
 
 
 def as_sentence(message: str) -> str:
     """Return a message as a sentence of its own, without marks that would make a name in it a link or a picture."""
     return re.sub(r"([\\\[\]$<>!#~|])", r"\\\1", notes.as_sentence(message))
+
+
+def in_words(error: MixQViTError) -> str:
+    """Return what an error says, as `as_sentence` does."""
+    return as_sentence(str(error))
+
+
+def offer_sensitivity(error: MixQViTError, strategy: str, key: str) -> None:
+    """Say that a model has no importance, and offer the strategy that does without.
+
+    Args:
+        error: Why it has none.
+        strategy: The strategy that needs it.
+        key: Of the widget that chooses the strategy.
+    """
+    st.warning(
+        f"{in_words(error)} Strategy {strategy} needs importance; *{WITHOUT_IMPORTANCE}* does without and is as exact.",
+        icon=":material/block:",
+    )
+    st.button(
+        f"Choose strategy {WITHOUT_IMPORTANCE}",
+        type="primary",
+        on_click=st.session_state.update,
+        args=({key: WITHOUT_IMPORTANCE},),
+    )
 
 
 def warned(told: Sequence[notes.Note]) -> list[str]:
@@ -280,7 +307,7 @@ def _remaining(step: "Progress", first_done: float, seconds: float) -> str:
     if not finished:
         return "estimating the remaining time"
     remaining = seconds / finished * (step.total - step.done)
-    return f"about {remaining:.0f} s left" if remaining < 90 else f"about {remaining / 60:.0f} min left"
+    return f"about {duration(remaining)} left"
 
 
 def image_number(key: str, count: int) -> int:

@@ -1,12 +1,18 @@
 """Download the allocation for other programs: an ONNX model, configurations of libraries, overlays of a viewer."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.errors import MixQViTError
 from mixqvit.files.export.formats import FORMATS, Exported, exported
-from mixqvit.views import overview
-from pages.parts import measuring
-from pages.parts.memory import key
+from mixqvit.network.bits import BitsPerLayer
+from mixqvit.views.numbers import megabytes
+from pages.parts import common, measuring
+from pages.parts.memory import Memory, key
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 MADE = "exported ONNX model"
 """Where the session keeps the last ONNX model that was made, with what it was made of."""
@@ -17,7 +23,7 @@ MIME = {".onnx": "application/octet-stream", ".json": "application/json", ".zip"
 
 
 @st.fragment
-def export_section(study, remembered) -> None:
+def export_section(study: "Study", remembered: Memory) -> None:
     """Show the choice of a format and its download; an ONNX model takes seconds and is made when asked for."""
     st.subheader("For other programs", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -34,7 +40,7 @@ def export_section(study, remembered) -> None:
             found = onnx_model(study, bits) if name == "onnx" else exported(study, bits, name, remembered.importance)
         except MixQViTError as error:
             found = None
-            message = str(error)
+            message = common.in_words(error)
         else:
             message = None
         if found is not None:
@@ -48,7 +54,7 @@ def export_section(study, remembered) -> None:
             st.markdown("\n".join(f"- {note}" for note in found.notes))
 
 
-def onnx_model(study, bits) -> Exported | None:
+def onnx_model(study: "Study", bits: BitsPerLayer) -> Exported | None:
     """Return the ONNX model of these bits if it was made, or is asked for now."""
     wanted = (measuring.key(study), key(bits))
     made = st.session_state.get(MADE)
@@ -70,7 +76,7 @@ def onnx_model(study, bits) -> Exported | None:
 def download(stem: str, name: str, found: Exported) -> None:
     file, content = found.one_file(stem if name == "onnx" else f"{stem} {name}")
     st.download_button(
-        f"{FORMATS[name].title}, {overview.megabytes(len(content))}",
+        f"{FORMATS[name].title}, {megabytes(len(content))}",
         content,
         file,
         MIME[file[file.rindex(".") :]],
@@ -80,7 +86,7 @@ def download(stem: str, name: str, found: Exported) -> None:
     )
 
 
-def words(found: Exported, bits) -> str:
+def words(found: Exported, bits: BitsPerLayer) -> str:
     """Return how the weights of an ONNX model are stored."""
     widened = sum(width not in (bits[name][0], 32) for name, width in found.stored_bits.items())
     stored = "at its own width in every layer"

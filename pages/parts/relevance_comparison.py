@@ -1,16 +1,24 @@
 """The part of the Relevance page that compares methods: which importance predicts the damage of quantization?"""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.network.bits import BIT_WIDTHS
+from mixqvit.study.records import MethodComparison
 from mixqvit.views import importance_methods as figures
+from mixqvit.views.numbers import duration
 from mixqvit.views.relevance import clicked_layer
 from pages.parts import common, measuring
+
+if TYPE_CHECKING:
+    from mixqvit.engines.progress import Progress
+    from mixqvit.study.study import Study
 
 DEFAULTS = {"comparison_bits": 3.0, "comparison_harm_bits": 3}
 
 
-def comparison_section(study, method: str, layer: str | None) -> None:
+def comparison_section(study: "Study", method: str, layer: str | None) -> None:
     """Compare methods. Not a fragment: Streamlit lets a running fragment finish before its Stop button counts."""
     st.subheader("Which importance predicts the damage?")
     st.markdown(
@@ -22,7 +30,7 @@ def comparison_section(study, method: str, layer: str | None) -> None:
     wanted = f"compared at {bits} bits on {st.session_state.study} {st.session_state.outliers}"
     if not st.session_state.get(wanted):
         st.button(
-            f"Compare the methods, about {measuring.duration(measuring.methods_seconds(study))}",
+            f"Compare the methods, about {duration(measuring.methods_seconds(study))}",
             icon=":material/play_arrow:",
             type="primary",
             on_click=st.session_state.update,
@@ -69,13 +77,13 @@ def reset() -> None:
     st.session_state.pop("comparison_method", None)
 
 
-def measured(study, bits: float, wanted: str):
+def measured(study: "Study", bits: float, wanted: str) -> MethodComparison | None:
     """Run the comparison with a live figure; returns it, or what is finished while stopped."""
     progress, slot = st.container(), st.empty()
     so_far = f"finished of {wanted}"
     drawn = 0
 
-    def draw(step) -> None:
+    def draw(step: "Progress") -> None:
         nonlocal drawn
         st.session_state[so_far] = step.piece
         finished = len(step.piece.methods) + len(step.piece.references)
@@ -91,7 +99,7 @@ def measured(study, bits: float, wanted: str):
     return st.session_state.get(so_far)
 
 
-def results(study, comparison, method: str, layer: str | None) -> None:
+def results(study: "Study", comparison: MethodComparison, method: str, layer: str | None) -> None:
     name = f"{study.model.name} methods at {comparison.average_bits:g} bits"
     methods, accuracy = list(comparison.methods), measuring.accuracy(study)
     words = st.container()
@@ -136,7 +144,7 @@ def results(study, comparison, method: str, layer: str | None) -> None:
     table(comparison, bits)
 
 
-def scatter(study, comparison, shown: str, bits: int, layer: str | None) -> None:
+def scatter(study: "Study", comparison: MethodComparison, shown: str, bits: int, layer: str | None) -> None:
     importance, harms = comparison.methods[shown].importance, study.sensitivity()
     name = f"{study.model.name} {shown} against sensitivity at {bits} bits"
 
@@ -156,7 +164,7 @@ def scatter(study, comparison, shown: str, bits: int, layer: str | None) -> None
     st.caption("A good guess lies on a rising line. Click a marker: the layer is looked at further up.")
 
 
-def table(comparison, bits: int) -> None:
+def table(comparison: MethodComparison, bits: int) -> None:
     frame = figures.methods_frame(comparison, bits)
     number = st.column_config.NumberColumn
     formats = {

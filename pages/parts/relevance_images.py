@@ -1,11 +1,19 @@
 """The part of the Relevance page that explains images: one in depth, or several side by side."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
+from mixqvit.relevance.records import ImageRelevance
 from mixqvit.views import class_names, maps
 from mixqvit.views import explained_images as figures
 from mixqvit.views import image_rows as rows
+from mixqvit.views.numbers import percent
 from pages.parts import common
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 SAMPLES = 8
 ROW = 4
@@ -22,7 +30,7 @@ HEAD_CAPTIONS = {
 
 
 @st.fragment
-def images_section(study) -> None:
+def images_section(study: "Study") -> None:
     st.subheader("What a decision rests on")
     with common.errors():
         rules = study.relevance_rules
@@ -75,7 +83,7 @@ def reset(rules: str, row: int) -> None:
         st.session_state.pop(key, None)
 
 
-def one_image(study, rules: str) -> None:
+def one_image(study: "Study", rules: str) -> None:
     pickers = st.container(horizontal=True, vertical_alignment="bottom")
     with pickers:
         index = common.image_number("image", len(study.evaluation_images))
@@ -104,7 +112,7 @@ def one_image(study, rules: str) -> None:
         heads(study, results)
 
 
-def class_controls(study, predicted) -> tuple[int | str, int | str]:
+def class_controls(study: "Study", predicted: ImageRelevance) -> tuple[int | str, int | str]:
     """Show the pickers of classes for an image; returns the class to explain and the class beside it."""
     images = study.evaluation_images
     labels = class_names.numbered(images.class_names)
@@ -137,7 +145,7 @@ def class_controls(study, predicted) -> tuple[int | str, int | str]:
     return explained, beside
 
 
-def samples(study, index: int) -> None:
+def samples(study: "Study", index: int) -> None:
     images = study.evaluation_images
     first = index - index % SAMPLES
     pictures = images.display(first, first + SAMPLES).numpy()
@@ -156,19 +164,19 @@ def samples(study, index: int) -> None:
                 )
 
 
-def file_name(study, found) -> str:
+def file_name(study: "Study", found: ImageRelevance) -> str:
     name = class_names.short_names(study.evaluation_images.class_names)[found.target]
     return f"{study.model.name} {found.name} class {name} {found.rules}"
 
 
-def explanation(study, found, results) -> None:
+def explanation(study: "Study", found: ImageRelevance, results: Sequence[ImageRelevance]) -> None:
     """Show one image explained for one class, on the scales of all results."""
     names = class_names.short_names(study.evaluation_images.class_names)
     whole = class_names.class_labels(study.evaluation_images.class_names)
     explained, predicted = names[found.target], names[found.predicted]
     true = "" if found.label is None else f", true class **{names[found.label]}**"
     st.markdown(
-        f"{found.name}: predicted **{predicted}** ({found.probabilities[found.predicted]:.1%}){true}, explained "
+        f"{found.name}: predicted **{predicted}** ({percent(found.probabilities[found.predicted])}){true}, explained "
         f"**{explained}**. {figures.relevance_words(found)}",
         help="Relevance leaves where a constant contributes: the position embedding, the class token, biases under "
         "AttnLRP, the constant of the linearized softmax, and outputs that have nothing to share in proportion to.",
@@ -207,7 +215,7 @@ def explanation(study, found, results) -> None:
 
 
 @st.fragment
-def forming(study, results) -> None:
+def forming(study: "Study", results: Sequence[ImageRelevance]) -> None:
     """Show the relevance of the patch tokens at one stage of the network, chosen by a slider."""
     names = class_names.short_names(study.evaluation_images.class_names)
     stages = list(results[0].tokens)
@@ -268,7 +276,7 @@ def choose_stage(stage: str | None) -> None:
 
 
 @st.fragment
-def heads(study, results) -> None:
+def heads(study: "Study", results: Sequence[ImageRelevance]) -> None:
     """Show one map per head of a chosen block."""
     names = class_names.short_names(study.evaluation_images.class_names)
     st.markdown("**Head by head**")
@@ -302,7 +310,7 @@ def heads(study, results) -> None:
     st.caption(f"{HEAD_CAPTIONS[shown]} All heads of the block share one colour scale.")
 
 
-def several_images(study, rules: str) -> None:
+def several_images(study: "Study", rules: str) -> None:
     names = class_names.class_labels(study.evaluation_images.class_names)
     chosen = row_controls(study, names)
     if not chosen:
@@ -335,7 +343,7 @@ def several_images(study, rules: str) -> None:
     )
 
 
-def row_controls(study, names) -> list[int]:
+def row_controls(study: "Study", names: Sequence[str]) -> list[int]:
     """Show the pickers of several images; returns their numbers."""
     images = study.evaluation_images
 

@@ -1,6 +1,11 @@
 """What the Relevance page explains in words and formulas."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 
 def introduction() -> None:
@@ -20,7 +25,7 @@ def introduction() -> None:
     )
 
 
-def method(study) -> None:
+def method(study: "Study") -> None:
     with st.expander("How this is computed", icon=":material/functions:"):
         st.markdown("**Importance.** The relevance of layer *l* in image x becomes a share, its mean is Ω:")
         st.latex(

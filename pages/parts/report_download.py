@@ -1,15 +1,21 @@
 """The report of the open study: made on a button, downloaded as one page and its tables."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
 from mixqvit.report.steps import report_steps
+from mixqvit.views.numbers import megabytes
 from pages.parts import common, measuring
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 MADE = "report"
 """Where the session keeps the last report, with what it was made of."""
 
 
-def report_section(study, name: str) -> None:
+def report_section(study: "Study", name: str) -> None:
     """Show the button, the progress, and the downloads."""
     st.subheader("Hand it on", anchor=False)
     st.markdown(
@@ -48,7 +54,7 @@ def report_section(study, name: str) -> None:
             ("Tables, zip", found.bundle, "zip", "application/zip"),
         ):
             st.download_button(
-                f"{label}, {len(content) / 1e6:.1f} MB",
+                f"{label}, {megabytes(len(content))}",
                 content,
                 f"{found.title}.{ending}",
                 mime,

@@ -1,8 +1,11 @@
 """The form that describes a study: which model, which images, how they are prepared and drawn."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from mixqvit.errors import ImageError, ModelError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
@@ -20,11 +23,16 @@ from mixqvit.models.sources.factory import find_source
 from mixqvit.models.sources.factory import forms as model_forms
 from mixqvit.models.sources.local_folder import LocalFolder
 from mixqvit.study.library import StudyDescription
+from mixqvit.views.numbers import megabytes, millions, percent
 
 MODEL_SOURCES = {"timm": "From timm", "file": "A checkpoint", "embedded": "Embedded"}
 IMAGE_SOURCES = {"path": "On this machine", "upload": "Upload", "hub": "Hugging Face", "digits": "Digits"}
 AS_MODEL = "as the model says"
 FEATURES_ONLY = "no classifier: needs a checkpoint of your own"
+
+
+Source = str | UploadedFile
+"""Where something is from: what was typed, or an uploaded file."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,10 @@ class Filled:
     """
 
     model: str
-    checkpoint: object
-    images: object
-    preprocessing: dict
-    settings: dict
+    checkpoint: Source | None
+    images: Source | None
+    preprocessing: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
     def description(self) -> StudyDescription:
         """Return the description, with every path checked and every upload kept.
@@ -69,7 +77,7 @@ class Filled:
         return StudyDescription(source.model, source.checkpoint, images, _numbers(self.preprocessing), self.settings)
 
 
-def _path(source) -> str | None:
+def _path(source: Source | None) -> str | None:
     """Return the checked path of what was named or uploaded."""
     if source is None or source == "":
         return None
@@ -79,7 +87,7 @@ def _path(source) -> str | None:
     return str(keep_upload(source.name, source))
 
 
-def _numbers(preprocessing: dict) -> dict:
+def _numbers(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in preprocessing.items():
         if name not in ("mean", "std"):
@@ -115,7 +123,7 @@ def _choice(label: str, titles: dict[str, str], key: str) -> str:
     )
 
 
-def _model() -> tuple[str, object]:
+def _model() -> tuple[str, Source | None]:
     source = _choice("Where the model comes from", MODEL_SOURCES, "model source")
     if source == "embedded":
         return st.selectbox("Embedded model", EMBEDDED, key="embedded model"), None
@@ -152,8 +160,8 @@ def _timm_title(name: str) -> str:
     entry = next((entry for entry in CATALOGUE if entry.name == name), None)
     if entry is None:
         return name
-    published = f" · {100 * entry.published_top1:.1f} %" if entry.published_top1 else ""
-    return f"{entry.name} · {entry.family} · {entry.parameters / 1e6:.1f} M{published}"
+    published = f" · {percent(entry.published_top1)}" if entry.published_top1 else ""
+    return f"{entry.name} · {entry.family} · {millions(entry.parameters, 1)}{published}"
 
 
 def _timm_words(name: str | None) -> str:
@@ -161,12 +169,12 @@ def _timm_words(name: str | None) -> str:
     if entry is None:
         return "Not among the tested ones."
     classes = f"{entry.classes:,} classes" if entry.classes else FEATURES_ONLY
-    published = f", published top-1 {100 * entry.published_top1:.2f} %" if entry.published_top1 else ""
-    size = f"{entry.parameters / 1e6:.1f} M parameters, {entry.parameters * 4 / 1e6:,.0f} MB to download"
+    published = f", published top-1 {percent(entry.published_top1, 2)}" if entry.published_top1 else ""
+    size = f"{millions(entry.parameters, 1)} parameters, {megabytes(4 * entry.parameters)} to download"
     return f"{entry.family}, {size}, {entry.input_size[1]} pixels, {classes}{published}."
 
 
-def _images() -> object:
+def _images() -> Source | None:
     source = _choice("Where the images come from", IMAGE_SOURCES, "image source")
     if source == "digits":
         st.caption(Digits.details)
@@ -196,7 +204,7 @@ def _roots() -> str:
     return f"It must lie below {folders}; `{ROOTS_VARIABLE}` allows others."
 
 
-def _preprocessing() -> dict:
+def _preprocessing() -> dict[str, Any]:
     st.caption("The model's own preprocessing is used for what is left as it is.")
     with st.grid(5, min_column_width=150):
         values = {
@@ -213,7 +221,7 @@ def _preprocessing() -> dict:
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 
-def _sampling() -> dict:
+def _sampling() -> dict[str, Any]:
     with st.grid(4, min_column_width=190):
         values = {
             "evaluation_images": st.number_input(

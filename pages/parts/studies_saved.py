@@ -1,6 +1,9 @@
 """The studies that are saved on this machine: open, export, import, remove."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from mixqvit.errors import MixQViTError
 from mixqvit.files.uploads import keep_upload
@@ -9,6 +12,9 @@ from mixqvit.stages.store import Store
 from mixqvit.study.library import find_study, forget_study, keep_study, known_studies
 from mixqvit.views.studies import saved_frame
 from pages.parts import common
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 SAID = "said about saved studies"
 
@@ -66,15 +72,15 @@ def _export_button(name: str) -> None:
     )
 
 
-def _file_of(study, name: str) -> bytes:
+def _file_of(study: "Study", name: str) -> bytes:
     """Return the study as the content of a file."""
     from mixqvit.files.study_file import study_file_content
 
     return study_file_content(study, name)
 
 
-def _import(uploaded) -> None:
-    from mixqvit.files.study_file import import_study_file
+def _import(uploaded: UploadedFile) -> None:
+    from mixqvit.files.study_import import import_study_file
 
     with st.spinner("Checking the file …"):
         uploaded.seek(0)
@@ -92,7 +98,7 @@ def _remove(name: str) -> None:
     try:
         forget_study(store, name)
     except MixQViTError as error:
-        st.session_state[SAID] = ("warning", str(error))
+        st.session_state[SAID] = ("warning", common.in_words(error))
         return
     if description.study_file is None:  # the file of an imported one is gone
         st.session_state["removed study"] = (name, description)
@@ -100,6 +106,11 @@ def _remove(name: str) -> None:
 
 
 def _bring_back() -> None:
-    name, description = st.session_state.pop("removed study")
-    keep_study(Store(), name, description)
+    name, description = st.session_state["removed study"]
+    try:
+        keep_study(Store(), name, description)
+    except MixQViTError as error:
+        st.session_state[SAID] = ("warning", common.in_words(error))
+        return
+    del st.session_state["removed study"]
     st.session_state[SAID] = ("success", f"“{name}” is back.")

@@ -1,25 +1,30 @@
 """Everything a person chooses on the Training page, and the bits that follow from it."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from mixqvit.allocation.request import Request
-from mixqvit.criteria.registry import CRITERIA, WITHOUT_IMPORTANCE
+from mixqvit.criteria.registry import CRITERIA
 from mixqvit.errors import UnsupportedOperationError
 from mixqvit.files.access import ROOTS_VARIABLE, allowed_path, data_roots
 from mixqvit.images.sources.factory import forms, is_path
-from mixqvit.network.bits import BIT_WIDTHS
-from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
+from mixqvit.network.bits import BIT_WIDTHS, BitsPerLayer
+from mixqvit.training.settings import TRAINING_METHODS, TrainingSettings
 from mixqvit.views.training_table import bits_words
 from pages.parts import common
+
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
 
 UNIFORM, MIXED = "uniform", "mixed"
 DEFAULTS = {
     "train_allocation": UNIFORM,
     "train_bits": 2,
     "train_average": 2.5,
-    "train_recipe": "lsq",
+    "train_method": TrainingSettings.method,
     "train_epochs": TrainingSettings.epochs,
     "train_seed": TrainingSettings.seed,
     "train_strategy": Request().strategy,
@@ -28,6 +33,9 @@ DEFAULTS = {
     "train_patience": None,
     "train_source": "",
 }
+EARLIER_METHOD = "train_recipe"
+"""What links called the method once."""
+
 # Those whose scores this page computes; pairs of layers take long and are asked for on the Budget page.
 MIXED_STRATEGIES = [name for name, found in CRITERIA.items() if not (found.is_control or found.is_costly)]
 
@@ -58,6 +66,7 @@ def controls() -> Chosen:
         TrainingError: A number is not possible.
         AccessError: The training images may not be read.
     """
+    read_earlier_link()
     with st.container(horizontal=True, vertical_alignment="bottom"):
         allocation = st.segmented_control(
             "Allocation",
@@ -70,14 +79,14 @@ def controls() -> Chosen:
             "no larger model and no more BitOps than uniform bits of that average, and never fewer than 2 bits.",
         )
         bits = uniform_bits() if allocation == UNIFORM else average_bits()
-        recipe = st.segmented_control(
-            "Recipe",
-            list(TRAINING_RECIPES),
-            default=DEFAULTS["train_recipe"],
+        method = st.segmented_control(
+            "Method",
+            list(TRAINING_METHODS),
+            default=DEFAULTS["train_method"],
             required=True,
-            key="train_recipe",
+            key="train_method",
             bind="query-params",
-            help="\n".join(f"- **{name}**: {found.description}" for name, found in TRAINING_RECIPES.items()),
+            help="\n".join(f"- **{name}**: {found.description}" for name, found in TRAINING_METHODS.items()),
         )
         epochs = st.number_input(
             "Epochs",
@@ -102,8 +111,17 @@ def controls() -> Chosen:
         st.button("Reset", icon=":material/restart_alt:", on_click=st.session_state.update, args=(DEFAULTS,))
     with st.expander("More: batch, learning rate, early stop, images, strategy", icon=":material/tune:"):
         batch, learning_rate, patience, source, strategy = more()
-    settings = TrainingSettings(recipe, int(epochs), int(seed), int(batch), learning_rate, patience)
+    settings = TrainingSettings(method, int(epochs), int(seed), int(batch), learning_rate, patience)
     return Chosen(allocation, bits, strategy, settings, checked_source(source))
+
+
+def read_earlier_link() -> None:
+    """Take the method from a link that calls it by its earlier name."""
+    linked = st.query_params.get(EARLIER_METHOD)
+    if linked is not None:
+        del st.query_params[EARLIER_METHOD]
+        if linked in TRAINING_METHODS:
+            st.session_state["train_method"] = linked
 
 
 def uniform_bits() -> int:
@@ -200,7 +218,7 @@ def checked_source(text: str) -> str | None:
     return str(allowed_path(text)) if is_path(text) else text
 
 
-def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
+def chosen_bits(study: "Study", chosen: Chosen, status: DeltaGenerator, words: DeltaGenerator) -> BitsPerLayer | None:
     """Return (weight bits, activation bits) by layer; None while what mixed bits need is not computed.
 
     Args:
@@ -220,7 +238,7 @@ def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
                 return None
     except UnsupportedOperationError as error:
         with words:
-            offer_sensitivity(str(error), chosen.strategy)
+            common.offer_sensitivity(error, chosen.strategy, "train_strategy")
         return None
     allocation = study.allocate(study.first_last_request(chosen.bits), strategy=chosen.strategy)
     words.caption(
@@ -230,22 +248,8 @@ def chosen_bits(study, chosen: Chosen, status, words) -> dict | None:
     return allocation.bits
 
 
-def scored(study, strategy: str) -> bool:
+def scored(study: "Study", strategy: str) -> bool:
     """Compute what the strategy has to know of the layers; returns whether it is there."""
     if not common.started(study, "relevance", "calibration", "sensitivity"):
         return False
     return common.run(f"Scores for {strategy}", lambda: study.score_steps(strategy)) is not None
-
-
-def offer_sensitivity(reason: str, strategy: str) -> None:
-    """Say that importance is refused, and offer the strategy that does without."""
-    st.warning(
-        f"{common.as_sentence(reason)} Strategy {strategy} needs importance; *{WITHOUT_IMPORTANCE}* does without.",
-        icon=":material/block:",
-    )
-    st.button(
-        f"Choose strategy {WITHOUT_IMPORTANCE}",
-        type="primary",
-        on_click=st.session_state.update,
-        args=({"train_strategy": WITHOUT_IMPORTANCE},),
-    )

@@ -1,30 +1,37 @@
 """What training brought: step sizes, and the table of full precision, post-training and trained models."""
 
+from typing import TYPE_CHECKING
+
 import streamlit as st
 
-from mixqvit.allocation.costs import cost
+from mixqvit.allocation.costs import Cost, cost
 from mixqvit.errors import MixQViTError, StoreError
-from mixqvit.network.bits import FULL_PRECISION, uniform
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer, uniform
 from mixqvit.stages.store import Store
 from mixqvit.study.library import find_study
 from mixqvit.study.trained_study import keep_trained
-from mixqvit.views import overview, training_steps, training_table
+from mixqvit.training.settings import TrainingSettings
+from mixqvit.views import training_steps, training_table
+from mixqvit.views.numbers import megabytes
 from pages.parts import common, measuring
 from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen
 
+if TYPE_CHECKING:
+    from mixqvit.study.study import Study
+
 NOT_KEPT = "trained weights not kept"
 
 
-def trained_cost(study, bits: dict, settings):
-    """Return what the trained model costs; None where its recipe cannot serve the model."""
+def trained_cost(study: "Study", bits: BitsPerLayer, settings: TrainingSettings) -> Cost | None:
+    """Return what the trained model costs; None where its method cannot serve the model."""
     try:
         return study.training.cost(bits, settings)
     except MixQViTError:
         return None
 
 
-def step_sizes(study, bits: dict, chosen: Chosen) -> None:
+def step_sizes(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     """Show the learned step sizes against the calibrated ones."""
     st.subheader(
         "What happened to the step sizes",
@@ -35,7 +42,7 @@ def step_sizes(study, bits: dict, chosen: Chosen) -> None:
     with st.spinner("Reading the trained model …"):
         steps = study.training.step_sizes(bits, chosen.settings, chosen.source)
     st.markdown(training_steps.step_words(steps))
-    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {chosen.settings.recipe}"
+    name = f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {chosen.settings.method}"
     left, right = st.columns([3, 2], gap="medium")
     with left:
         common.chart(
@@ -66,7 +73,7 @@ def step_sizes(study, bits: dict, chosen: Chosen) -> None:
         )
 
 
-def rows(study, bits: dict | None, chosen: Chosen | None) -> list:
+def rows(study: "Study", bits: BitsPerLayer | None, chosen: Chosen | None) -> list[training_table.Setting]:
     """Return the rows of the table: full precision, then by average bits post-training and all trainings.
 
     Args:
@@ -106,7 +113,7 @@ def rows(study, bits: dict | None, chosen: Chosen | None) -> list:
     return found
 
 
-def table(study, bits: dict | None, chosen: Chosen | None) -> None:
+def table(study: "Study", bits: BitsPerLayer | None, chosen: Chosen | None) -> None:
     """Show all trainings of this study beside post-training quantization and full precision."""
     st.subheader("Full precision, post-training, trained", anchor=False)
     found, accuracy = rows(study, bits, chosen), measuring.accuracy(study)
@@ -156,14 +163,14 @@ def table(study, bits: dict | None, chosen: Chosen | None) -> None:
             take_away(study, bits, chosen)
 
 
-def take_away(study, bits: dict, chosen: Chosen) -> None:
+def take_away(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     settings, source = chosen.settings, chosen.source
     run = study.training.run(bits, settings, source)
     finished, size = run is not None and run.finished, trained_cost(study, bits, settings)
     st.download_button(
-        "Packed trained model" + (f", {overview.megabytes(size.size_bytes)}" if size else ""),
+        "Packed trained model" + (f", {megabytes(size.size_bytes)}" if size else ""),
         lambda: study.training.packed(bits, settings, source).content,  # packed when the button is pressed
-        f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.recipe}.safetensors",
+        f"{study.model.name} {chosen.allocation} {chosen.bits:g} bits {settings.method}.safetensors",
         "application/octet-stream",
         icon=":material/download:",
         on_click="ignore",
@@ -183,10 +190,10 @@ def take_away(study, bits: dict, chosen: Chosen) -> None:
     )
     problem = st.session_state.pop(NOT_KEPT, None)
     if problem:
-        st.error(common.as_sentence(problem), icon=":material/error:")
+        st.error(problem, icon=":material/error:")
 
 
-def keep(study, bits: dict, chosen: Chosen) -> None:
+def keep(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     name = st.session_state.study
     try:
         description = find_study(Store(), name)
@@ -194,4 +201,4 @@ def keep(study, bits: dict, chosen: Chosen) -> None:
             raise StoreError(f"The study {name} was removed.")
         common.open_next(keep_trained(study, description, bits, chosen.settings, chosen.source))
     except MixQViTError as error:
-        st.session_state[NOT_KEPT] = str(error)
+        st.session_state[NOT_KEPT] = common.in_words(error)

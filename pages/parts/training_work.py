@@ -1,15 +1,23 @@
 """Training and measuring on the Training page: who asked for it, its progress, how it is stopped."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from mixqvit.errors import MixQViTError
-from mixqvit.network.bits import FULL_PRECISION
-from mixqvit.views.training import counted
+from mixqvit.network.bits import FULL_PRECISION, BitsPerLayer
+from mixqvit.training.settings import TrainingRun, TrainingSettings
+from mixqvit.views.numbers import counted, duration
 from pages.parts import common, measuring
 from pages.parts.memory import key as key_of
 from pages.parts.training_controls import Chosen
+
+if TYPE_CHECKING:
+    from mixqvit.engines.progress import Progress
+    from mixqvit.study.study import Study
+    from mixqvit.tasks.evaluation import Evaluation
 
 TRAINING = "Training"
 WANTED, ASKED, FAILED, IMAGES = "training wanted", "training asked", "training failed", "training images"
@@ -20,8 +28,11 @@ MEASURED = {
 }
 """Names of the measurements' work."""
 
+Measured = Mapping[str, "Evaluation | None"]
+"""What was measured, by the names of `MEASURED`; None for what was not."""
 
-def identity(study, bits: dict, chosen: Chosen) -> str:
+
+def identity(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> str:
     """Return what tells trainings apart."""
     return f"{measuring.key(study)} {key_of(bits)} {chosen.settings} {chosen.source}"
 
@@ -41,16 +52,25 @@ def start(name: str) -> None:
         st.session_state.pop(common.stop_flag(work), None)
 
 
-def start_again(name: str, study, bits: dict, chosen: Chosen) -> None:
+def start_again(name: str, study: "Study", bits: BitsPerLayer, chosen: Chosen) -> None:
     try:
         study.training.forget(bits, chosen.settings, chosen.source)
     except MixQViTError as error:
-        st.session_state[FAILED] = (name, str(error))
+        st.session_state[FAILED] = (name, common.in_words(error))
         return
     start(name)
 
 
-def buttons(name: str, study, bits: dict, chosen: Chosen, run, *, refused: bool, wanted: bool) -> None:
+def buttons(
+    name: str,
+    study: "Study",
+    bits: BitsPerLayer,
+    chosen: Chosen,
+    run: TrainingRun | None,
+    *,
+    refused: bool,
+    wanted: bool,
+) -> None:
     """Show what starts training; its Stop is beside the progress bar."""
     finished = run is not None and run.finished
     goes_on = run is not None and not finished
@@ -76,7 +96,7 @@ def buttons(name: str, study, bits: dict, chosen: Chosen, run, *, refused: bool,
         )
 
 
-def state_words(run, settings, *, wanted: bool) -> str:
+def state_words(run: TrainingRun | None, settings: TrainingSettings, *, wanted: bool) -> str:
     """Say in Markdown what state this training is in."""
     if wanted:
         return ":material/sync: Training. Touching a control stops it, as *Stop* does."
@@ -91,10 +111,10 @@ def failure(name: str) -> None:
     """Say why this training ended, where it did so with an error."""
     found = st.session_state.get(FAILED)
     if found is not None and found[0] == name:
-        st.error(common.as_sentence(found[1]), icon=":material/error:")
+        st.error(found[1], icon=":material/error:")
 
 
-def evaluations(study, bits: dict, chosen: Chosen) -> dict:
+def evaluations(study: "Study", bits: BitsPerLayer, chosen: Chosen) -> Measured:
     """Return what is measured already, by the names of `MEASURED`; None for what is not."""
     return {
         "full precision": study.saved_evaluation(FULL_PRECISION),
@@ -103,7 +123,9 @@ def evaluations(study, bits: dict, chosen: Chosen) -> dict:
     }
 
 
-def work(name: str, study, bits: dict, chosen: Chosen, found: dict, draw) -> None:
+def work(
+    name: str, study: "Study", bits: BitsPerLayer, chosen: Chosen, found: Measured, draw: Callable[[TrainingRun], None]
+) -> None:
     """Measure what is missing and train, if it is wanted or takes seconds; the script runs anew after each piece.
 
     Args:
@@ -137,11 +159,18 @@ def work(name: str, study, bits: dict, chosen: Chosen, found: dict, draw) -> Non
         st.rerun()
 
 
-def train(name: str, study, bits: dict, chosen: Chosen, run, draw) -> None:
+def train(
+    name: str,
+    study: "Study",
+    bits: BitsPerLayer,
+    chosen: Chosen,
+    run: TrainingRun | None,
+    draw: Callable[[TrainingRun], None],
+) -> None:
     """Train and draw every epoch that the run has not, which is drawn already; an error is kept to be shown."""
     drawn = 0 if run is None else len(run.epochs)
 
-    def show(step) -> None:
+    def show(step: "Progress") -> None:
         nonlocal drawn
         if len(step.piece.epochs) != drawn:
             drawn = len(step.piece.epochs)
@@ -155,12 +184,12 @@ def train(name: str, study, bits: dict, chosen: Chosen, run, draw) -> None:
         st.session_state.setdefault(IMAGES, {})[name] = images.how
         common.run(TRAINING, lambda: study.training_steps(bits, chosen.settings, chosen.source), show)
     except MixQViTError as error:
-        st.session_state[FAILED] = (name, str(error))
+        st.session_state[FAILED] = (name, common.in_words(error))
         st.session_state.pop(WANTED, None)
 
 
-def offer_measuring(name: str, study, missing: list[str]) -> None:
-    seconds = measuring.duration(len(missing) * measuring.evaluation_seconds(study))
+def offer_measuring(name: str, study: "Study", missing: list[str]) -> None:
+    seconds = duration(len(missing) * measuring.evaluation_seconds(study))
     images = len(study.evaluation_images)
     st.button(
         f"Measure {' and '.join(missing)} on {images} images, about {seconds}",

@@ -20,10 +20,10 @@ from mixqvit.criteria.sensitivity.stage import sweep_worker
 from mixqvit.engines.processes import Processes
 from mixqvit.engines.ray_cluster import RayCluster
 from mixqvit.engines.this_process import ThisProcess
+from mixqvit.files.open_studies import open_study
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION
 from mixqvit.quantization.evaluation_stage import PART_IMAGES, EvaluationPart, FullPrecision, evaluator
 from mixqvit.study.library import StudyDescription
-from mixqvit.study.open_studies import open_study
 
 
 def no_work(number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Train the embedded models with quantizers: accuracy by recipe, bits and seed; where step sizes start.
+"""Train the embedded models with quantizers: accuracy by method, bits and seed; where step sizes start.
 
 RESULTS.md, "Quantization-aware training".
 
@@ -27,7 +27,7 @@ from mixqvit.stages.store import Store
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation, wilson_interval
 from mixqvit.training import step_sizes
-from mixqvit.training.settings import TRAINING_RECIPES, TrainingSettings
+from mixqvit.training.settings import TRAINING_METHODS, TrainingSettings
 
 SETTINGS = (("uniform", 2), ("mixed", 2.5), ("uniform", 3), ("mixed", 3))
 
@@ -53,16 +53,16 @@ def measured(found: Evaluation) -> str:
 
 
 def table(name: str, seeds: list[int], epochs: int, store: Store) -> None:
-    """Print accuracy, size and BitOps of every recipe at every setting."""
+    """Print accuracy, size and BitOps of every method at every setting."""
     study = Study(name, store=store)
     print(f"\n{name}: full precision {measured(study.evaluate(FULL_PRECISION))}", flush=True)
     for kind, average in SETTINGS:
         bits = bits_of(study, kind, average)
         print(f"{kind} {average}: post-training {measured(study.evaluate(bits))}", flush=True)
-        for recipe in TRAINING_RECIPES:
+        for method in TRAINING_METHODS:
             found, seconds = [], []
             for seed in seeds:
-                settings = TrainingSettings(recipe, epochs, seed)
+                settings = TrainingSettings(method, epochs, seed)
                 run = finish(study.training_steps(bits, settings))
                 seconds.append(sum(epoch.seconds for epoch in run.epochs))
                 found.append(finish(study.evaluate_trained_steps(bits, settings)))
@@ -70,7 +70,7 @@ def table(name: str, seeds: list[int], epochs: int, store: Store) -> None:
             pooled = pool(found)
             costs = study.training.cost(bits, settings)
             print(
-                f"  {recipe}: top-1 {' '.join(f'{value:.1f}' for value in top1)}, mean {statistics.mean(top1):.2f} "
+                f"  {method}: top-1 {' '.join(f'{value:.1f}' for value in top1)}, mean {statistics.mean(top1):.2f} "
                 f"({pooled[0]:.2f} to {pooled[1]:.2f}), KL {statistics.mean(found_.kl for found_ in found):.4f}; "
                 f"{costs.size_bytes / 1e3:.1f} kB, {costs.bitops / 1e6:.1f} M BitOps, "
                 f"{statistics.mean(seconds):.0f} s on {torch.get_num_threads()} threads",

@@ -7,10 +7,10 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
+from mixqvit.files.open_studies import open_study
 from mixqvit.models.cards import EMBEDDED
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, keep_study
-from mixqvit.study.open_studies import open_study
 from mixqvit.views.budget import harm_text
 from mixqvit.views.overview import accuracy
 from tests.browser.dashboard import MINUTES, dashboard, metric_value, needs_chromium, no_errors, wait_until_finished

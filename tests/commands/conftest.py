@@ -11,5 +11,5 @@ def small_studies(first_results):
     """Fewer images than a user's: what the commands print and write does not depend on it."""
     first_results.put("digits_vit", Store())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.open_studies.Settings", SMALL)
+        patch.setattr("mixqvit.files.open_studies.Settings", SMALL)
         yield

@@ -23,7 +23,7 @@ QUICK = {"recipe": "min-max"}
 def small_studies():
     """Fewer images than a user's, and enough not to be noted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.open_studies.Settings", partial(Settings, calibration_images=8, analysis_images=8))
+        patch.setattr("mixqvit.files.open_studies.Settings", partial(Settings, calibration_images=8, analysis_images=8))
         yield
 
 

@@ -29,7 +29,7 @@ def test_train_measures_writes_keeps_and_goes_on(tmp_path, capfd):
     assert main([*command, "--json", "--output", str(path), "--keep", "my model"]) == 0
     document = json.loads(capfd.readouterr().out)
     assert document["bits"]["head.fc"] == [8, 8] and document["bits"]["layers.0.blocks.0.mlp.fc1"] == [2, 2]
-    assert document["training"]["recipe"] == "lsq" and document["kept_epoch"] == 1 and len(document["epochs"]) == 1
+    assert document["training"]["method"] == "lsq" and document["kept_epoch"] == 1 and len(document["epochs"]) == 1
     assert set(document["measured"]) == {"full precision", "post-training", "trained (lsq)"}
     assert document["measured"]["trained (lsq)"]["size_bytes"] == path.stat().st_size
     assert load_packed(path).recipe == "lsq"
@@ -75,7 +75,7 @@ def test_train_takes_an_allocation_file_at_its_own_bits(tmp_path, capfd):
         "40",
         "--epochs",
         "1",
-        "--recipe",
+        "--method",
         "ofq",
         "--json",
     ]
@@ -109,3 +109,11 @@ def test_resume_and_restart_exclude_each_other():
     with pytest.raises(SystemExit) as ended:
         main([*STUDY, "--bits", "2", "--resume", "--restart"])
     assert ended.value.code == 2
+
+
+def test_the_earlier_name_of_the_method_still_works(capfd):
+    assert main(["train", "--recipe", "ofq"]) == 2  # says no bits
+    assert capfd.readouterr().err.startswith("--recipe is --method now.\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--recipe", "mix-qvit"])
+    assert "choose from" in capfd.readouterr().err

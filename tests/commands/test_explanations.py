@@ -9,7 +9,7 @@ from mixqvit.commands.parser import parser
 from mixqvit.files.allocation_document import allocation_document
 from mixqvit.files.export.formats import FORMATS
 from mixqvit.study.settings import Settings
-from mixqvit.training.settings import TRAINING_RECIPES
+from mixqvit.training.settings import TRAINING_METHODS
 
 
 def help_of(name: str) -> str:
@@ -33,4 +33,4 @@ def test_every_key_of_an_allocation_file_is_explained():
 
 def test_every_format_and_every_training_recipe_is_explained():
     assert all(f"{one.name} {one.description}" in help_of("export") for one in FORMATS.values())
-    assert all(f"{name} {words}" in help_of("train") for name, words in TRAINING_RECIPES.items())
+    assert all(f"{name} {words}" in help_of("train") for name, words in TRAINING_METHODS.items())

@@ -10,11 +10,12 @@ import safetensors.torch
 import torch
 
 from mixqvit.errors import MixQViTError, StudyFileError
-from mixqvit.files.study_file import import_study_file, read_study_file, study_file_content, write_study_file_steps
+from mixqvit.files.open_studies import open_study
+from mixqvit.files.study_file import read_study_file, study_file_content, write_study_file_steps
+from mixqvit.files.study_import import import_study_file
 from mixqvit.stages.stage import STAGES
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, known_studies
-from mixqvit.study.open_studies import open_study
 from mixqvit.study.study import Study
 from tests.small import SMALL
 

@@ -19,7 +19,7 @@ def small_studies(first_results):
     for name in ("digits_vit", "digits_swin"):
         first_results.put(name, Store())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixqvit.study.open_studies.Settings", SMALL)
+        patch.setattr("mixqvit.files.open_studies.Settings", SMALL)
         yield
 
 

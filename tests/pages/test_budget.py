@@ -7,7 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.study.evaluation import Evaluations
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.views.numbers import megabytes, percent
 
 
 @pytest.fixture

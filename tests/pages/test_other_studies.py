@@ -4,11 +4,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.files.open_studies import open_study
 from mixqvit.stages.store import Store
 from mixqvit.study.estimate import Estimate
 from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.library import find_study
-from mixqvit.study.open_studies import open_study
 from mixqvit.study.quantizers import Quantizers
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation

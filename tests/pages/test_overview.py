@@ -10,6 +10,7 @@ from mixqvit.network.layers import Layer
 from mixqvit.stages.store import Store
 from mixqvit.tasks.evaluation import Evaluation
 from mixqvit.views import overview
+from mixqvit.views.numbers import percent
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 STAGES = ("Accuracy", "Relevance", "Sensitivity", "Mixed bits", "Uniform bits")
@@ -27,11 +28,11 @@ def test_cards_are_filled_with_the_results_of_the_study(study):
     assert max(importance, key=importance.get) in shown
     assert max(sensitivity, key=lambda name: sensitivity[name][2]) in shown
     mixed = study.evaluate(study.allocate(average_bits=4))
-    assert f"Mixed bits: {overview.percent(mixed.top1)}" in shown
-    assert f"Uniform 4 bits: {overview.percent(study.evaluate(4).top1)}" in shown
+    assert f"Mixed bits: {percent(mixed.top1)}" in shown
+    assert f"Uniform 4 bits: {percent(study.evaluate(4).top1)}" in shown
     numbers = {metric.label: metric.value for metric in at.metric}
     assert "**digits_vit**" in shown
-    assert numbers["Full-precision accuracy"] == overview.percent(study.evaluate(32).top1)
+    assert numbers["Full-precision accuracy"] == percent(study.evaluate(32).top1)
     assert len(at.dataframe[0].value) == len(study.layers)
 
 

@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.study.quantizers import Quantizers
-from mixqvit.views.quantizers import percent
+from mixqvit.views.numbers import relative_error
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_controls_choose_the_operand_and_reset_undoes_them(page, study):
     assert not page.exception
     found = study.quantizers.compare("blocks.2.mlp.fc1")
     least = min(found.quantizers, key=lambda quantizer: quantizer.errors[3])
-    assert chart(page, 0)["data"][0]["text"][0].startswith(percent(least.errors[3]))
+    assert chart(page, 0)["data"][0]["text"][0].startswith(relative_error(least.errors[3]))
     assert f"channel {found.channel} are shown" in text(page)
     page.pills(key="quantizer_grids post_layer_norm").set_value(["min-max"]).run()
     assert len(chart(page, 2)["data"]) == 2

@@ -13,6 +13,7 @@ from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.study.records import MethodComparison, MethodResult
 from mixqvit.study.study import Study
 from mixqvit.tasks.evaluation import Evaluation
+from mixqvit.views.numbers import percent
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_importance_its_most_important_layer_and_the_flow_are_shown(page, study)
     first = max(importance.mean, key=importance.mean.get)
     assert f"over the {len(study.layers)} layers" in text(page)
     assert f"Layer {first}" in text(page)
-    assert {metric.label: metric.value for metric in page.metric}["Importance Ω"] == f"{importance.mean[first]:.2%}"
+    assert {metric.label: metric.value for metric in page.metric}["Importance Ω"] == percent(importance.mean[first], 2)
     assert len(chart(page, "Share of relevance that takes")["data"]) == 4
     grid = chart(page, "Importance of the layers of digits_vit by chefer")
     page.segmented_control(key="relevance_view").set_value("bars").run()
@@ -54,8 +55,9 @@ def test_importance_its_most_important_layer_and_the_flow_are_shown(page, study)
     bars = chart(page, "Importance of the layers")
     assert bars["data"][0]["type"] == "bar"
     assert "▸ block 1 · fc1" in bars["layout"]["yaxis"]["categoryarray"]
-    assert f"of blocks.1.mlp.fc1 in every calibration image; the mean is {importance.mean['blocks.1.mlp.fc1']:.2%}" in (
-        "\n".join(charts(page))
+    assert (
+        f"of blocks.1.mlp.fc1 in every calibration image; the mean is {percent(importance.mean['blocks.1.mlp.fc1'], 2)}"
+        in ("\n".join(charts(page)))
     )
     press(page, "reset layers")
     assert chart(page, "Importance of the layers of digits_vit by chefer") == grid

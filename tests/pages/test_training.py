@@ -9,13 +9,13 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from mixqvit.errors import UnsupportedOperationError
+from mixqvit.files.open_studies import open_study
 from mixqvit.stages.store import Store
 from mixqvit.study.evaluation import Evaluations
 from mixqvit.study.library import find_study
-from mixqvit.study.open_studies import open_study
 from mixqvit.study.study import Study
 from mixqvit.training.settings import TrainingSettings
-from mixqvit.views.overview import megabytes, percent
+from mixqvit.views.numbers import megabytes, percent
 from pages.parts.common import NEXT_STUDY
 from pages.parts.training_work import WANTED
 from tests.pages.studies import keep_small_study
@@ -85,7 +85,7 @@ def test_nothing_trained_shows_what_there_is_to_beat(open_page, study):
 
 def test_training_shows_its_epochs_step_sizes_and_what_it_measures(open_page, study):
     at = open_training(open_page, 1)
-    at.segmented_control(key="train_recipe").set_value("ofq").run()
+    at.segmented_control(key="train_method").set_value("ofq").run()
     press(at, "train")
     bits, settings = study.first_last_uniform(2), TrainingSettings("ofq", 2, 1)
     run = study.training.run(bits, settings)
@@ -146,7 +146,7 @@ def test_trained_weights_become_a_study_of_their_own(open_page, study):
 def test_merged_weights_are_refused_as_a_study(open_page, study):
     list(study.training_steps(study.first_last_uniform(2), TrainingSettings("ofq", 1, 9)))
     at = open_training(open_page, 9, epochs=1)
-    at.segmented_control(key="train_recipe").set_value("ofq").run()
+    at.segmented_control(key="train_method").set_value("ofq").run()
     press(at, "keep trained")
     assert "another architecture" in at.error[0].value
     assert NEXT_STUDY not in at.session_state
@@ -213,16 +213,27 @@ def test_a_training_that_fails_says_why_and_keeps_the_page(open_page):
     assert not at.error
 
 
-def test_a_recipe_that_cannot_serve_the_model_is_refused_with_its_reason(open_page, monkeypatch):
+def test_a_method_that_cannot_serve_the_model_is_refused_with_its_reason(open_page, monkeypatch):
     def refuse(_):
         raise UnsupportedOperationError("Query and key of blocks.0.attn pass a norm, so they cannot be merged.")
 
     monkeypatch.setattr("mixqvit.study.training.merge_query_key", refuse)
     at = open_training(open_page, 7, BARE)  # a study whose merged graph no other test has asked for
-    at.segmented_control(key="train_recipe").set_value("ofq").run()
+    at.segmented_control(key="train_method").set_value("ofq").run()
     assert "cannot be merged" in at.warning[0].value
     assert at.button(key="train").disabled
     assert measured(at)["Size when trained"] == "–"
+
+
+def test_a_link_may_call_the_method_by_its_earlier_name(open_page):
+    at = open_training(open_page, 7, BARE)
+    at.query_params["train_recipe"] = "ofq"
+    at.run()
+    assert not at.exception
+    assert at.segmented_control(key="train_method").value == "ofq"
+    assert "train_recipe" not in at.query_params
+    at.segmented_control(key="train_method").set_value("lsq").run()
+    assert at.segmented_control(key="train_method").value == "lsq"
 
 
 def test_without_labels_agreement_is_shown_and_called_so(open_page):

@@ -14,11 +14,11 @@ import torch
 
 from mixqvit.allocation.costs import cost
 from mixqvit.errors import BitWidthError, PackingError, TrainingError
+from mixqvit.files.open_studies import open_study
 from mixqvit.network.bits import FULL_PRECISION
 from mixqvit.packing.model import load_packed, packed_source
 from mixqvit.stages.store import Store
 from mixqvit.study.library import StudyDescription, forget_study, known_studies
-from mixqvit.study.open_studies import open_study
 from mixqvit.study.study import Study
 from mixqvit.study.trained_study import keep_trained
 from mixqvit.training.settings import TrainingSettings
@@ -106,9 +106,9 @@ def test_a_stopped_training_goes_on_with_the_same_weights(study, tmp_path):
     assert torch.equal(other.trained(bits, QUICK)(pixels), study.trained(bits, QUICK)(pixels))
 
 
-@pytest.mark.parametrize("recipe", ["lsq", "ofq"])
-def test_a_trained_model_is_packed_loaded_and_measured_like_any_other(study, tmp_path, recipe):
-    settings = TrainingSettings(recipe, epochs=1)
+@pytest.mark.parametrize("method", ["lsq", "ofq"])
+def test_a_trained_model_is_packed_loaded_and_measured_like_any_other(study, tmp_path, method):
+    settings = TrainingSettings(method, epochs=1)
     bits = study.first_last_uniform(3) | {"layers.1.blocks.1.mlp.fc2": (5, FULL_PRECISION)}
     finish(study.training_steps(bits, settings))
     path = tmp_path / "trained.safetensors"
@@ -124,7 +124,7 @@ def test_a_trained_model_is_packed_loaded_and_measured_like_any_other(study, tmp
         list(Study("digits_vit", settings=SMALL(), store=study.store).packing.evaluate_steps(path))
     # Size and work of merged query and key are counted.
     more = study.training.cost(bits, settings).bitops > cost(study.layers, bits, study.storage).bitops
-    assert more == (recipe == "ofq")
+    assert more == (method == "ofq")
     assert {found.operand for found in study.training.step_sizes(bits, settings)} == {
         "weight",
         "input",
@@ -151,7 +151,7 @@ def test_trained_weights_are_kept_as_a_study_that_every_page_can_open(study):
     assert weights.exists()  # `mine` reads it too
     forget_study(study.store, again)
     assert not weights.exists()
-    merged = replace(settings, recipe="ofq")
+    merged = replace(settings, method="ofq")
     finish(study.training_steps(bits, merged))
     with pytest.raises(TrainingError, match="merges query and key"):
         keep_trained(study, StudyDescription("digits_swin"), bits, merged)

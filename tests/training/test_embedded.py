@@ -10,7 +10,7 @@ from mixqvit.images.augmentation import augment
 from mixqvit.images.images import Images
 from mixqvit.images.loading import load_images
 from mixqvit.models.embedded import load_embedded
-from mixqvit.training.embedded import EpochResult, Recipe, build_seeded, top1, train, train_embedded
+from mixqvit.training.embedded import EpochResult, Hyperparameters, build_seeded, top1, train, train_embedded
 
 TINY = {"img_size": 32, "patch_size": 8, "in_chans": 1, "num_classes": 10, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
@@ -20,9 +20,9 @@ def few() -> Images:
     return load_images("digits", "training", limit=96)
 
 
-def run(module: nn.Module, images: Images, recipe: Recipe, teacher: nn.Module | None = None):
+def run(module: nn.Module, images: Images, hyperparameters: Hyperparameters, teacher: nn.Module | None = None):
     """Returns what training yielded and what it returned."""
-    training, results = train(module, images, recipe, teacher), []
+    training, results = train(module, images, hyperparameters, teacher), []
     while True:
         try:
             results.append(next(training))
@@ -39,7 +39,7 @@ def test_train_embedded_learns_and_writes_a_model_that_loads(tmp_path: Path) -> 
     assert results[2].train_accuracy > results[0].train_accuracy
     assert {path.name for path in tmp_path.iterdir()} == {"digits_swin.json", "digits_swin.safetensors"}
     model = load_embedded("digits_swin", tmp_path)
-    assert model.card["training"]["recipe"]["epochs"] == 3
+    assert model.card["training"]["hyperparameters"]["epochs"] == 3
     measured = top1(model.module, load_images("digits", "evaluation"))
     assert model.card["accuracy"]["top1"] == pytest.approx(measured, abs=1e-4)
     assert 0.1 < measured < 0.98, "after three epochs it has begun to learn, no more"
@@ -67,7 +67,7 @@ def test_training_is_fixed_by_the_seed_alone(few: Images) -> None:
     for seed, disturbance in ((1, 10), (1, 20), (2, 10)):
         torch.manual_seed(disturbance)
         before = torch.get_rng_state()
-        _, trained = run(build_seeded(architecture, seed), few, Recipe(epochs=1, seed=seed))
+        _, trained = run(build_seeded(architecture, seed), few, Hyperparameters(epochs=1, seed=seed))
         assert torch.equal(torch.get_rng_state(), before), "torch's global generator is not touched"
         states.append(trained.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -76,11 +76,11 @@ def test_training_is_fixed_by_the_seed_alone(few: Images) -> None:
 
 def test_training_keeps_the_averaged_weights(few: Images) -> None:
     module = VisionTransformer(**TINY)
-    _, averaged = run(module, few, Recipe(epochs=2, average_decay=0.5))
+    _, averaged = run(module, few, Hyperparameters(epochs=2, average_decay=0.5))
     assert not averaged.training
     assert not torch.equal(averaged.head.weight, module.head.weight)
     plain = VisionTransformer(**TINY)
-    _, last = run(plain, few, Recipe(epochs=2, average_decay=0.0))
+    _, last = run(plain, few, Hyperparameters(epochs=2, average_decay=0.0))
     assert torch.equal(last.head.weight, plain.head.weight), "without memory the average is the last step"
 
 
@@ -93,7 +93,7 @@ class AlwaysThree(nn.Module):
 
 def test_the_distillation_head_follows_the_teacher_and_the_other_the_labels(few: Images) -> None:
     module = build_seeded({"class": "VisionTransformerDistilled", "arguments": TINY}, seed=1)
-    _, averaged = run(module, few, Recipe(epochs=50, average_decay=0.9, learning_rate=3e-3), AlwaysThree())
+    _, averaged = run(module, few, Hyperparameters(epochs=50, average_decay=0.9, learning_rate=3e-3), AlwaysThree())
     with torch.inference_mode():
         tokens = averaged.forward_features(few.pixels)
         labels, distilled = averaged.head(tokens[:, 0]).argmax(1), averaged.head_dist(tokens[:, 1]).argmax(1)

@@ -6,7 +6,6 @@ import pytest
 
 from mixqvit.allocation.costs import Cost, cost
 from mixqvit.allocation.quantities import QUANTITIES
-from mixqvit.allocation.restrictions import Restrictions
 from mixqvit.tasks.classification import METRICS
 from mixqvit.views import budget as figures
 from mixqvit.views.allocation_words import LayerFacts, bits_text, changes, mark
@@ -137,29 +136,3 @@ def test_frames_hold_the_numbers_of_the_figures():
     assert frame.loc["blocks.0.mlp.fc1", ["weight bits", "codes (bytes)", "BitOps"]].tolist() == [2, 32, 5120]
     assert frame.loc["head", "sensitivity"] == 0
     assert frame.loc["head", "importance"] == 0.4
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_restrictions_survive_the_editable_table(tied):
-    pinned = {"blocks.0.mlp.fc1": 3, "head": 32}
-    at_least, at_most = {"patch_embed.proj": 4}, {"blocks.0.attn.matmul1": 6}
-    restricted = Restrictions(pinned, at_least=at_least, at_most=at_most)
-    assert figures.restrictions(figures.restriction_frame(LAYERS, restricted, tied)) == restricted
-    assert not figures.restrictions(figures.restriction_frame(LAYERS, Restrictions(), tied))
-
-
-def test_weights_and_inputs_are_pinned_apart_only_where_they_are_independent():
-    pinned = {"blocks.0.mlp.fc1": (3, 5)}
-    frame = figures.restriction_frame(LAYERS, Restrictions(pinned), tied=False)
-    assert figures.restrictions(frame).pinned == pinned
-    frame.loc[3, "pinned input"] = 6  # the head's input alone: its weights share the bits
-    assert figures.restrictions(frame).pinned == {**pinned, "head": 6}
-    assert "pinned input" not in figures.restriction_frame(LAYERS, Restrictions(pinned), tied=True)
-
-
-def test_allowed_bit_widths_survive_the_editable_table():
-    frame = figures.allowed_frame(LAYERS, {"fc1": (2, 4)})
-    assert frame["kind"].tolist() == ["patch_embed", "matmul1", "fc1", "head"]
-    assert figures.allowed(frame) == {"fc1": (2, 4)}
-    frame.loc[0, "8"] = False
-    assert figures.allowed(frame) == {"patch_embed": (2, 3, 4, 5, 6, 7), "fc1": (2, 4)}

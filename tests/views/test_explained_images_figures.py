@@ -84,7 +84,7 @@ def test_many_heads_are_broken_into_rows():
 def test_probabilities_mark_what_is_explained_and_what_is_true():
     figure = figures.probability_bars(explained(target=0), ["zero", "one", "two"])
     assert list(figure.layout.yaxis.ticktext) == ["▸ zero", "one", "two"]
-    assert list(figure.data[0].text) == ["10.0%", "20.0% ✓", "70.0%"]
+    assert list(figure.data[0].text) == ["10.0\u00a0%", "20.0\u00a0% ✓", "70.0\u00a0%"]
 
 
 def test_many_classes_show_the_likeliest_first_and_never_leave_out_the_true_one():

@@ -54,7 +54,7 @@ def test_each_picture_is_above_its_own_map():
 def test_headings_say_predicted_and_true():
     figure = figures.row_figure([explained(), explained(label=2), explained(label=None)], NAMES, "pixels", True)
     headings = [title.text for title in figure.layout.annotations]
-    assert headings == ["<b>two</b> 70%<br>✗ true: one", "<b>two</b> 70% ✓", "<b>two</b> 70%"]
+    assert headings == ["<b>two</b> 70\u00a0%<br>✗ true: one", "<b>two</b> 70\u00a0% ✓", "<b>two</b> 70\u00a0%"]
 
 
 def test_the_table_has_a_column_per_image():

@@ -8,6 +8,7 @@ from mixqvit.network.bits import BIT_WIDTHS
 from mixqvit.network.layers import Layer
 from mixqvit.tasks.classification import METRICS
 from mixqvit.views import sensitivity as figures
+from mixqvit.views.numbers import percent
 from mixqvit.views.style import KIND_SYMBOLS
 
 
@@ -116,13 +117,13 @@ def test_the_grid_prints_the_harm_whatever_colours_it(logarithmic, colour):
 def test_words_name_the_worst_measured_layers():
     sentence = figures.first_to_break(LAYERS, HARMS, METRICS["kl"], 4, 2)
     assert "**block 0 · qkv** (0.2\u00a0nats), **head** (0.02\u00a0nats)" in sentence
-    assert "100% of the harm summed over the 3 measured layers" in sentence
+    assert "100\u00a0% of the harm summed over the 3 measured layers" in sentence
     assert "no layer" in figures.first_to_break(LAYERS, HARMS, METRICS["kl"], 8, 2)
 
 
 def test_negative_harm_counts_as_none_in_the_sum():
     sentence = figures.first_to_break(LAYERS, HARMS, METRICS["cross-entropy"], 3, 1)
-    assert "cross-entropy increase" in sentence and f"{0.2 / 0.32:.0%}" in sentence
+    assert "cross-entropy increase" in sentence and percent(0.2 / 0.32, 0) in sentence
     assert "none of the 1" in figures.first_to_break(LAYERS, {"head": {3: -0.1}}, METRICS["top1-drop"], 3, 1)
 
 

@@ -17,8 +17,7 @@ from typing import Any
 from torch import nn
 
 from mixqvit.network.bits import BIT_WIDTHS, FULL_PRECISION, Bits, resolve_bits
-from mixqvit.network.graph import Graph
-from mixqvit.network.layer_table import operation_name
+from mixqvit.network.graph import Graph, operation_name
 
 __all__ = ["SENSITIVITY_BITS", "exported_program_nodes", "overlays"]
 

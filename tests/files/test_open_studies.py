@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from mixqvit.errors import AccessError, ImageError, ModelError
+from mixqvit.files import open_studies
+from mixqvit.files.open_studies import OpenStudies, open_study, settings_from
 from mixqvit.files.uploads import uploads_folder
 from mixqvit.stages.store import Store
-from mixqvit.study import open_studies
 from mixqvit.study.library import StudyDescription, find_study, keep_study
-from mixqvit.study.open_studies import OpenStudies, open_study, settings_from
 from mixqvit.study.study import Study
 
 SMALL = {"evaluation_images": 10}
