@@ -20,7 +20,7 @@ from mixqvit.study.settings import Settings
 from tests.stages.tiny_study import tiny_study
 
 ROOM = Path(mixqvit.__file__).parent / "criteria"
-BELOW = ("cache", "criteria", "engines", "errors", "images", "models", "network", "notes", "progress")
+BELOW = ("cache", "criteria", "engines", "errors", "images", "models", "network", "notes")
 BELOW += ("quantization", "relevance", "stages", "tasks")
 
 

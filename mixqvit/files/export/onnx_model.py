@@ -140,8 +140,9 @@ class _Lowered(nn.Module):
 
 def _own_norm(graph: Graph, layer: Layer, operation: Any) -> tuple[str, nn.LayerNorm] | None:
     """Return node and module of the LayerNorm that gives a reparameterized layer its input, if it serves it alone."""
-    moves = operation.input_quantizer is not None and operation.input_quantizer.move is not None
-    if layer.is_matmul or layer.more_nodes or not moves:
+    if layer.is_matmul or layer.more_nodes:
+        return None
+    if operation.input_quantizer is None or operation.input_quantizer.move is None:
         return None
     (name,) = graph.operand_nodes(layer)
     node = next(node for node in graph.nodes if node.name == name)
