@@ -1,5 +1,6 @@
 """Shared by all tests: saved results go to a folder of this test run, never to the user's cache."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -12,6 +13,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker for every core, before torch is imported
 
 os.environ["MIXQVIT_CACHE"] = tempfile.mkdtemp(prefix="mixqvit-tests-")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from walking through all imported modules again and again: they are never garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -66,6 +66,7 @@ def test_every_piece_of_every_task_comes_once(engine, tmp_path):
     assert sorted(found) == sorted([*(number * number for number in range(7)), *(-number for number in range(7))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES[1:])
 def test_a_killed_worker_costs_nothing_that_was_finished(engine, tmp_path):
     skip_without_ray(engine)
@@ -92,6 +93,7 @@ def test_what_the_work_raises_arrives_as_it_is(engine):
         list(engine.results(refusing, [5]))
 
 
+@pytest.mark.slow
 def test_workers_that_die_at_once_end_in_a_message():
     with pytest.raises(EngineError, match="fewer workers"):
         list(Processes(1).results(always_dying, [1]))

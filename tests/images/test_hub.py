@@ -196,6 +196,7 @@ def serve(repository: Path, port: int) -> ThreadingHTTPServer:
     return server
 
 
+@pytest.mark.slow
 def test_the_real_client_without_network_with_it_and_without_again(tmp_path: Path) -> None:
     """In a process of its own, because the hub's address is read once. Nothing is written but the cache folder."""
     repository, home, cache = (tmp_path / name for name in ("repository", "home", "cache"))

@@ -56,6 +56,7 @@ def new_processes(before: set[psutil.Process]) -> set[psutil.Process]:
     return reading_processes() - before
 
 
+@pytest.mark.slow
 def test_the_same_bits_beside_other_threads_and_with_any_number_of_workers(
     tmp_path: Path, hammered: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

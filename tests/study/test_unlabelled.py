@@ -15,7 +15,7 @@ from mixqvit.study.settings import Settings
 from mixqvit.study.study import Study
 from mixqvit.tasks.classification import Classification
 
-SMALL = Settings(calibration_images=2, analysis_images=4, evaluation_images=24, importance="attnlrp")
+SMALL = Settings(recipe="min-max", calibration_images=2, analysis_images=4, evaluation_images=24, importance="attnlrp")
 
 
 def sets(labels=True, classes=range(10)):
