@@ -356,6 +356,7 @@ def _add_harm(parser: argparse.ArgumentParser) -> None:
 def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
+        dest="importance",
         default="chefer",
         help="kind of layer importance: chefer (default), attnlrp, 'gradient x relevance', 'gradient x activation', "
         "conductance or 'integrated gradients'",

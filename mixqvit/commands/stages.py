@@ -54,7 +54,7 @@ def relevance(options: argparse.Namespace) -> tuple[Document, str]:
     study = open_study(options)
     importance = finish(study.relevance_steps())
     rows = [(name, f"{value:.4f}") for name, value in importance.mean.items()]
-    document = {"model": study.model.name, "method": options.method, "measure": study.measure()}
+    document = {"model": study.model.name, "method": options.importance, "measure": study.measure()}
     document |= {"images": len(next(iter(importance.shares.values()))), "seconds_per_image": importance.seconds}
     return document | {"importance": importance.mean}, table(("layer", "importance"), rows)
 

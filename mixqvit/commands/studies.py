@@ -49,8 +49,7 @@ def study(options: argparse.Namespace) -> "Study":
     from mixqvit.files.open_studies import open_study_steps, settings_from
 
     description = description_of(options)
-    names = {"importance": "method", "metric": "metric", "baseline": "baseline"}
-    chosen = {name: getattr(options, option) for name, option in names.items() if hasattr(options, option)}
+    chosen = {name: getattr(options, name) for name in ("importance", "metric", "baseline") if hasattr(options, name)}
     settings = settings_from(description, outlier_factor=options.outliers, **chosen)
     return opened(_on_engine(finish(open_study_steps(description, settings)), options), options)
 
