@@ -23,7 +23,7 @@ _ITEM = "8 bits beside full precision"
 class Checked(Stage[Fidelity, Fidelity]):
     """Whether 8 bits follow full precision from image to image, on a few calibration images."""
 
-    name = "check at 8 bits"
+    name = "fidelity"
     version = 1
 
     recipe: str

